@@ -1,0 +1,97 @@
+"""The compute driver protocol: the only thing that the control plane knows of a place where jobs run.
+
+A driver is found by name in the entry point group ``jupyter_mlops.compute``. All calls are blocking (the control
+plane runs them on its own threads), idempotent, and may be repeated after a crash at any point. The interface
+between both sides is the job folder, see ``docs/job-folder.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class JobRef:
+    """A job as a driver sees it: its folder holds all that it needs.
+
+    Attributes:
+        name: the resource's name.
+        folder: ``jobs/<name>/``, mode 0700, with ``spec.json`` written by the control plane before ``start``.
+    """
+
+    name: str
+    folder: Path
+
+
+@dataclass
+class RankObservation:
+    """One rank: ``exit_code`` is negative for a signal, None while running or when it cannot be known."""
+
+    rank: int
+    pid: int | None = None
+    running: bool = False
+    exit_code: int | None = None
+
+
+@dataclass
+class Observation:
+    """What a driver sees of an attempt.
+
+    ``phase`` is one of ``absent`` (never started), ``starting``, ``running``, ``stopping``, ``completed``, ``failed``,
+    ``canceled``. ``reason`` is one line for people. Times are seconds since the epoch.
+    """
+
+    phase: str
+    reason: str = ""
+    attempt: int = 0
+    exit_code: int | None = None
+    failed_rank: int | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    ranks: list[RankObservation] = field(default_factory=list)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing of this attempt can change any more."""
+        return self.phase in ("completed", "failed", "canceled")
+
+
+@dataclass(frozen=True)
+class LogChunk:
+    """Bytes ``[offset, next_offset)`` of one rank's log, whose size was ``size`` when read."""
+
+    data: bytes
+    offset: int
+    next_offset: int
+    size: int
+
+
+class ComputeDriver(Protocol):
+    """What every place where jobs run must offer; ``tests/drivers`` is its conformance suite."""
+
+    def check(self, spec: dict[str, Any]) -> None:
+        """Refuse a job spec that this compute cannot run.
+
+        Raises:
+            jupyter_mlops.core.errors.Refused: with the limit that is in the way.
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """``{"cpus": int, "memory_bytes": int, "gpus": [str]}``."""
+
+    def start(self, job: JobRef, attempt: int, env: dict[str, str]) -> None:
+        """Start the attempt, or do nothing when it was started before. ``env`` is added to the ranks' environment."""
+
+    def observe(self, job: JobRef, attempt: int) -> Observation:
+        """What is so now; also puts right what can be (adopts ranks whose supervisor died)."""
+
+    def stop(self, job: JobRef, attempt: int, grace: float) -> None:
+        """Ask for the end: TERM to the whole process tree, KILL after ``grace`` seconds. Returns at once."""
+
+    def read_log(self, job: JobRef, attempt: int, rank: int, offset: int, limit: int) -> LogChunk:
+        """Up to ``limit`` bytes of a rank's log from ``offset``; a negative offset counts from the end."""
+
+    def delete(self, job: JobRef) -> None:
+        """Remove what the driver holds for a job that has ended; the folder itself is the caller's."""

@@ -1,0 +1,1 @@
+"""Resources, store, policy and controllers; knows neither Jupyter nor any driver."""

@@ -1,0 +1,29 @@
+"""Compute: a named place where jobs run, made by an operator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .base import Spec, Status
+
+
+class ComputeSpec(Spec):
+    """``type`` names a driver from the entry point group ``jupyter_mlops.compute``."""
+
+    type: Literal["local"] = "local"
+    description: str = Field(default="", max_length=5000)
+    max_processes: int = Field(
+        default=0, ge=0, le=4096, description="most processes of one job; 0: the number of CPUs, at least 2"
+    )
+
+
+class ComputeStatus(Status):
+    """Facts of the machine: ``cpus`` count, ``memory_bytes`` total, ``gpus`` names."""
+
+    phase: Literal["Ready", "Unreachable"] = "Ready"
+    cpus: int = 0
+    memory_bytes: int = 0
+    gpus: list[str] = Field(default_factory=list)
+    running_jobs: int = 0
