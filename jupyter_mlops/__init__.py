@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing itself would cost ten times what this module does
 if TYPE_CHECKING:
+    from typing import Any
+
     __version__: str
 
 
