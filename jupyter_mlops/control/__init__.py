@@ -1,0 +1,1 @@
+"""The control plane process: REST, change feed, tokens and lifecycle around the core."""
