@@ -45,7 +45,7 @@ async def main():
         settings["allow_remote_access"] = True
         settings["xsrf_cookies"] = True
         settings["base_url"] = "/"
-    settings["cookie_secret"] = b"secret"
+        settings["cookie_secret"] = b"secret"
     else:
         Base = RequestHandler
 
