@@ -25,6 +25,8 @@ import threading
 import time
 from hashlib import sha256
 
+from .processes import alive, start_time  # noqa: F401 - start_time is part of this module's interface
+
 VERSION_HEADER = "Jupyter-Mlops-Version"
 START_TIMEOUT = 20.0
 #: Seconds after which a silent holder of the lock is named instead of waited for.
@@ -119,28 +121,6 @@ def private_dir(path):
         if stat.S_IMODE(info.st_mode) & 0o077:
             os.chmod(p, 0o700)
     return path
-
-
-def start_time(pid):
-    """Start time of a process as a stable string, or ``""`` when there is no such process (or it is a zombie)."""
-    try:
-        with open("/proc/%d/stat" % pid, "rb") as f:
-            fields = f.read().rpartition(b")")[2].split()
-        return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
-    except (OSError, IndexError):
-        if sys.platform.startswith("linux"):
-            return ""
-    try:
-        import psutil
-
-        return "%.2f" % psutil.Process(pid).create_time()
-    except Exception:
-        return ""
-
-
-def alive(pid, started):
-    """Whether the process ``pid`` that started at ``started`` still runs."""
-    return bool(pid) and bool(started) and start_time(int(pid)) == str(started)
 
 
 class _UnixConnection(http.client.HTTPConnection):
