@@ -1,0 +1,242 @@
+"""The job folder: paths, atomic files and logs; what each file means is in ``docs/job-folder.md``."""
+
+import errno
+import json
+import os
+from _thread import get_ident
+
+from . import processes
+
+SCHEMA = 1
+TERMINAL = ("completed", "failed", "canceled")
+#: Environment of every process of a job; by it strays are found.
+MARKER = "JUPYTER_MLOPS_JOB_DIR"
+_MAX_JSON = 16 * 1024 * 1024
+
+
+def private_folder(path):
+    """Make a folder (and those above it) that only this user can enter."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
+
+
+def write_file(path, data, durable=True):
+    """Replace a file atomically, mode 0600; ``durable`` also waits until it would survive a loss of power."""
+    temporary = "%s.%d.%d.tmp" % (path, os.getpid(), get_ident())
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    fd = os.open(temporary, flags, 0o600)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view):]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except OSError:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise
+    if durable:
+        try:
+            fd = os.open(os.path.dirname(path), os.O_RDONLY)
+        except OSError:
+            return
+        try:
+            os.fsync(fd)
+        except OSError:
+            pass  # some file systems cannot sync a folder
+        finally:
+            os.close(fd)
+
+
+def write_json(path, value, durable=True):
+    """Replace a file by a JSON object, see :func:`write_file`."""
+    write_file(path, (json.dumps(value) + "\n").encode(), durable)
+
+
+def read_json(path):
+    """The JSON object in a file; ``{}`` when there is none that can be read."""
+    try:
+        with open(path, "rb") as f:
+            value = json.loads(f.read(_MAX_JSON))
+        return value if isinstance(value, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+class JobFolder:
+    """``jobs/<name>/``."""
+
+    def __init__(self, path):
+        self.path = os.path.abspath(os.fspath(path))
+
+    @property
+    def marker(self):
+        """The environment entry that marks processes of this job, as bytes."""
+        return os.fsencode("%s=%s" % (MARKER, self.path))
+
+    @property
+    def cell_path(self):
+        return os.path.join(self.path, "code", "cell.py")
+
+    @property
+    def outputs(self):
+        return os.path.join(self.path, "outputs")
+
+    @property
+    def figures(self):
+        return os.path.join(self.path, "figures")
+
+    def spec(self):
+        """The job's spec as the control plane wrote it, or ``{}``."""
+        return read_json(os.path.join(self.path, "spec.json"))
+
+    def cwd(self, spec):
+        """The working folder that a spec asks for."""
+        return spec.get("cwd") or self.outputs
+
+    def ask_stop(self, attempt, grace):
+        """Leave the wish that the attempt ends, with ``grace`` seconds between SIGTERM and SIGKILL."""
+        write_json(os.path.join(self.path, "stop"), {"attempt": attempt, "grace": grace})
+
+    def stop_wish(self, attempt):
+        """The grace in seconds that was asked for with the stop of this attempt, or None."""
+        path = os.path.join(self.path, "stop")
+        if not os.path.lexists(path):
+            return None
+        wish = read_json(path)
+        if wish.get("attempt", attempt) != attempt:
+            return None
+        try:
+            return min(max(float(wish.get("grace", 10.0)), 0.0), 3600.0)
+        except (TypeError, ValueError):
+            return 10.0
+
+    def attempt(self, number):
+        return Attempt(self, number)
+
+
+class Attempt:
+    """``jobs/<name>/attempts/<n>/``: one try to run the job."""
+
+    def __init__(self, job, number):
+        self.job = job
+        self.number = _count(number, "attempt", 1)
+        self.path = os.path.join(job.path, "attempts", str(self.number))
+
+    def _file(self, name):
+        return os.path.join(self.path, name)
+
+    @property
+    def lock_path(self):
+        return self._file("lock")
+
+    @property
+    def supervisor_log(self):
+        return self._file("supervisor.log")
+
+    @property
+    def agent_log(self):
+        """Output of the process that starts the ranks when there are several."""
+        return self._file("torchrun.log")
+
+    def log_path(self, rank):
+        return self._file("rank-%d.log" % _count(rank, "rank", 0))
+
+    def pid_path(self, who):
+        """Who runs: ``who`` is a rank, or ``"agent"``."""
+        return self._file("agent.pid" if who == "agent" else "rank-%d.pid" % _count(who, "rank", 0))
+
+    def exit_path(self, who):
+        """How it ended: ``who`` is a rank, or ``"agent"``."""
+        return self._file("agent.exit" if who == "agent" else "rank-%d.exit" % _count(who, "rank", 0))
+
+    def state(self):
+        """The state as last written, ``{}`` when there is none."""
+        state = read_json(self._file("state.json"))
+        return state if state.get("schema") == SCHEMA and isinstance(state.get("phase"), str) else {}
+
+    def write_state(self, state, durable=True):
+        write_json(self._file("state.json"), dict(state, schema=SCHEMA), durable)
+
+    def sign_in(self, who):
+        """Called by a rank (or agent) before any user code: from here on the attempt has been started."""
+        pid = os.getpid()
+        entry = {"pid": pid, "start_time": processes.start_time(pid), "boot_id": processes.boot_id()}
+        write_json(self.pid_path(who), entry, durable=False)
+
+    def signed_in(self, who):
+        """``{"pid", "start_time", "boot_id"}`` or ``{}``."""
+        entry = read_json(self.pid_path(who))
+        return entry if isinstance(entry.get("pid"), int) else {}
+
+    def started(self):
+        """Whether any rank or agent has ever signed in: if so, it must never be started again."""
+        try:
+            return any(name.endswith(".pid") for name in os.listdir(self.path))
+        except OSError:
+            return False
+
+    def read_log(self, rank, offset, limit):
+        """Up to ``limit`` bytes of a rank's log from ``offset``; a negative offset counts from the end.
+
+        A chunk neither starts (after a negative offset) nor ends inside a UTF-8 character, unless that is all there is.
+
+        Returns:
+            (data, offset, next_offset, size)
+        """
+        return read_log(self.log_path(rank), offset, limit)
+
+
+def read_log(path, offset, limit):
+    """A chunk of a growing file, see :meth:`Attempt.read_log`; a missing file is an empty one."""
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            return b"", 0, 0, 0
+        raise
+    try:
+        size = os.fstat(fd).st_size
+        from_end = offset < 0
+        offset = max(size + offset, 0) if from_end else min(offset, size)
+        data = os.pread(fd, max(min(limit, size - offset), 0), offset)
+    finally:
+        os.close(fd)
+    if from_end and offset:
+        cut = 0
+        while cut < min(3, len(data)) and data[cut] & 0xC0 == 0x80:
+            cut += 1
+        data, offset = data[cut:], offset + cut
+    data = data[:_whole(data)] or data
+    return data, offset, offset + len(data), size
+
+
+def _whole(data):
+    """Length of ``data`` without a UTF-8 character that is cut at its end."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+        return len(data) - back if length > back else len(data)
+    return len(data)
+
+
+def _count(value, what, least):
+    """``value`` as an int of at least ``least``: it becomes part of a path.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("%s %r is not a number" % (what, value))
+    number = int(value) if isinstance(value, int) or (value.isascii() and value.isdigit()) else -1
+    if number < least or number > 1000000:
+        raise ValueError("%s %r is not a number from %d" % (what, value, least))
+    return number

@@ -1,0 +1,476 @@
+"""The supervisor: one process per attempt that starts the ranks, watches them and writes ``state.json``.
+
+    python -m jupyter_mlops.runtime.supervisor FOLDER ATTEMPT [adopt]
+
+It needs nobody: neither control plane nor Jupyter. Only one supervises an attempt (a lock), and an attempt is started
+once: as soon as a rank has signed in, a later supervisor adopts what runs instead of starting anything. Whoever starts
+a supervisor passes ``{"interpreter": PATH, "env": {…}}`` as JSON on its standard input; one that adopts needs none.
+
+Exit codes: 0 the attempt has ended; 3 another one supervises it; 4 there is nothing to adopt; 5 bad input.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+from . import jobfolder, processes
+
+HEARTBEAT = 2.0
+#: Seconds between looks: while the ranks start, while they run, while they are being ended.
+_STARTING, _RUNNING, _ENDING = 0.05, 0.5, 0.1
+#: Seconds that processes which outlive their rank have between SIGTERM and SIGKILL.
+LEFTOVER_GRACE = 5.0
+_KILL_PATIENCE = 10.0
+_LOCK_PATIENCE = 2.0
+
+
+class Rank:
+    """What is known of one rank. ``seen`` is when it was last seen running."""
+
+    def __init__(self, index):
+        self.index = index
+        self.pid = None
+        self.started = ""
+        self.running = False
+        self.seen = 0.0
+        self.exit_code = None
+        self.error = ""
+        self.exit_time = None
+
+    def public(self):
+        return {"rank": self.index, "pid": self.pid, "start_time": self.started,
+                "exit_code": None if self.running else self.exit_code}
+
+
+class Supervisor:
+    """Drives one attempt from its start, or from wherever it is found, to its end."""
+
+    def __init__(self, folder, number):
+        self.job = jobfolder.JobFolder(folder)
+        self.attempt = self.job.attempt(number)
+        self.spec = self.job.spec()
+        distribution = self.spec.get("distribution") or {}
+        self.size = max(int(distribution.get("process_count_per_instance") or 1), 1)
+        self.ranks = [Rank(index) for index in range(self.size)]
+        self.boot = processes.boot_id()
+        self.me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": self.boot}
+        self.child = None  # pid of the process that this supervisor started: rank 0, or the agent
+        self.codes = {}  # pid → exit code of what was our child
+        self.phase = "starting"
+        self.reason = ""
+        self.started_at = None
+        self.stopping = False
+        self.stop_reason = ""  # why the ranks are being ended
+        self.signal = 0
+        self.kill_at = None  # when SIGKILL follows SIGTERM; None while nothing is being ended
+        self.termed = {}  # pid → start time of who got SIGTERM
+        self.restarted = False
+        self.written = ({}, 0.0)
+        self.lock = None
+
+    # -- life
+
+    def acquire(self):
+        """Take the attempt's lock. Ranks that are starting hold it for a moment, so be patient."""
+        jobfolder.private_folder(self.attempt.path)
+        fd = os.open(self.attempt.lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+        until = time.monotonic() + _LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.lock = fd
+                return True
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES) or time.monotonic() > until:
+                    os.close(fd)
+                    return False
+            time.sleep(0.02)
+
+    def run(self, order):
+        """Supervise to the end. ``order``: what to start with, None to adopt only. Returns the exit code."""
+        state = self.attempt.state()
+        if state.get("phase") in jobfolder.TERMINAL:
+            return 0
+        self._listen()
+        if self.attempt.started():
+            self.started_at = state.get("started_at")
+            self.restarted = self._other_boot(state)
+            if state.get("phase") == "stopping":
+                self._stop(self.job.stop_wish(self.attempt.number), state.get("reason") or "stopped")
+        elif order is None:
+            return 4
+        elif self.job.stop_wish(self.attempt.number) is not None:
+            self._end("canceled", "stopped before it started")
+            return 0
+        else:
+            try:
+                self._start(order)
+            except OSError as error:
+                self._end("failed", "cannot start %s: %s" % (order["interpreter"], error.strerror or error))
+                return 0
+        processes.adopt_orphans()
+        self._write()
+        while not self._look():
+            self._wait()
+        return 0
+
+    def _listen(self):
+        self.wake, out = os.pipe()
+        for fd in (self.wake, out):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(out, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)  # the stop file is there
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number, frame):
+        self.signal = number
+
+    def _wait(self):
+        """Sleep until a child ends, a signal comes or it is time to look again."""
+        pause = _ENDING if self.kill_at is not None else _STARTING if self.phase == "starting" else _RUNNING
+        try:
+            if select.select([self.wake], [], [], pause)[0]:
+                os.read(self.wake, 512)
+        except OSError:
+            pass
+
+    def _other_boot(self, state):
+        """Whether the machine was restarted since the attempt signed in."""
+        boots = {state.get("boot_id")} | {self.attempt.signed_in(who).get("boot_id") for who in self._all()}
+        return any(boot and boot != self.boot for boot in boots)
+
+    def _all(self):
+        return ["agent", *range(self.size)] if self.size > 1 else [0]
+
+    # -- start
+
+    def _start(self, order):
+        cell = self.spec.get("cell")
+        if cell is not None:
+            jobfolder.private_folder(os.path.dirname(self.job.cell_path))
+            jobfolder.write_file(self.job.cell_path, str(cell.get("source", "")).encode("utf-8", "replace"), False)
+        jobfolder.private_folder(self.job.outputs)
+        os.chdir(self.attempt.path)
+        env = dict(order["env"])
+        env[jobfolder.MARKER] = self.job.path
+        who = [self.job.path, str(self.attempt.number), "0"]
+        log = self.attempt.log_path(0)
+        if self.size > 1:
+            who = ["agent", self.job.path, str(self.attempt.number), str(self.size)]
+            log = self.attempt.agent_log
+        arguments = [order["interpreter"], "-u", "-m", "jupyter_mlops.runtime.launch", *who, str(self.lock)]
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.set_inheritable(self.lock, True)
+        try:
+            self.child = os.posix_spawn(
+                order["interpreter"], arguments, env,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, log, append, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsigdef=[signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGTERM], setsigmask=[],
+            )
+        finally:
+            os.set_inheritable(self.lock, False)
+
+    # -- look
+
+    def _look(self):
+        """One round: see what is so, act, write it down. Returns whether the attempt has ended."""
+        self._reap()
+        up = self._observe()
+        if self.phase == "starting" and any(rank.pid for rank in self.ranks):
+            self.phase = "running"
+            self.started_at = self.started_at or time.time()
+        if up:
+            self._check_stop()
+            self._check_failure()
+            if self.kill_at is not None:
+                self._press()
+            self._write()
+            return False
+        if self._leftovers():
+            self._write()
+            return False
+        self._finish()
+        return True
+
+    def _reap(self):
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            self.codes[pid] = os.waitstatus_to_exitcode(status)
+
+    def _observe(self):
+        """Look at ranks and agent; returns whether one of them runs."""
+        now = time.time()
+        agent = self._agent_runs()
+        up = agent
+        for rank in self.ranks:
+            if rank.pid is None:
+                entry = self.attempt.signed_in(rank.index)
+                if not entry:
+                    continue
+                rank.pid, rank.started = entry["pid"], str(entry.get("start_time") or "")
+                rank.running = True
+            if not rank.running:
+                continue
+            rank.running = not self.restarted and rank.pid not in self.codes and processes.alive(rank.pid, rank.started)
+            if rank.running:
+                rank.seen, up = now, True
+        for rank in self.ranks:
+            if not rank.running and rank.exit_time is None and (rank.pid or not agent):
+                self._read_exit(rank)
+        return up
+
+    def _agent_runs(self):
+        """Whether the process lives that must end before ranks that never signed in count as ended."""
+        if self.restarted:
+            return False
+        if self.child is not None:
+            return self.child not in self.codes
+        if self.size == 1:
+            return False
+        entry = self.attempt.signed_in("agent")
+        return processes.alive(entry.get("pid"), entry.get("start_time"))
+
+    def _read_exit(self, rank):
+        """How a rank ended: by what the kernel told, what it wrote itself, and what the agent saw; in this order."""
+        entry = jobfolder.read_json(self.attempt.exit_path(rank.index))
+        own = entry.get("code") if isinstance(entry.get("code"), int) else None
+        told = self.codes.get(rank.pid) if rank.pid else None
+        if told is None and self.size == 1 and self.child is not None:
+            told = self.codes.get(self.child)
+        if told is None and self.size > 1:
+            agent = jobfolder.read_json(self.attempt.exit_path("agent"))
+            failure = (agent.get("failures") or {}).get(str(rank.index)) or {}
+            told = failure.get("code")
+            if told is None and agent.get("code") == 0:
+                told = 0
+        if told is not None and (told < 0 or not own):
+            rank.exit_code = told
+        else:
+            rank.exit_code = own
+        if own is not None:
+            rank.error = str(entry.get("error") or "")
+            rank.exit_time = entry.get("time")
+
+    # -- act
+
+    def _check_stop(self):
+        if self.stopping:
+            return
+        grace = self.job.stop_wish(self.attempt.number)
+        if grace is not None:
+            self._stop(grace, "stopped")
+        elif self.signal:
+            self._stop(None, "stopped: the supervisor got signal %d" % self.signal)
+
+    def _stop(self, grace, reason):
+        self.stopping = True
+        self.stop_reason = reason
+        self.phase = "stopping"
+        self.termed = {}
+        self.kill_at = time.monotonic() + (self._grace() if grace is None else grace)
+
+    def _grace(self):
+        try:
+            return float((self.spec.get("limits") or {}).get("grace", 10.0))
+        except (TypeError, ValueError):
+            return 10.0
+
+    def _check_failure(self):
+        """When a rank fails, the others only wait for it in vain. The agent ends them; without one we do."""
+        if self.size > 1 and self.kill_at is None and not self._agent_runs() and any(
+            rank.pid and not rank.running and rank.exit_code != 0 for rank in self.ranks
+        ):
+            self.kill_at = time.monotonic() + self._grace()
+
+    def _family(self):
+        living = [rank.pid for rank in self.ranks if rank.running]
+        roots = [os.getpid(), *living]
+        if self.size > 1 and self.child is None and self._agent_runs():
+            roots.append(self.attempt.signed_in("agent")["pid"])
+        return processes.family(roots, set(living), self.job.marker)
+
+    def _press(self):
+        """SIGTERM to whom it was not sent yet; SIGKILL to all once the grace is over. Returns who is left."""
+        family = self._family()
+        if time.monotonic() >= self.kill_at:
+            for pid, started in family.items():
+                processes.send(pid, started, signal.SIGKILL)
+        else:
+            for pid, started in family.items():
+                if self.termed.get(pid) != started:
+                    self.termed[pid] = started
+                    processes.send(pid, started, signal.SIGTERM)
+                    processes.send(pid, started, signal.SIGCONT)
+        return family
+
+    def _leftovers(self):
+        """End what outlives the ranks; returns whether something is left that is worth waiting for."""
+        now = time.monotonic()
+        if self.kill_at is None:
+            self.kill_at = now + min(self._grace(), LEFTOVER_GRACE)
+        family = self._press()
+        if family and now > self.kill_at + _KILL_PATIENCE:
+            self._say("these processes cannot be ended: %s" % sorted(family))
+            return False
+        self._reap()
+        return bool(family)
+
+    # -- write
+
+    def _write(self):
+        """Write the state when it changed, or as a heartbeat."""
+        state = {
+            "phase": self.phase, "world_size": self.size, "started_at": self.started_at, "ended_at": None,
+            "exit_code": None, "failed_rank": None, "reason": self.reason or self.stop_reason,
+            "ranks": [rank.public() for rank in self.ranks if rank.pid or rank.exit_code is not None],
+        }
+        state.update(self.me)
+        old, at = self.written
+        changed = state != old
+        if not changed and time.monotonic() - at < HEARTBEAT:
+            return
+        try:
+            self.attempt.write_state(dict(state, heartbeat=time.time()), durable=changed)
+            self.written = (state, time.monotonic())
+        except OSError as error:
+            self._say("state not written: %s" % error)
+
+    def _finish(self):
+        """Draw the conclusion of how the ranks ended, and write it."""
+        for rank in self.ranks:
+            self._read_exit(rank)
+        codes = [rank.exit_code for rank in self.ranks]
+        times = [rank.exit_time for rank in self.ranks if rank.exit_time]
+        ended = max(times) if times and self.child is None else time.time()
+        unfinished = any(code != 0 for code in codes)
+        if self.stopping or (unfinished and self.restarted and self.job.stop_wish(self.attempt.number) is not None):
+            self._end("canceled", self.stop_reason or "stopped", ended, codes[0])
+        elif not unfinished:
+            self._end("completed", "", ended, 0)
+        elif self.restarted:
+            self._end("failed", "the machine restarted", ended)
+        else:
+            culprit = min((rank for rank in self.ranks if rank.exit_code != 0), key=_order)
+            self._end("failed", self._explain(culprit), ended, culprit.exit_code,
+                      culprit.index if culprit.pid else None)
+
+    def _explain(self, rank):
+        """One line: which rank ended how, and why."""
+        code = rank.exit_code
+        who = "rank %d " % rank.index if self.size > 1 else ""
+        if rank.pid is None and self.size > 1:
+            agent = jobfolder.read_json(self.attempt.exit_path("agent"))
+            text = agent.get("error") or _last_line(self.attempt.agent_log)
+            self._show_agent_log()
+            return "the ranks did not start" + (": %s" % text if text else "")
+        if code is None:
+            return "%sended without a word while no supervisor watched: exit unknown" % who
+        if code < 0:
+            try:
+                name = " (%s)" % signal.Signals(-code).name
+            except ValueError:
+                name = ""
+            return "%skilled by signal %d%s" % (who and who + "was ", -code, name)
+        text = rank.error or ("" if rank.pid else _last_line(self.attempt.log_path(0)))
+        return "%sended with exit code %d%s" % (who, code, ": %s" % text if text else "")
+
+    def _show_agent_log(self):
+        """Nobody reads the agent's log, so show its end in rank 0's when there is nothing else to see."""
+        data, _, _, size = jobfolder.read_log(self.attempt.agent_log, -8000, 8000)
+        if size and not jobfolder.read_log(self.attempt.log_path(0), 0, 1)[3]:
+            try:
+                jobfolder.write_file(self.attempt.log_path(0), data, False)
+            except OSError as error:
+                self._say(str(error))
+
+    def _end(self, phase, reason, ended=None, code=None, failed=None):
+        """Write the terminal state; tries until it is written, because nobody else can."""
+        self.phase, self.reason = phase, reason
+        state = {
+            "phase": phase, "world_size": self.size, "started_at": self.started_at, "ended_at": ended or time.time(),
+            "exit_code": code, "failed_rank": failed, "reason": reason,
+            "ranks": [rank.public() for rank in self.ranks if rank.pid or rank.exit_code is not None],
+            "heartbeat": time.time(),
+        }
+        state.update(self.me)
+        while True:
+            try:
+                self.attempt.write_state(state)
+                return
+            except OSError as error:
+                if not os.path.isdir(self.attempt.path):
+                    return  # the job was deleted
+                self._say("the end could not be written: %s" % error)
+                time.sleep(1.0)
+
+    def _say(self, text):
+        try:
+            sys.stderr.write("%s %s\n" % (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text))
+            sys.stderr.flush()
+        except OSError:
+            pass
+
+
+def _order(rank):
+    """The first to fail comes first; one that was only told to end (SIGTERM) comes last, an unknown end before it."""
+    code = rank.exit_code
+    return (code == -signal.SIGTERM, rank.exit_time or rank.seen or float("inf"), rank.index)
+
+
+def _last_line(path):
+    data = jobfolder.read_log(path, -4000, 4000)[0]
+    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1][:500] if lines else ""
+
+
+def _read_order():
+    """What the starter passed on standard input, or None when it is not whole."""
+    chunks = []
+    while True:
+        chunk = os.read(0, 65536)
+        if not chunk:
+            break
+        chunks.append(chunk)
+    try:
+        order = json.loads(b"".join(chunks))
+        return order if order["interpreter"] and isinstance(order["env"], dict) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def main(arguments):
+    """Run as ``FOLDER ATTEMPT [adopt]``; returns the exit code."""
+    folder, number = arguments[0], arguments[1]
+    order = None
+    if arguments[2:] != ["adopt"]:
+        order = _read_order()
+        if order is None:
+            return 5
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    supervisor = Supervisor(folder, number)
+    if not supervisor.acquire():
+        return 3
+    return supervisor.run(order)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
