@@ -68,8 +68,8 @@ class Feed:
         while True:
             event = self._event
 
-            def work(tx: Transaction) -> tuple[tuple[int, int], list[dict[str, Any]]]:
-                return tx.change_bounds(), tx.changes(since) if since is not None else []
+            def work(tx: Transaction, after: int | None = since) -> tuple[tuple[int, int], list[dict[str, Any]]]:
+                return tx.change_bounds(), tx.changes(after) if after is not None else []
 
             (low, high), rows = await self._store.read(work)
             if since is None:

@@ -58,13 +58,10 @@ class Tokens:
 
         for row in await self._store.read(work):
             holder = (row.holder_pid, row.holder_started) if row.holder_pid else None
-            identity = Identity(row.user, row.role, row.job, self._run_of(row.job), row.id)
+            # A job's run is looked up when it is needed: it may not exist yet when the token is issued.
+            identity = Identity(row.user, row.role, row.job, "", row.id)
             self._entries[row.hash] = _Entry(row.id, identity, holder, row.last_used, saved=row.last_used)
         await self.prune()
-
-    @staticmethod
-    def _run_of(job: str) -> str:
-        return ""  # the run is looked up when it is needed: it may not exist yet when the token is issued
 
     async def issue(
         self, *, user: str, role: str = "owner", pid: int | None = None, job: str = "", run_id: str = ""

@@ -141,6 +141,12 @@ class Transaction:
         page = rows[:limit]
         return [_resource(r) for r in page], (page[-1].id if len(rows) > limit else None)
 
+    def deleting_keys(self, kind: str) -> list[tuple[str, str]]:
+        """(parent, name) of the resources that are marked for deletion."""
+        t = schema.resource
+        rows = self.connection.execute(sa.select(t.c.parent, t.c.name).where(t.c.kind == kind, t.c.deleting)).all()
+        return [(r.parent, r.name) for r in rows]
+
     def count(self, kind: str, *, without: tuple[str, ...] = ()) -> int:
         """Number of resources of a kind whose phase is not in ``without``."""
         t = schema.resource

@@ -1,0 +1,57 @@
+"""The tornado application: every route of the control plane, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from tornado import web
+
+from . import local, routes
+from .base import NotFoundHandler, OperationHandler
+from .operations import API, ROOT, TABLE, Operation
+from .plane import ControlPlane
+
+log = logging.getLogger("jupyter_mlops.access")
+
+assert routes  # imported for what it registers in TABLE
+
+
+def _pattern(path: str) -> tuple[str, tuple[str, ...]]:
+    names = tuple(re.findall(r"{(\w+)}", path))
+    parts = re.split(r"{\w+}", path)
+    return "([^/]+)".join(re.escape(p) for p in parts), names
+
+
+def _log(handler: web.RequestHandler) -> None:
+    status = handler.get_status()
+    level = logging.WARNING if status >= 500 else logging.DEBUG
+    # The path only: a query may hold what nobody should read in a log.
+    log.log(level, "%s %s %d %.0f ms", handler.request.method, handler.request.path, status,
+            1000 * handler.request.request_time())
+
+
+class Application(web.Application):
+    """Counts requests under way, so that idle exit waits for them."""
+
+    def __init__(self, plane: ControlPlane, handlers: list[Any]) -> None:
+        super().__init__(
+            handlers, default_handler_class=NotFoundHandler, log_function=_log, plane=plane,
+            compress_response=False, autoreload=False,
+        )
+
+
+def make_app(plane: ControlPlane) -> Application:
+    """All routes: REST from the operation table, the MLflow proxy, the socket-only ones."""
+    by_path: dict[str, dict[str, Operation]] = {}
+    for op in TABLE:
+        by_path.setdefault(op.path, {})[op.method] = op
+    handlers: list[Any] = [*local.handlers()]
+    for path, operations in by_path.items():
+        pattern, names = _pattern(API + path)
+        handlers.append((pattern, OperationHandler, {"operations": operations, "parameters": names}))
+    from .mlflow_handler import MlflowHandler
+
+    handlers.append((re.escape(ROOT) + r"/mlflow(?:/(.*))?", MlflowHandler))
+    return Application(plane, handlers)

@@ -1,0 +1,344 @@
+"""The control plane: all parts of one workspace put together."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import logging
+import os
+import time
+from collections.abc import Awaitable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..compute.base import ComputeDriver
+from ..core.controllers import DeploymentController, EndpointController, JobController
+from ..core.errors import MlopsError, NotFound, Refused, Unauthenticated
+from ..core.identity import Identity
+from ..core.resources import TERMINAL
+from ..core.resources.base import Resource, utcnow
+from ..core.store import Store
+from ..core.workspace import Workspace
+from ..runtime import locate
+from ..serving.local import LocalServing
+from ..tracking.child import MlflowChild
+from ..tracking.views import MlflowViews
+from .feed import Feed
+from .tokens import Tokens
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds between rounds of housekeeping.
+_HOUSEKEEPING = 5.0
+#: Seconds for which facts about a machine are believed.
+_FACTS_LIFE = 10.0
+
+
+def user_name() -> str:
+    """On whose behalf this workspace works: the hub's user, else the account's name."""
+    name = os.environ.get("JUPYTERHUB_USER")
+    if name:
+        return name
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())
+
+
+class ControlPlane:
+    """Owns store, MLflow child, controllers; :meth:`start` and :meth:`stop` are its life."""
+
+    def __init__(self, place: locate.Place, version: str, mlflow: MlflowChild, idle: float) -> None:
+        self.place = place
+        self.name = place.name
+        self.version = version
+        self.user = user_name()
+        self.started_at = utcnow()
+        self.port = 0
+        self.mlflow = mlflow
+        self.idle = idle
+        home = Path(place.home)
+        self.home = home
+        self.store = Store(home / "store.db")
+        self.feed = Feed(self.store)
+        self.tokens = Tokens(self.store)
+        self.views = MlflowViews(mlflow)
+        self.serving = LocalServing(home, Path(locate.private_dir(place.runtime_dir)))
+        self.workspace = Workspace(place.name, home, self.store)
+        self.jobs = JobController(home, self.views, self.driver_for, self.job_environment)
+        self.endpoints = EndpointController(self.serving)
+        self.deployments = DeploymentController(self.serving, self.views)
+        for controller in (self.jobs, self.endpoints, self.deployments):
+            self.workspace.add(controller)
+        self.connections = 0
+        self.exit = asyncio.Event()
+        self._drivers: dict[str, ComputeDriver] = {}
+        self._computes: dict[str, str] = {"local": "local"}
+        #: job → its run, for job tokens
+        self._job_runs: dict[str, str] = {}
+        self._facts_at = 0.0
+        self._busy_at = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[Any]] = set()
+
+    @property
+    def url(self) -> str:
+        """Base of our routes on loopback."""
+        return locate.url_for(self.port)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to converge; the store is open and the port known."""
+        await self.tokens.load()
+        self.mlflow.on_state = self._mlflow_changed
+        self.workspace.on_gateway = self._gateway_changed
+        await self.workspace.ensure_local_compute({})
+        await self.refresh_computes()
+        self.workspace.start()
+        self._tasks = [
+            asyncio.create_task(self._housekeeping()), asyncio.create_task(self._close_intents()),
+        ]
+
+    async def stop(self) -> None:
+        """Leave everything durable; jobs and endpoints go on."""
+        for task in self._tasks:
+            task.cancel()
+        await self.workspace.stop()
+        if not await self.store.read(lambda tx: tx.count("endpoint")):
+            await asyncio.to_thread(self.serving.stop_gateway)
+        await self.mlflow.stop()
+        await self.feed.close()
+        await self.tokens.prune()
+        self.store.close()
+
+    def request_exit(self) -> None:
+        """End soon: the answer that is under way still goes out."""
+        asyncio.get_running_loop().call_later(0.1, self.exit.set)
+
+    def _mlflow_changed(self, state: str) -> None:
+        task = asyncio.ensure_future(self.feed.note("workspace", state))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _gateway_changed(self, gateway: dict[str, Any]) -> None:
+        await self.feed.note("workspace", "gateway")
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(min(_HOUSEKEEPING, max(0.2, self.idle / 4)))
+            try:
+                await self.tokens.prune()
+                await self.feed.prune()
+                if await self._wanted():
+                    self._busy_at = time.monotonic()
+                elif time.monotonic() - self._busy_at > self.idle:
+                    log.info("idle for %.0f s: ending", self.idle)
+                    self.exit.set()
+            except Exception:
+                log.exception("housekeeping failed")
+
+    async def _wanted(self) -> bool:
+        """Whether anybody needs us: a token holder, an open request, an active job, an endpoint."""
+        if self.tokens.holders(exclude=os.getpid()) or self.connections or self.feed.waiting:
+            return True
+
+        def work(tx: Any) -> bool:
+            return bool(tx.count("job", without=tuple(TERMINAL)) or tx.count("endpoint"))
+
+        return await self.store.read(work)
+
+    async def _close_intents(self) -> None:
+        """Changes that passed to MLflow when somebody died: find out what became of them."""
+        for intent in await self.store.open_intents():
+            if intent.request_id:
+                continue  # its sender asks again with the same id; the proxy reconciles then
+            await self.store.outcome(intent.id, "unknown")
+
+    # -- callers ---------------------------------------------------------------------------------------------------
+
+    def identify(self, token: str) -> Identity:
+        """The caller behind a token. Raises Unauthenticated."""
+        identity = self.tokens.check(token)
+        if identity.role == "job":
+            run_id = self._job_runs.get(identity.job)
+            if run_id is None:
+                raise Unauthenticated(f"job {identity.job!r} does not exist any more")
+            return Identity(identity.user, "job", identity.job, run_id, identity.token_id)
+        return identity
+
+    async def issue_token(self, pid: int | None, role: str, job: str) -> str:
+        """A token for a local process, or for a job's process the job's own.
+
+        Raises:
+            NotFound: no such job.
+        """
+        if job:
+            found = await self.store.read(lambda tx: tx.get("job", job))
+            self._job_runs[job] = found.status.get("run_id", "")
+            return await self.tokens.issue(user=found.created_by, role="job", pid=pid, job=job)
+        if role == "job":
+            raise Refused("a job token needs the job's name")
+        return await self.tokens.issue(user=self.user, role=role, pid=pid)
+
+    async def remember_jobs(self) -> None:
+        """Read the runs of jobs whose tokens outlived a restart."""
+
+        def work(tx: Any) -> dict[str, str]:
+            live, _ = tx.list("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
+            return {j.name: j.status.get("run_id", "") for j in live}
+
+        self._job_runs.update(await self.store.read(work))
+
+    async def audited(
+        self, identity: Identity, action: str, resource: str, detail: dict[str, Any], change: Awaitable[T], kind: str
+    ) -> T:
+        """Run a change that passes to MLflow between an intent and its outcome."""
+        intent = await self.store.intent(None, identity, action, resource, detail)
+        try:
+            result = await change
+        except MlopsError as e:
+            await self.store.outcome(intent.id, "unknown" if e.status in (502, 504) else "failed")
+            raise
+        except BaseException:
+            await self.store.outcome(intent.id, "unknown")
+            raise
+        await self.store.outcome(intent.id, "done")
+        self.feed.touch(kind)
+        return result
+
+    # -- compute -----------------------------------------------------------------------------------------------------
+
+    def driver_for(self, compute: str) -> ComputeDriver:
+        """The driver of a compute.
+
+        Raises:
+            NotFound: no such compute, or its driver is not installed.
+        """
+        kind = self._computes.get(compute)
+        if kind is None:
+            raise NotFound(f"compute {compute!r} does not exist", "`local` is always there")
+        if kind not in self._drivers:
+            if kind == "local":
+                from ..compute.local import LocalCompute
+
+                self._drivers[kind] = LocalCompute(self.home)
+            else:
+                found = list(entry_points(group="jupyter_mlops.compute", name=kind))
+                if not found:
+                    raise NotFound(f"there is no compute driver {kind!r}", "install the extra that brings it")
+                self._drivers[kind] = found[0].load()(self.home)
+        return self._drivers[kind]
+
+    async def refresh_computes(self) -> None:
+        """Bring the status of computes up to date, at most every few seconds."""
+
+        def look(tx: Any) -> tuple[list[Resource], list[Resource]]:
+            computes, _ = tx.list("compute", limit=1000)
+            live, _ = tx.list("job", phases=["Starting", "Running", "Stopping"], limit=10_000)
+            return computes, live
+
+        computes, live = await self.store.read(look)
+        self._computes = {c.name: c.spec["type"] for c in computes}
+        stale = time.monotonic() - self._facts_at > _FACTS_LIFE or not self._facts_at
+        for compute in computes:
+            running = sum(1 for j in live if j.spec.get("compute") == compute.name)
+            status: dict[str, Any] = {"phase": "Ready", "reason": "", "running_jobs": running}
+            if stale or "cpus" not in compute.status:
+                try:
+                    status.update(await asyncio.to_thread(self.driver_for(compute.name).facts))
+                except MlopsError as e:
+                    status.update(phase="Unreachable", reason=e.message)
+            if any(compute.status.get(k) != v for k, v in status.items()):
+                await self.store.write(
+                    lambda tx, name=compute.name, status=status: tx.set_status("compute", name, status)
+                )
+        if stale:
+            self._facts_at = time.monotonic()
+
+    def job_environment(self, job: Resource) -> dict[str, str]:
+        """Addresses for the ranks of a job; no secret among them."""
+        self._job_runs[job.name] = job.status.get("run_id", "")
+        environment = {
+            "JUPYTER_MLOPS_JOB": job.name,
+            "JUPYTER_MLOPS_JOB_DIR": str(self.jobs.ref(job.name).folder),
+            "JUPYTER_MLOPS_RUN_ID": job.status.get("run_id", ""),
+            "JUPYTER_MLOPS_HOME": str(self.home),
+            "JUPYTER_MLOPS_WORKSPACE": self.name,
+            "JUPYTER_MLOPS_URL": self.url,
+        }
+        user = job.spec.get("environment_variables", {})
+        if "MLFLOW_TRACKING_URI" not in user:
+            environment["MLFLOW_TRACKING_URI"] = self.url + "/mlflow"
+            environment["MLFLOW_EXPERIMENT_NAME"] = job.spec.get("experiment_name", "Default")
+        return environment
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    async def describe(self, identity: Identity) -> dict[str, Any]:
+        """The body of ``GET workspaces/{ws}``."""
+
+        def work(tx: Any) -> dict[str, int]:
+            return {
+                "jobs": tx.count("job"), "running_jobs": tx.count("job", without=tuple(TERMINAL)),
+                "endpoints": tx.count("endpoint"), "computes": tx.count("compute"),
+            }
+
+        counts = await self.store.read(work)
+        gateway = await asyncio.to_thread(self.serving.gateway_info)
+        if gateway:
+            state = {"state": "ready", **{k: gateway.get(k) for k in ("pid", "port", "url")}}
+        else:
+            state = {"state": "failed" if counts["endpoints"] else "stopped"}
+        return {
+            "name": self.name, "version": self.version, "pid": os.getpid(), "owner": self.user,
+            "role": identity.role, "started_at": self.started_at, "home": str(self.home), "url": self.url,
+            "tracking_uri": self.url + "/mlflow", "mlflow": self.mlflow.describe(), "gateway": state,
+            "counts": counts,
+        }
+
+    async def stop_all(self, identity: Identity) -> dict[str, list[str]]:
+        """Stop every job and take every endpoint down; their records stay."""
+
+        def work(tx: Any) -> tuple[list[str], list[tuple[str, str]]]:
+            live, _ = tx.list("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
+            deployments, _ = tx.list("deployment", limit=10_000)
+            return [j.name for j in live], [(d.parent, d.name) for d in deployments]
+
+        jobs, deployments = await self.store.read(work)
+        for name in jobs:
+            await self.jobs.request_stop(name)
+        deadline = time.monotonic() + 30
+        while jobs and time.monotonic() < deadline:
+            if not (await self.store.read(work))[0]:
+                break
+            await asyncio.sleep(0.1)
+        await self.workspace.controllers["endpoint"].stop()
+        await self.workspace.controllers["deployment"].stop()
+        for parent, name in deployments:
+            await asyncio.to_thread(self.serving.stop, parent, name)
+        await asyncio.to_thread(self.serving.stop_gateway)
+        await self.store.write(
+            lambda tx: tx.audit(identity, "workspaces/write", f"workspaces/{self.name}", {"op": "down --all"})
+        )
+        return {"jobs": jobs, "endpoints": sorted({p for p, _ in deployments})}
+
+    def write_record(self, socket_path: str) -> None:
+        """Tell clients where we are: ``control.json``, 0600."""
+        import socket as socket_module
+
+        record = {
+            "pid": os.getpid(), "started": locate.start_time(os.getpid()), "port": self.port, "url": self.url,
+            "socket": socket_path, "host": socket_module.gethostname(), "version": self.version,
+            "workspace": self.name,
+        }
+        path = self.home / "control.json"
+        temporary = self.home / f".control.{os.getpid()}"
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as f:
+            json.dump(record, f)
+        os.replace(temporary, path)
+
+

@@ -1,0 +1,109 @@
+"""Jobs and the computes that they run on."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ...core.errors import NotFound, ParameterError
+from ...core.resources import TERMINAL, ComputeSpec, JobSpec
+from .. import schemas
+from ..operations import Answer, Call, operation
+from .common import deleting, etag, getting, listing, log_part, putting
+
+_WS = "/workspaces/{ws}"
+
+
+@operation("GET", _WS + "/jobs", "List jobs", "jobs/read", query=schemas.JobQuery, responses={200: schemas.JobList})
+async def list_jobs(call: Call) -> Answer:
+    """Newest first."""
+    phases = [call.query.phase] if call.query.phase else None
+    return await listing(call, "job", schemas.JobList, phases=phases)
+
+
+@operation("GET", _WS + "/jobs/{name}", "Get a job", "jobs/read", responses={200: schemas.Job})
+async def get_job(call: Call) -> Answer:
+    return await getting(call, "job", call.path["name"], schemas.Job)
+
+
+@operation(
+    "PUT", _WS + "/jobs/{name}", "Start a job", "jobs/write", body=JobSpec, preconditions=True,
+    responses={201: schemas.Job, 200: schemas.Job}, errors=(409, 422, 502, 504),
+)
+async def put_job(call: Call) -> Answer:
+    """Idempotent: the same spec again gives the same job. A spec never changes."""
+    return await putting(call, "job", call.path["name"], schemas.Job)
+
+
+@operation(
+    "DELETE", _WS + "/jobs/{name}", "Delete a job that has ended", "jobs/delete", preconditions=True,
+    responses={204: None, 202: schemas.Nothing}, errors=(409,),
+)
+async def delete_job(call: Call) -> Answer:
+    """Its folder and logs go; its MLflow run stays."""
+    return await deleting(call, "job", call.path["name"])
+
+
+@operation(
+    "POST", _WS + "/jobs/{name}/actions/stop", "Stop a job", "jobs/write", body=schemas.Nothing,
+    responses={200: schemas.Job},
+)
+async def stop_job(call: Call) -> Answer:
+    """SIGTERM to the whole process tree, SIGKILL after the grace period. A job that has ended stays as it is."""
+    resource = await call.plane.jobs.request_stop(call.path["name"])
+    return Answer(body=schemas.Job.model_validate(resource.model_dump()), headers=etag(resource))
+
+
+@operation(
+    "GET", _WS + "/jobs/{name}/logs/{rank}", "Read a rank's log", "jobs/read", query=schemas.LogQuery,
+    responses={200: schemas.LogPart},
+)
+async def get_job_log(call: Call) -> Answer:
+    """Offsets are bytes; follow by asking again with ``next_offset`` until ``complete``."""
+    name = call.path["name"]
+    job = await call.plane.workspace.get(call.identity, "job", name)
+    if not (call.path["rank"].isascii() and call.path["rank"].isdigit() and len(call.path["rank"]) < 7):
+        raise ParameterError(f"rank {call.path['rank']!r} is not a number")
+    rank = int(call.path["rank"])
+    processes = JobSpec.model_validate(job.spec).processes
+    if rank >= processes:
+        raise NotFound(f"job {name!r} has no rank {rank}", f"its ranks are 0 to {processes - 1}")
+    attempt = call.query.attempt or int(job.status.get("attempt") or 0) or 1
+    driver = call.plane.driver_for(job.spec["compute"])
+    chunk = await asyncio.to_thread(
+        driver.read_log, call.plane.jobs.ref(name), attempt, rank, call.query.offset, call.query.limit
+    )
+    return Answer(body=log_part(chunk, rank, attempt, job.status.get("phase") in TERMINAL))
+
+
+@operation(
+    "GET", _WS + "/computes", "List computes", "computes/read", query=schemas.Page,
+    responses={200: schemas.ComputeList},
+)
+async def list_computes(call: Call) -> Answer:
+    await call.plane.refresh_computes()
+    return await listing(call, "compute", schemas.ComputeList)
+
+
+@operation("GET", _WS + "/computes/{name}", "Get a compute", "computes/read", responses={200: schemas.Compute})
+async def get_compute(call: Call) -> Answer:
+    await call.plane.refresh_computes()
+    return await getting(call, "compute", call.path["name"], schemas.Compute)
+
+
+@operation(
+    "PUT", _WS + "/computes/{name}", "Define a compute", "computes/write", body=ComputeSpec, preconditions=True,
+    responses={201: schemas.Compute, 200: schemas.Compute}, errors=(409, 422),
+)
+async def put_compute(call: Call) -> Answer:
+    answer = await putting(call, "compute", call.path["name"], schemas.Compute)
+    await call.plane.refresh_computes()
+    return answer
+
+
+@operation(
+    "DELETE", _WS + "/computes/{name}", "Remove a compute", "computes/delete", preconditions=True,
+    responses={204: None, 202: schemas.Nothing}, errors=(409,),
+)
+async def delete_compute(call: Call) -> Answer:
+    """Jobs that run there go on; ``local`` cannot be removed."""
+    return await deleting(call, "compute", call.path["name"])
