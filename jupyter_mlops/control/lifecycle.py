@@ -12,10 +12,15 @@ import signal
 import socket
 from pathlib import Path
 
+from typing import TYPE_CHECKING
+
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_unix_socket
 
 from ..runtime import locate
+
+if TYPE_CHECKING:
+    from ..tracking.child import MlflowChild
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +82,7 @@ def bind_port(where: locate.Place) -> socket.socket:
     raise OSError("no port")  # not reached: port 0 always binds or raises
 
 
-async def serve(where: locate.Place, lock: Lock, idle: float, mlflow) -> None:  # type: ignore[no-untyped-def]
+async def serve(where: locate.Place, lock: Lock, idle: float, mlflow: MlflowChild) -> None:
     """Run until told to end; the lock is ours and MLflow's start is under way."""
     from .. import __version__
     from .app import make_app
@@ -85,6 +90,7 @@ async def serve(where: locate.Place, lock: Lock, idle: float, mlflow) -> None:  
     from .plane import ControlPlane
 
     plane = ControlPlane(where, __version__, mlflow, idle)
+    await mlflow.start()
     await asyncio.to_thread(plane.store.open)
     listener = bind_port(where)
     plane.port = listener.getsockname()[1]
@@ -122,22 +128,18 @@ def main(home: str | None, name: str | None, idle: float) -> int:
     if not lock.take():
         return LOCKED
 
-    async def run() -> None:
-        from ..tracking.child import MlflowChild
+    # MLflow takes longest to start: it goes first, all else is imported meanwhile.
+    from ..tracking.child import MlflowChild
 
-        # MLflow takes longest to start: it goes first, all else is imported meanwhile.
-        mlflow = MlflowChild(Path(where.home), Path(where.runtime_dir))
-        await mlflow.start()
-        try:
-            await serve(where, lock, idle, mlflow)
-        finally:
-            await mlflow.stop()
-
+    mlflow = MlflowChild(where.home, where.runtime_dir)
+    mlflow.spawn()
     from ..core.errors import MlopsError
 
     try:
-        asyncio.run(run())
+        asyncio.run(serve(where, lock, idle, mlflow))
     except MlopsError as e:
         log.error("%s", e)
         return 1
+    finally:
+        mlflow.stop_now()
     return 0

@@ -119,8 +119,8 @@ class ControlPlane:
         """End soon: the answer that is under way still goes out."""
         asyncio.get_running_loop().call_later(0.1, self.exit.set)
 
-    def _mlflow_changed(self, state: str) -> None:
-        task = asyncio.ensure_future(self.feed.note("workspace", state))
+    def _mlflow_changed(self, child: MlflowChild) -> None:
+        task = asyncio.ensure_future(self.feed.note("workspace", child.state))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -296,7 +296,9 @@ class ControlPlane:
         return {
             "name": self.name, "version": self.version, "pid": os.getpid(), "owner": self.user,
             "role": identity.role, "started_at": self.started_at, "home": str(self.home), "url": self.url,
-            "tracking_uri": self.url + "/mlflow", "mlflow": self.mlflow.describe(), "gateway": state,
+            "tracking_uri": self.url + "/mlflow", "mlflow": {
+                k: getattr(self.mlflow, k) for k in ("state", "pid", "restarts", "version", "message")
+            }, "gateway": state,
             "counts": counts,
         }
 

@@ -56,7 +56,7 @@ class MlflowChild:
         self.database = os.path.join(self.home, "mlflow.db")
         self.log_path = os.path.join(self.home, "logs", "mlflow.log")
         self._record = os.path.join(self.home, "mlflow.json")
-        self._on_state = on_state
+        self.on_state = on_state
         self._process: subprocess.Popen[bytes] | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
@@ -351,8 +351,8 @@ class MlflowChild:
     def _set(self, state: str, message: str) -> None:
         changed = (state, message) != (self.state, self.message) or state == "restarting"
         self.state, self.message = state, message
-        if changed and self._on_state is not None:
-            self._on_state(self)
+        if changed and self.on_state is not None:
+            self.on_state(self)
 
 
 def _installed_version() -> str:

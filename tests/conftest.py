@@ -1,0 +1,239 @@
+"""Shared fixtures: private homes, real control planes, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from jupyter_mlops.runtime import locate
+
+try:  # only where the extension's tests run
+    import jupyter_server  # noqa: F401
+
+    pytest_plugins = ["pytest_jupyter.jupyter_server"]
+except ImportError:
+    pass
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def wait_for(what, timeout: float = 20.0, pause: float = 0.05):
+    """What ``what()`` returns as soon as it is true; fails after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = what()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still not so after {timeout} s: {what}")
+        time.sleep(pause)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("JUPYTER_MLOPS_", "MLFLOW_", "JUPYTERHUB_", "JPY_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def make_home() -> Path:
+    """A private workspace folder with a short path (sockets lie below a folder of their own anyway)."""
+    return Path(tempfile.mkdtemp(prefix="mlops-test-"))
+
+
+def processes_of(home: Path) -> list[int]:
+    """Pids of all processes whose command line or environment names the workspace folder."""
+    mark = os.fsencode(str(home))
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if locate.start_time(int(entry.name)) and (
+                mark in (entry / "cmdline").read_bytes() or b"JUPYTER_MLOPS_HOME=" + mark in
+                (entry / "environ").read_bytes()
+            ):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+class Plane:
+    """A real control plane in a folder of its own, and a small HTTP client for it."""
+
+    def __init__(self, home: Path, idle: float = 900.0) -> None:
+        self.home = home
+        self.idle = idle
+        self.place = locate.Place(str(home), "default")
+        self.process: subprocess.Popen | None = None
+        self._tokens: dict[tuple[str, str], str] = {}
+
+    def start(self) -> Plane:
+        """Start it and wait until it answers."""
+        env = {**os.environ, "PYTHONPATH": str(REPO)}
+        logs = self.home / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        with open(logs / "control.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "jupyter_mlops.control", "--home", str(self.home), "--workspace", "default",
+                 "--idle", str(self.idle)],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=env,
+            )
+        wait_for(lambda: locate.info(self.place) or self._ended(), 30)
+        return self
+
+    def _ended(self) -> None:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"ended with {self.process.returncode}: {self.log()}")
+
+    def log(self) -> str:
+        """The end of its log."""
+        return (self.home / "logs" / "control.log").read_text(errors="replace")[-3000:]
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def url(self) -> str:
+        return locate.info(self.place)["url"]
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.url + "/mlflow"
+
+    def token(self, role: str = "owner", job: str = "") -> str:
+        """A token held by this test process."""
+        if (role, job) not in self._tokens:
+            status, body = locate.ask(
+                self.place, "POST", "/local/token", {"pid": os.getpid(), "role": role, "job": job or None}
+            )
+            assert status == 201, body
+            self._tokens[role, job] = body["token"]
+        return self._tokens[role, job]
+
+    def call(self, method: str, path: str, body=None, *, token: str | None = None, headers=None, timeout: float = 60.0):
+        """(status, JSON or None, headers). ``path`` below the workspace, or absolute below /jupyter-mlops with '/'."""
+        url = self.url + (path if path.startswith("/") else "/api/v1/workspaces/default/" + path)
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, method=method, headers={
+            "Content-Type": "application/json", **(headers or {}),
+        })
+        token = self.token() if token is None else token
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                text, status, got = response.read(), response.status, response.headers
+        except urllib.error.HTTPError as e:
+            text, status, got = e.read(), e.code, e.headers
+        try:
+            return status, json.loads(text) if text else None, got
+        except ValueError:
+            return status, text, got
+
+    def get(self, path: str, expect: int = 200, **options):
+        """The body of a GET."""
+        status, body, _ = self.call("GET", path, **options)
+        assert status == expect, (status, body)
+        return body
+
+    def put(self, path: str, body, expect: int | tuple[int, ...] = (200, 201), **options):
+        """The body of a PUT."""
+        status, answer, _ = self.call("PUT", path, body, **options)
+        assert status in (expect if isinstance(expect, tuple) else (expect,)), (status, answer)
+        return answer
+
+    def post(self, path: str, body=None, expect: int | tuple[int, ...] = (200, 201), **options):
+        """The body of a POST."""
+        status, answer, _ = self.call("POST", path, body if body is not None else {}, **options)
+        assert status in (expect if isinstance(expect, tuple) else (expect,)), (status, answer)
+        return answer
+
+    def delete(self, path: str, expect: int = 204, **options):
+        """The body of a DELETE."""
+        status, answer, _ = self.call("DELETE", path, **options)
+        assert status == expect, (status, answer)
+        return answer
+
+    def mlflow_ready(self) -> Plane:
+        """Wait until MLflow answers."""
+        wait_for(lambda: self.get("/api/v1/workspaces/default")["mlflow"]["state"] == "ready", 60)
+        return self
+
+    def wait_job(self, name: str, timeout: float = 60.0, phases=("Completed", "Failed", "Canceled")) -> dict:
+        """The job when it has reached one of ``phases``."""
+        def look():
+            job = self.get(f"jobs/{name}")
+            return job if job["status"]["phase"] in phases else None
+
+        return wait_for(look, timeout)
+
+    def stop(self) -> None:
+        """End everything of this workspace, by SIGTERM and then by SIGKILL, and remove its folders."""
+        if self.process is not None and self.process.poll() is None:
+            try:
+                self.call("POST", "actions/shutdown", {"all": True}, timeout=40)
+                self.process.wait(15)
+            except Exception:
+                self.process.kill()
+                self.process.wait()
+        end_all(self.home)
+        shutil.rmtree(self.place.runtime_dir, ignore_errors=True)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def end_all(home: Path) -> list[int]:
+    """Kill what still belongs to a workspace; returns the pids that were left."""
+    left = processes_of(home)
+    for pid in left:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except OSError:
+            pass
+    return left
+
+
+@pytest.fixture
+def plane():
+    """A control plane of its own for one test."""
+    p = Plane(make_home()).start()
+    yield p
+    p.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_plane():
+    """One control plane with MLflow ready for a module's tests that do not disturb it."""
+    p = Plane(make_home()).start().mlflow_ready()
+    yield p
+    p.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of Chromium; skips without one, fails where skips are not allowed."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        path = shutil.which(name)
+        if path:
+            return path
+    reason = "no Chromium on PATH (Debian: apt-get install chromium)"
+    if os.environ.get("MLOPS_NO_SKIPS"):
+        pytest.fail(reason)
+    pytest.skip(reason)
