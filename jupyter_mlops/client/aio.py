@@ -1,0 +1,324 @@
+"""The async core: one method per REST route, plain JSON in and out.
+
+Names are percent-encoded here and nowhere else. Lists come as ``{"items": [...], "next_token": str | None}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+from ..core.errors import Gone, Unavailable
+from ..runtime.locate import Place, Session
+from .transport import Transport, segment
+
+Json = dict[str, Any]
+
+#: Most bytes of a log that one request asks for.
+LOG_CHUNK = 256 * 1024
+#: Most items of one page, as the server clamps it.
+PAGE = 200
+
+
+class AsyncClient:
+    """Client of one workspace; use it from one event loop.
+
+    Args:
+        where: the workspace's place; default is what the environment names.
+        may_start: whether a control plane may be started when none answers.
+        role: ``owner`` (default) or ``reader``.
+        url, token: a control plane on another machine.
+    """
+
+    def __init__(
+        self,
+        where: Place | None = None,
+        may_start: bool | None = None,
+        role: str | None = None,
+        url: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.transport = Transport(where, may_start, role, url, token)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End open connections."""
+        await self.transport.close()
+
+    async def connect(self, fresh: bool = False) -> Session:
+        """The session in use; starts a control plane when it must and may."""
+        return await self.transport.connect(fresh)
+
+    async def _call(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        return (await self.transport.request(method, path, body=body, **options)).body
+
+    # -- workspace ------------------------------------------------------------------------------------------------
+
+    async def openapi(self) -> Json:
+        """The OpenAPI document."""
+        return await self._call("GET", "/openapi.json", scope="api")
+
+    async def whoami(self) -> Json:
+        """``{user, role, workspace}``."""
+        return await self._call("GET", "/whoami", scope="api")
+
+    async def status(self) -> Json:
+        """State of the control plane, its MLflow child and the gateway, with counts."""
+        return await self._call("GET", "")
+
+    async def changes(self, since: int | None = None, wait: float = 0) -> Json:
+        """One read of the change feed: ``{seq, items}``; without ``since`` just where it stands.
+
+        Raises:
+            Gone: ``since`` is older than what is kept; list anew.
+        """
+        params = {"since": since, "wait": wait if since is not None else None}
+        return await self._call("GET", "/changes", params=params, timeout=wait + 30)
+
+    async def watch(self, since: int | None = None, wait: float = 25) -> AsyncIterator[Json]:
+        """Changes as they come, for ever; ``{"op": "reset"}`` says that some were missed: list anew."""
+        while True:
+            try:
+                answer = await self.changes(since, wait)
+            except Gone:
+                since = None
+                yield {"op": "reset", "kind": "", "name": "", "parent": "", "seq": 0}
+                continue
+            except Unavailable:
+                await asyncio.sleep(1)
+                continue
+            for item in answer["items"]:
+                yield item
+            since = answer["seq"]
+
+    async def audit(self, limit: int | None = None, page_token: str | None = None) -> Json:
+        """Audit rows, newest first."""
+        return await self._call("GET", "/audit", params={"limit": limit, "page_token": page_token})
+
+    async def doctor(self) -> Json:
+        """``{checks, processes, folders, ports}`` as the control plane sees them."""
+        return await self._call("GET", "/doctor", timeout=120)
+
+    async def shutdown(self, everything: bool = False) -> Json:
+        """End the control plane; with ``everything`` jobs and endpoints too."""
+        return await self._call("POST", "/actions/shutdown", {"all": everything}, timeout=120)
+
+    async def pages(self, path: str, limit: int | None = None, **params: Any) -> list[Json]:
+        """Items of a list route over all its pages, at most ``limit``."""
+        items: list[Json] = []
+        token = None
+        while True:
+            size = PAGE if limit is None else min(PAGE, limit - len(items))
+            answer = await self._call("GET", path, params={"limit": size, "page_token": token, **params})
+            items += answer["items"]
+            token = answer.get("next_token")
+            if not token or (limit is not None and len(items) >= limit):
+                return items if limit is None else items[:limit]
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    async def list_jobs(self, limit: int | None = None, phase: str | None = None) -> list[Json]:
+        """Jobs, newest first."""
+        return await self.pages("/jobs", limit, phase=phase)
+
+    async def get_job(self, name: str) -> Json:
+        """One job."""
+        return await self._call("GET", f"/jobs/{segment(name)}")
+
+    async def put_job(self, name: str, spec: Json, new: bool = False) -> Json:
+        """Submit a job; with ``new`` an existing one of that name is an error.
+
+        Raises:
+            PreconditionFailed: ``new``, and the name is taken.
+        """
+        return await self._put(f"/jobs/{segment(name)}", spec, new)
+
+    async def delete_job(self, name: str) -> None:
+        """Delete a job that has ended."""
+        await self._call("DELETE", f"/jobs/{segment(name)}")
+
+    async def stop_job(self, name: str) -> Json:
+        """Ask a job to end."""
+        return await self._call("POST", f"/jobs/{segment(name)}/actions/stop")
+
+    async def job_log(
+        self, name: str, rank: int = 0, offset: int = 0, limit: int = LOG_CHUNK, attempt: int | None = None
+    ) -> Json:
+        """A piece of a rank's log from a byte offset; a negative one counts from the end."""
+        params = {"offset": offset, "limit": limit, "attempt": attempt}
+        return await self._call("GET", f"/jobs/{segment(name)}/logs/{int(rank)}", params=params)
+
+    async def follow_job_log(self, name: str, rank: int = 0, offset: int = 0) -> AsyncIterator[str]:
+        """Text of a rank's log until the job ends; nothing is repeated or lost over reconnects."""
+        path = f"/jobs/{segment(name)}/logs/{int(rank)}"
+        async for text in self._follow(path, offset):
+            yield text
+
+    # -- endpoints and deployments --------------------------------------------------------------------------------
+
+    async def list_endpoints(self, limit: int | None = None) -> list[Json]:
+        """Endpoints, newest first."""
+        return await self.pages("/endpoints", limit)
+
+    async def get_endpoint(self, name: str) -> Json:
+        """One endpoint."""
+        return await self._call("GET", f"/endpoints/{segment(name)}")
+
+    async def put_endpoint(self, name: str, spec: Json, new: bool = False) -> Json:
+        """Make or change an endpoint; the answer that makes it carries ``keys``, once."""
+        return await self._put(f"/endpoints/{segment(name)}", spec, new)
+
+    async def delete_endpoint(self, name: str) -> None:
+        """Delete an endpoint with its deployments."""
+        await self._call("DELETE", f"/endpoints/{segment(name)}")
+
+    async def rotate_key(self, name: str, key: Literal["primary", "secondary"]) -> Json:
+        """Replace one key: ``{"key": name, "value": secret}``."""
+        return await self._call("POST", f"/endpoints/{segment(name)}/actions/rotate-keys", {"key": key})
+
+    async def invoke(self, name: str, payload: Json, timeout: float = 120) -> Any:
+        """Score ``payload`` (MLflow's scoring JSON)."""
+        return await self._call("POST", f"/endpoints/{segment(name)}/actions/invoke", payload, timeout=timeout)
+
+    async def list_deployments(self, endpoint: str) -> list[Json]:
+        """Deployments behind an endpoint."""
+        return await self.pages(f"/endpoints/{segment(endpoint)}/deployments")
+
+    async def get_deployment(self, endpoint: str, name: str) -> Json:
+        """One deployment."""
+        return await self._call("GET", f"/endpoints/{segment(endpoint)}/deployments/{segment(name)}")
+
+    async def put_deployment(self, endpoint: str, name: str, spec: Json, new: bool = False) -> Json:
+        """Make or change a deployment."""
+        return await self._put(f"/endpoints/{segment(endpoint)}/deployments/{segment(name)}", spec, new)
+
+    async def delete_deployment(self, endpoint: str, name: str) -> None:
+        """Delete a deployment."""
+        await self._call("DELETE", f"/endpoints/{segment(endpoint)}/deployments/{segment(name)}")
+
+    async def deployment_log(self, endpoint: str, name: str, offset: int = 0, limit: int = LOG_CHUNK) -> Json:
+        """A piece of a scorer's log."""
+        path = f"/endpoints/{segment(endpoint)}/deployments/{segment(name)}/logs"
+        return await self._call("GET", path, params={"offset": offset, "limit": limit})
+
+    # -- computes -------------------------------------------------------------------------------------------------
+
+    async def list_computes(self) -> list[Json]:
+        """Computes."""
+        return await self.pages("/computes")
+
+    async def get_compute(self, name: str) -> Json:
+        """One compute."""
+        return await self._call("GET", f"/computes/{segment(name)}")
+
+    async def put_compute(self, name: str, spec: Json, new: bool = False) -> Json:
+        """Make or change a compute."""
+        return await self._put(f"/computes/{segment(name)}", spec, new)
+
+    async def delete_compute(self, name: str) -> None:
+        """Delete a compute."""
+        await self._call("DELETE", f"/computes/{segment(name)}")
+
+    # -- views over MLflow ----------------------------------------------------------------------------------------
+
+    async def list_experiments(self, limit: int | None = None) -> list[Json]:
+        """Experiments."""
+        return await self.pages("/experiments", limit)
+
+    async def list_runs(
+        self, experiment: str | None = None, filter: str | None = None, order_by: str | None = None,
+        limit: int | None = None,
+    ) -> list[Json]:
+        """Runs, newest first unless ``order_by`` says otherwise (MLflow's syntax)."""
+        return await self.pages("/runs", limit, experiment=experiment, filter=filter, order_by=order_by)
+
+    async def get_run(self, run_id: str) -> Json:
+        """One run."""
+        return await self._call("GET", f"/runs/{segment(run_id)}")
+
+    async def delete_run(self, run_id: str) -> None:
+        """Delete a run; it can be restored."""
+        await self._call("DELETE", f"/runs/{segment(run_id)}")
+
+    async def restore_run(self, run_id: str) -> None:
+        """Bring a deleted run back."""
+        await self._call("POST", f"/runs/{segment(run_id)}/actions/restore")
+
+    async def run_metrics(self, run_id: str, keys: list[str] | None = None, max_points: int | None = None) -> Json:
+        """Down-sampled metric histories of a run."""
+        params = {"keys": keys or None, "max_points": max_points}
+        return await self._call("GET", f"/runs/{segment(run_id)}/metrics", params=params)
+
+    async def list_models(self, limit: int | None = None) -> list[Json]:
+        """Registered models."""
+        return await self.pages("/models", limit)
+
+    async def get_model(self, name: str) -> Json:
+        """One model with its versions."""
+        return await self._call("GET", f"/models/{segment(name)}")
+
+    async def get_version(self, name: str, version: str | int) -> Json:
+        """One model version."""
+        return await self._call("GET", f"/models/{segment(name)}/versions/{segment(str(version))}")
+
+    async def create_version(self, name: str, body: Json) -> Json:
+        """Register a model: ``{run_id | model_id, artifact?, alias?, description?, tags?}``."""
+        return await self._call("POST", f"/models/{segment(name)}/versions", body, timeout=300)
+
+    async def put_alias(self, name: str, alias: str, version: str | int) -> Any:
+        """Let ``alias`` name a version."""
+        path = f"/models/{segment(name)}/aliases/{segment(alias)}"
+        return await self._call("PUT", path, {"version": str(version)})
+
+    async def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias."""
+        await self._call("DELETE", f"/models/{segment(name)}/aliases/{segment(alias)}")
+
+    async def delete_model(self, name: str) -> None:
+        """Delete a registered model with its versions."""
+        await self._call("DELETE", f"/models/{segment(name)}")
+
+    async def delete_version(self, name: str, version: str | int) -> None:
+        """Delete a version that no deployment uses."""
+        await self._call("DELETE", f"/models/{segment(name)}/versions/{segment(str(version))}")
+
+    async def mlflow(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        """A call of MLflow's own REST API, e.g. ``mlflow("POST", "runs/search", {...})``."""
+        return await self._call(method, f"/api/2.0/mlflow/{path}", body, scope="mlflow", **options)
+
+    async def artifact(self, method: str, path: str, data: bytes | None = None) -> bytes:
+        """GET, PUT or DELETE one artifact; ``path`` is what follows ``mlflow-artifacts:/``."""
+        encoded = "/".join(segment(part) for part in path.split("/"))
+        answer = await self.transport.request(
+            method, f"/api/2.0/mlflow-artifacts/artifacts/{encoded}", data=data, scope="mlflow", raw=True, timeout=600
+        )
+        return answer.body
+
+    # -- shared ---------------------------------------------------------------------------------------------------
+
+    async def _put(self, path: str, spec: Json, new: bool) -> Json:
+        return await self._call("PUT", path, spec, headers={"If-None-Match": "*"} if new else None)
+
+    async def _follow(self, path: str, offset: int) -> AsyncIterator[str]:
+        attempt: int | None = None
+        pause = 0.2
+        while True:
+            params = {"offset": offset, "limit": LOG_CHUNK, "attempt": attempt}
+            answer = await self._call("GET", path, params=params)
+            if attempt is None and answer.get("attempt"):
+                attempt = answer["attempt"]
+            moved = answer["next_offset"] != offset
+            offset = answer["next_offset"]
+            if answer["text"]:
+                yield answer["text"]
+            if answer.get("complete"):
+                return
+            pause = 0.2 if moved else min(pause * 1.5, 1.0)
+            if not moved or answer.get("size", offset) <= offset:
+                await asyncio.sleep(pause)

@@ -1,0 +1,254 @@
+"""Jobs: a handle on work that goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import BackendTimeout, MlopsError
+from . import render
+from .record import Record, Table
+
+if TYPE_CHECKING:
+    from .run import Run
+
+TERMINAL = frozenset({"Completed", "Failed", "Canceled"})
+
+
+class JobFailed(MlopsError):
+    """A job that was waited for ended as Failed or Canceled; carries the job and its last log lines."""
+
+    code = "job_failed"
+    status = 500
+
+    def __init__(self, job: Job, lines: list[str]) -> None:
+        reason = job.reason or ("it was stopped" if job.status == "Canceled" else "no reason is known")
+        super().__init__(
+            f"job {job.name} {'was canceled' if job.status == 'Canceled' else 'failed'}: {reason}",
+            f"the whole log: %mlops logs {job.name}",
+            {"job": job.name, "phase": job.status, "exit_code": job.exit_code, "log_tail": lines},
+        )
+        self.job = job
+        self.lines = lines
+
+    def _render_traceback_(self) -> list[str]:
+        head, *rest = super()._render_traceback_()
+        return [head, *(f"  | {render.clean(line)}" for line in self.lines), *rest]
+
+
+class Job(Record):
+    """A job; ``await job`` or ``job.wait()`` for its end."""
+
+    #: Called with the job by the notebook face, to draw it; None elsewhere.
+    _on_display: Callable[[Job], None] | None = None
+    _on_end: Callable[[Job], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._data["name"]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What was asked."""
+        return self._data.get("spec") or {}
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The status as last told, without asking again."""
+        return self._data.get("status") or {}
+
+    @property
+    def status(self) -> str:
+        """The phase now: Queued, Starting, Running, Stopping, Completed, Failed or Canceled."""
+        if not self.done:
+            self.refresh()
+        return self.phase
+
+    @property
+    def phase(self) -> str:
+        """The phase as last told."""
+        return self.details.get("phase") or "Queued"
+
+    @property
+    def done(self) -> bool:
+        """Whether it had ended when last asked."""
+        return self.phase in TERMINAL
+
+    @property
+    def reason(self) -> str:
+        """One line on why it is so."""
+        return self.details.get("reason") or ""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of the first failing rank; negative for a signal."""
+        return self.details.get("exit_code")
+
+    @property
+    def run_id(self) -> str:
+        """Id of its MLflow run; empty until the run is made."""
+        if not self.details.get("run_id") and not self.done:
+            self.refresh()
+        return self.details.get("run_id") or ""
+
+    @property
+    def processes(self) -> int:
+        """Number of ranks."""
+        return int((self.spec.get("distribution") or {}).get("process_count_per_instance") or 1)
+
+    def refresh(self) -> Job:
+        """Ask again."""
+        self._data = self._client.call(self._client.aio.get_job(self.name))
+        return self
+
+    def run(self) -> Run | None:
+        """Its MLflow run."""
+        return self._client.run(self.run_id) if self.run_id else None
+
+    def metrics(self, *keys: str) -> dict[str, float]:
+        """Last value of each metric of its run, or of the ``keys`` named."""
+        run = self.run()
+        known = run.metrics if run else {}
+        return {k: known[k] for k in keys if k in known} if keys else known
+
+    def history(self, *keys: str, max_points: int = 500) -> dict[str, dict[str, list[Any]]]:
+        """Metric histories of its run."""
+        return self._client.run_metrics(self.run_id, list(keys) or None, max_points) if self.run_id else {}
+
+    def logs(self, rank: int = 0, tail: int | None = None) -> str:
+        """The log of a rank, or its last ``tail`` lines."""
+        return self._client.job_log(self.name, rank, tail)
+
+    def follow(self, rank: int = 0, tail: int | None = None) -> Iterator[str]:
+        """Pieces of a rank's log as they come, until the job ends."""
+        return self._client.follow_job_log(self.name, rank, tail)
+
+    def stop(self, wait: bool = False, timeout: float | None = 60) -> Job:
+        """Ask it to end; with ``wait``, return when it has."""
+        self._data = self._client.call(self._client.aio.stop_job(self.name))
+        if wait:
+            self._settle(timeout)
+        return self
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Return when it has completed.
+
+        An interrupt ends the waiting, never the job.
+
+        Raises:
+            JobFailed: it failed or was canceled.
+            BackendTimeout: ``timeout`` seconds passed; the job goes on.
+        """
+        self._settle(timeout)
+        if self.phase != "Completed":
+            raise JobFailed(self, self._last_lines())
+        return self
+
+    result = wait
+
+    def delete(self) -> None:
+        """Delete it, once it has ended."""
+        self._client.delete_job(self.name)
+
+    def _settle(self, timeout: float | None) -> None:
+        try:
+            self._data = self._client.call(self._ended(timeout))
+        except KeyboardInterrupt:
+            print(f"Interrupted: job {self.name} goes on. Stop it with  %mlops stop {self.name}", flush=True)
+            raise
+        if self._on_end is not None:
+            self._on_end(self)
+
+    async def _ended(self, timeout: float | None) -> dict[str, Any]:
+        begun = time.monotonic()
+        pause = 0.2
+        while True:
+            data = await self._client.aio.get_job(self.name)
+            if (data.get("status") or {}).get("phase") in TERMINAL:
+                return data
+            left = None if timeout is None else timeout - (time.monotonic() - begun)
+            if left is not None and left <= 0:
+                raise BackendTimeout(
+                    f"job {self.name} has not ended within {timeout:g} s; it goes on",
+                    f"stop it with: %mlops stop {self.name}",
+                )
+            await asyncio.sleep(pause if left is None else min(pause, max(left, 0.01)))
+            pause = min(pause * 1.3, 2.0)
+
+    def _last_lines(self, count: int = 10) -> list[str]:
+        kept = self.details.get("log_tail") or []
+        if not kept:
+            try:
+                kept = self.logs(self.details.get("failed_rank") or 0, tail=count).splitlines()
+            except MlopsError:
+                return []
+        return [str(line) for line in kept[-count:]]
+
+    def __await__(self) -> Generator[Any, None, Job]:
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Job:
+        work = self._client.submit(self._ended(None))
+        self._data = await asyncio.wrap_future(work)
+        if self._on_end is not None:
+            self._on_end(self)
+        if self.phase != "Completed":
+            raise JobFailed(self, await asyncio.to_thread(self._last_lines))
+        return self
+
+    def _line(self) -> str:
+        took = render.duration(self.details.get("started_at"), self.details.get("ended_at"))
+        return " ".join(part for part in (self.name, self.phase, took, self.reason) if part)
+
+    def _title(self) -> str:
+        return f"Job {self.name}"
+
+    def _state(self) -> str:
+        return self.phase
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        spec, status = self.spec, self.details
+        what = spec.get("script") or spec.get("command") or ((spec.get("cell") or {}).get("notebook") or "a cell")
+        return [
+            ("reason", self.reason),
+            ("runs", render.short(what, 100)),
+            ("processes", self.processes if self.processes > 1 else None),
+            ("experiment", spec.get("experiment_name")),
+            ("run id", status.get("run_id")),
+            ("queued", render.local_time(status.get("queued_at"))),
+            ("took", render.duration(status.get("started_at"), status.get("ended_at"))),
+            ("exit code", self.exit_code),
+            ("log", render.short(" / ".join(status.get("log_tail") or []), 200)),
+        ]
+
+    def _ipython_display_(self) -> None:
+        if self._on_display is not None:
+            self._on_display(self)
+            return
+        from IPython.display import display
+
+        display(self._repr_mimebundle_(), raw=True)
+
+
+class JobTable(Table[Job]):
+    """Jobs as a table."""
+
+    empty = "no jobs yet: start one with  %mlops train script.py"
+
+    def _columns(self) -> list[str]:
+        return ["job", "state", "processes", "experiment", "queued", "took", "reason"]
+
+    def _row(self, job: Job, html: bool) -> list[Any]:
+        status = job.details
+        return [
+            render.code(job.name) if html else job.name,
+            render.pill(job.phase) if html else job.phase,
+            job.processes,
+            job.spec.get("experiment_name") or "",
+            render.local_time(status.get("queued_at") or job._data.get("created_at")),
+            render.duration(status.get("started_at"), status.get("ended_at")),
+            job.reason,
+        ]

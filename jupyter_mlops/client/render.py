@@ -1,0 +1,300 @@
+"""How our objects look: aligned text and self-contained HTML (escaped, theme colours, inline SVG, no script).
+
+Colours are JupyterLab's ``--jp-*`` variables, each with a fall-back that reads on light and dark, because an exported
+notebook or another front end has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+TEXT = "var(--jp-content-font-color1, inherit)"
+MUTED = "var(--jp-content-font-color2, #757575)"
+LINE = "var(--jp-border-color2, rgba(128,128,128,.35))"
+FAINT = "var(--jp-rendermime-table-row-background, rgba(128,128,128,.08))"
+BRAND = "var(--jp-brand-color1, #1976d2)"
+GOOD = "var(--jp-success-color1, #388e3c)"
+BAD = "var(--jp-error-color1, #d32f2f)"
+WARN = "var(--jp-warn-color1, #f57c00)"
+IDLE = "var(--jp-ui-font-color2, #757575)"
+
+#: Colour and sign of a state; the word always stands beside it, so colour never speaks alone.
+_STATES = {
+    **dict.fromkeys(("Completed", "FINISHED", "Ready", "READY", "ready", "ok", "up"), (GOOD, "●")),
+    **dict.fromkeys(("Failed", "FAILED", "failed", "Unreachable", "not ok"), (BAD, "✕")),
+    **dict.fromkeys(("Canceled", "KILLED", "stopped", "Deleting"), (IDLE, "■")),
+    **dict.fromkeys(("Running", "RUNNING", "Starting", "Preparing", "Creating"), (BRAND, "▶")),
+    **dict.fromkeys(("starting", "restarting"), (BRAND, "▶")),
+    **dict.fromkeys(("Stopping", "Degraded", "warning"), (WARN, "▲")),
+}
+
+_SERIES = (BRAND, WARN, GOOD, "#ab47bc", "#00acc1", "#8d6e63")
+
+
+def number(value: Any, digits: int = 5) -> str:
+    """A number for people; anything else as text."""
+    if isinstance(value, bool) or value is None:
+        return "" if value is None else str(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        if math.isnan(value) or math.isinf(value):
+            return str(value)
+        return f"{value:.{digits}g}"
+    return str(value)
+
+
+def when(text: str | None) -> datetime | None:
+    """An RFC 3339 time."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def local_time(text: str | None) -> str:
+    """An RFC 3339 time as local date and time."""
+    moment = when(text)
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+
+
+def duration(begin: str | None, end: str | None = None) -> str:
+    """Time between two RFC 3339 times (until now when ``end`` is missing), e.g. ``1 m 20 s``."""
+    start = when(begin)
+    if start is None:
+        return ""
+    seconds = max(0.0, ((when(end) or datetime.now(UTC)) - start).total_seconds())
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest} s"
+    return f"{minutes // 60} h {minutes % 60} m"
+
+
+def size(count: int | float | None) -> str:
+    """Bytes for people."""
+    value = float(count or 0)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def clean(text: Any) -> str:
+    """Text on one line, without control characters that would upset a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def short(text: Any, width: int = 60) -> str:
+    """Text of at most ``width`` characters."""
+    text = clean(text)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def text_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "") -> str:
+    """Columns aligned by spaces; numbers to the right."""
+    cells = [[short(number(v)) for v in row] for row in rows]
+    raw = list(rows) if not isinstance(rows, list) else rows
+    if not cells:
+        return empty
+    widths = [max(len(columns[i]), *(len(row[i]) for row in cells)) for i in range(len(columns))]
+    right = [all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in raw) for i in range(len(columns))]
+
+    def line(values: Sequence[str]) -> str:
+        padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(list(columns)), *(line(row) for row in cells)])
+
+
+class Raw(str):
+    """HTML that is already escaped."""
+
+    __slots__ = ()
+
+
+def cell(value: Any) -> str:
+    """A value as HTML."""
+    return value if isinstance(value, Raw) else escape(short(number(value), 120))
+
+
+def pill(state: str) -> Raw:
+    """A state with its sign and colour."""
+    colour, sign = _STATES.get(state, (IDLE, "○"))
+    word = state.capitalize() if state.isupper() else state
+    mark = f'<span aria-hidden="true" style="color:{colour}">{sign}</span>'
+    return Raw(f'<span style="white-space:nowrap">{mark} {escape(word)}</span>')
+
+
+def code(text: Any, width: int = 60) -> Raw:
+    """Text in the code font."""
+    return Raw(
+        f'<code style="background:none;color:inherit;white-space:nowrap">{escape(short(text, width))}</code>'
+    )
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", empty: str = "") -> str:
+    """An HTML table; numbers to the right."""
+    if not rows:
+        return f'<div style="color:{MUTED};padding:4px 0">{escape(empty)}</div>' if empty else ""
+    right = [all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in rows) for i in range(len(columns))]
+    side = ["right" if r else "left" for r in right]
+    head = "".join(
+        f'<th scope="col" style="text-align:{s};padding:4px 12px 4px 0;font-weight:600;border-bottom:1px solid {LINE};'
+        f'color:{MUTED}">{escape(c)}</th>'
+        for c, s in zip(columns, side, strict=True)
+    )
+    style = "padding:3px 12px 3px 0;vertical-align:top;white-space:nowrap;font-variant-numeric:tabular-nums"
+    body = "".join(
+        '<tr style="background:none">'
+        + "".join(f'<td style="text-align:{s};{style}">{cell(v)}</td>' for v, s in zip(row, side, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    note = f'<div style="color:{MUTED};margin:0 0 2px">{escape(caption)}</div>' if caption else ""
+    return (
+        f'<div style="color:{TEXT};overflow-x:auto;max-width:100%">{note}'
+        f'<table style="border-collapse:collapse;margin:0;border:0;font-size:var(--jp-ui-font-size1, 13px)">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def facts(pairs: Iterable[tuple[str, Any]], title: str = "", state: str = "") -> str:
+    """A titled list of name and value."""
+    rows = "".join(
+        f'<tr style="background:none"><td style="text-align:left;color:{MUTED};padding:2px 16px 2px 0;'
+        f'vertical-align:top;white-space:nowrap">{escape(k)}</td>'
+        f'<td style="text-align:left;padding:2px 0;overflow-wrap:anywhere">{cell(v)}</td></tr>'
+        for k, v in pairs
+        if v not in (None, "")
+    )
+    head = ""
+    if title:
+        mark = f'<span style="font-weight:400;margin-left:8px">{pill(state)}</span>' if state else ""
+        head = f'<div style="font-weight:600;margin:2px 0 4px">{escape(title)}{mark}</div>'
+    return (
+        f'<div style="color:{TEXT}">{head}<table style="border-collapse:collapse;margin:0;border:0;'
+        f'font-size:var(--jp-ui-font-size1, 13px)"><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def text_facts(pairs: Iterable[tuple[str, Any]], title: str = "") -> str:
+    """The same as text."""
+    kept = [(k, clean(number(v))) for k, v in pairs if v not in (None, "")]
+    width = max((len(k) for k, _ in kept), default=0)
+    lines = [f"  {k.ljust(width)}  {v}" for k, v in kept]
+    return "\n".join([title, *lines] if title else lines)
+
+
+def finite(steps: Sequence[Any], values: Sequence[Any]) -> list[tuple[float, float]]:
+    """The points that can be drawn."""
+    points = []
+    for x, y in zip(steps, values, strict=False):
+        if isinstance(x, (int, float)) and isinstance(y, (int, float)) and math.isfinite(x) and math.isfinite(y):
+            points.append((float(x), float(y)))
+    return points
+
+
+def curve(
+    series: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], title: str = "", width: int = 240, height: int = 96
+) -> str:
+    """A small line chart as SVG: lowest and highest value and step on the axes, the last value in the title."""
+    drawn = {name: finite(*points) for name, points in series.items()}
+    drawn = {name: points for name, points in drawn.items() if points}
+    if not drawn:
+        return ""
+    xs = [x for points in drawn.values() for x, _ in points]
+    ys = [y for points in drawn.values() for _, y in points]
+    x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
+    if x0 == x1:
+        x0, x1 = x0 - 0.5, x1 + 0.5
+    if y0 == y1:
+        pad = abs(y0) * 0.1 or 0.5
+        y0, y1 = y0 - pad, y1 + pad
+    left, right, top, bottom = 6, 6, 6, 16
+
+    def place(point: tuple[float, float]) -> str:
+        # Scaled before the difference is taken: two huge values of opposite sign must not overflow.
+        across = (point[0] / 2 - x0 / 2) / (x1 / 2 - x0 / 2)
+        up = (point[1] / 2 - y0 / 2) / (y1 / 2 - y0 / 2)
+        return f"{left + across * (width - left - right):.1f},{height - bottom - up * (height - top - bottom):.1f}"
+
+    marks = []
+    for index, points in enumerate(drawn.values()):
+        colour = _SERIES[index % len(_SERIES)]
+        if len(points) == 1:
+            x, y = place(points[0]).split(",")
+            marks.append(f'<circle cx="{x}" cy="{y}" r="2.5" style="fill:{colour}"/>')
+        else:
+            path = " ".join(place(p) for p in points)
+            marks.append(
+                f'<polyline points="{path}" style="fill:none;stroke:{colour};stroke-width:1.5;stroke-linejoin:round"/>'
+            )
+    low, high = number(min(ys), 4), number(max(ys), 4)
+    label = f"{title}: from {low} to {high} over steps {number(min(xs))} to {number(max(xs))}"
+    small = f"font-size:9px;fill:{MUTED};font-family:var(--jp-ui-font-family, sans-serif)"
+    return (
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(label)}" style="display:block;max-width:100%"><line x1="{left}" y1="{height - bottom}" x2="{width - right}" '
+        f'y2="{height - bottom}" style="stroke:{LINE}"/>{"".join(marks)}'
+        f'<text x="{left}" y="{top + 4}" style="{small}">{escape(high)}</text>'
+        f'<text x="{left}" y="{height - bottom - 3}" style="{small}">{escape(low)}</text>'
+        f'<text x="{left}" y="{height - 4}" style="{small}">{escape(number(min(xs)))}</text>'
+        f'<text x="{width - right}" y="{height - 4}" text-anchor="end" style="{small}">{escape(number(max(xs)))}</text>'
+        "</svg>"
+    )
+
+
+def legend(names: Sequence[str]) -> Raw:
+    """Names in the colours of :func:`curve`."""
+    parts = (
+        f'<span style="white-space:nowrap"><span aria-hidden="true" style="color:{_SERIES[i % len(_SERIES)]}">━</span> '
+        f"{escape(short(name, 30))}</span>"
+        for i, name in enumerate(names)
+    )
+    return Raw(" ".join(parts))
+
+
+def bars(pairs: Sequence[tuple[str, float | None]], best: int | None = None, width: int = 420) -> str:
+    """Horizontal bars as SVG, one a row, with their value; the best is filled in the brand colour."""
+    drawable = [(name, v) for name, v in pairs if v is not None and math.isfinite(v)]
+    if not drawable:
+        return ""
+    low = min(0.0, *(v for _, v in drawable)) if len(drawable) > 1 else min(0.0, drawable[0][1])
+    high = max(0.0, *(v for _, v in drawable)) if len(drawable) > 1 else max(0.0, drawable[0][1])
+    span = (high / 2 - low / 2) or 0.5
+    label_width, value_width, row = 140, 70, 20
+    room = width - label_width - value_width
+    zero = label_width + room * (-low / 2) / span
+    height = row * len(pairs)
+    font = f"font-size:11px;fill:{TEXT};font-family:var(--jp-ui-font-family, sans-serif)"
+    parts = []
+    for index, (name, value) in enumerate(pairs):
+        y = index * row
+        parts.append(f'<text x="0" y="{y + 14}" style="{font}">{escape(short(name, 22))}</text>')
+        if value is None or not math.isfinite(value):
+            parts.append(f'<text x="{label_width}" y="{y + 14}" style="{font}">{escape(number(value) or "-")}</text>')
+            continue
+        end = label_width + room * (value / 2 - low / 2) / span
+        x, w = min(zero, end), max(abs(end - zero), 1.0)
+        fill = BRAND if index == best else IDLE
+        opacity = 1 if index == best else 0.45
+        parts.append(
+            f'<rect x="{x:.1f}" y="{y + 4}" width="{w:.1f}" height="{row - 8}" rx="2" '
+            f'style="fill:{fill};opacity:{opacity}"/>'
+            f'<text x="{max(x + w, label_width) + 5:.1f}" y="{y + 14}" style="{font}">{escape(number(value))}'
+            f"{' best' if index == best else ''}</text>"
+        )
+    return (
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="comparison" '
+        f'style="display:block;max-width:100%">{"".join(parts)}</svg>'
+    )

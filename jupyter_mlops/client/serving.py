@@ -1,0 +1,317 @@
+"""Endpoints and deployments."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..core.errors import BackendTimeout, MlopsError, Refused
+from . import payload, render
+from .record import Record, Table
+
+
+class DeploymentFailed(MlopsError):
+    """A deployment that was waited for did not become ready; carries its last log lines."""
+
+    code = "deployment_failed"
+    status = 500
+
+    def __init__(self, deployment: Deployment) -> None:
+        lines = [str(line) for line in deployment.details.get("log_tail") or []][-10:]
+        super().__init__(
+            f"deployment {deployment.endpoint}/{deployment.name} failed: {deployment.reason or 'no reason is known'}",
+            f"its log: %mlops logs {deployment.endpoint}/{deployment.name}",
+            {"endpoint": deployment.endpoint, "deployment": deployment.name, "log_tail": lines},
+        )
+        self.deployment = deployment
+        self.lines = lines
+
+    def _render_traceback_(self) -> list[str]:
+        head, *rest = super()._render_traceback_()
+        return [head, *(f"  | {render.clean(line)}" for line in self.lines), *rest]
+
+
+class Endpoint(Record):
+    """A stable name with keys, in front of deployments."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._data["name"]
+
+    @property
+    def phase(self) -> str:
+        """Creating, Ready, Degraded or Failed."""
+        return (self._data.get("status") or {}).get("phase") or "Creating"
+
+    @property
+    def url(self) -> str:
+        """Where it is called, on loopback."""
+        return (self._data.get("status") or {}).get("scoring_uri") or ""
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """Deployment name → share in percent."""
+        return (self._data.get("spec") or {}).get("traffic") or {}
+
+    @property
+    def key(self) -> str:
+        """Its primary key, when this process made the endpoint or rotated the key.
+
+        Raises:
+            Refused: it is not known here, since keys are kept hashed and shown once.
+        """
+        return self._client.endpoint_key(self.name)
+
+    @property
+    def deployments(self) -> DeploymentTable:
+        """What is behind it."""
+        return self._client.deployments(self.name)
+
+    def refresh(self) -> Endpoint:
+        """Ask again."""
+        self._data = self._client.endpoint(self.name)._data
+        return self
+
+    def invoke(self, data: Any) -> Any:
+        """Score rows: an array, DataFrame, list or dict."""
+        return self._client.invoke(self.name, data)
+
+    def rotate_key(self, key: str = "primary") -> Endpoint:
+        """Replace a key; the new one is kept in memory (``endpoint.key``)."""
+        self._client.rotate_key(self.name, key)
+        return self.refresh()
+
+    def delete(self) -> None:
+        """Delete it with its deployments."""
+        self._client.delete_endpoint(self.name)
+
+    def curl(self, signature: dict[str, Any] | None = None) -> str:
+        """A ready-made call for a shell, with ``$KEY`` for the key and a row that fits the model's ``signature``."""
+        return (
+            f"curl {shlex.quote(self.url or 'URL')} -H \"Authorization: Bearer $KEY\" "
+            f"-H 'Content-Type: application/json' -d {shlex.quote(payload.example(signature))}"
+        )
+
+    def python(self, signature: dict[str, Any] | None = None) -> str:
+        """A ready-made call for Python, with ``KEY`` for the key."""
+        return (
+            f"requests.post({self.url!r}, headers={{'Authorization': f'Bearer {{KEY}}'}}, "
+            f"json={payload.example(signature)}).json()"
+        )
+
+    def _line(self) -> str:
+        behind = " ".join(f"{k}={v}%" for k, v in self.traffic.items())
+        return " ".join(part for part in (self.name, self.phase, self.url, behind) if part)
+
+    def _title(self) -> str:
+        return f"Endpoint {self.name}"
+
+    def _state(self) -> str:
+        return self.phase
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        status = self._data.get("status") or {}
+        hints = status.get("key_hints") or {}
+        return [
+            ("reason", status.get("reason")),
+            ("URL", self.url),
+            ("traffic", ", ".join(f"{k} {v} %" for k, v in self.traffic.items())),
+            ("keys", ", ".join(f"{k} …{v}" for k, v in hints.items())),
+        ]
+
+
+class Deployment(Record):
+    """One model version behind an endpoint."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._data["name"]
+
+    @property
+    def endpoint(self) -> str:
+        """Name of its endpoint."""
+        return self._data.get("parent") or ""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """The status as last told."""
+        return self._data.get("status") or {}
+
+    @property
+    def phase(self) -> str:
+        """The phase as last told."""
+        return self.details.get("phase") or "Pending"
+
+    @property
+    def status(self) -> str:
+        """The phase now."""
+        return self.refresh().phase
+
+    @property
+    def reason(self) -> str:
+        """One line on why it is so."""
+        return self.details.get("reason") or ""
+
+    @property
+    def model(self) -> str:
+        """``NAME/VERSION``."""
+        return (self._data.get("spec") or {}).get("model") or ""
+
+    #: The endpoint as it was when this was deployed; its address and calls are then shown too.
+    _at: Endpoint | None = None
+
+    @property
+    def url(self) -> str:
+        """Where its endpoint is called, on loopback."""
+        return (self._at or self._client.endpoint(self.endpoint)).url
+
+    @property
+    def key(self) -> str:
+        """The endpoint's primary key, where this process knows it."""
+        return self._client.endpoint_key(self.endpoint)
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """The model's signature as MLflow writes it."""
+        return self.details.get("signature") or {}
+
+    def refresh(self) -> Deployment:
+        """Ask again."""
+        self._data = self._client.call(self._client.aio.get_deployment(self.endpoint, self.name))
+        return self
+
+    def invoke(self, data: Any) -> Any:
+        """Score rows: an array, DataFrame, list or dict."""
+        return self._client.invoke(self.endpoint, data)
+
+    def logs(self, tail: int | None = None) -> str:
+        """The scorer's log, or its last lines."""
+        return self._client.deployment_log(self.endpoint, self.name, tail)
+
+    def wait(self, timeout: float | None = None, told: Callable[[Deployment], None] | None = None) -> Deployment:
+        """Return when it is ready; ``told`` is called whenever phase or reason change.
+
+        Raises:
+            DeploymentFailed: it failed to start.
+            BackendTimeout: ``timeout`` seconds passed; it goes on starting.
+        """
+        begun = time.monotonic()
+        seen = None
+        try:
+            while True:
+                self.refresh()
+                state = (self.phase, self.reason)
+                if state != seen and told is not None:
+                    told(self)
+                seen = state
+                if self.settled:
+                    break
+                if timeout is not None and time.monotonic() - begun > timeout:
+                    raise BackendTimeout(
+                        f"deployment {self.endpoint}/{self.name} is not ready after {timeout:g} s; it goes on starting",
+                        f"look at it with: %mlops endpoints {self.endpoint}",
+                    )
+                self._client.call(asyncio.sleep(0.3))
+        except KeyboardInterrupt:
+            print(
+                f"Interrupted: deployment {self.endpoint}/{self.name} goes on starting. "
+                f"Look at it with  %mlops endpoints {self.endpoint}",
+                flush=True,
+            )
+            raise
+        if self.phase == "Failed":
+            raise DeploymentFailed(self)
+        return self
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is ready with the model asked for, or failed."""
+        if self.phase == "Failed":
+            return True
+        asked = self.model.rpartition("/")[2]
+        served = str(self.details.get("model_version") or "")
+        return self.phase == "Ready" and (not asked.isdigit() or not served or served == asked)
+
+    def delete(self) -> None:
+        """Delete it."""
+        self._client.delete_deployment(self.endpoint, self.name)
+
+    def _line(self) -> str:
+        return " ".join(part for part in (f"{self.endpoint}/{self.name}", self.model, self.phase, self.reason) if part)
+
+    def _title(self) -> str:
+        return f"Deployment {self.endpoint}/{self.name}"
+
+    def _state(self) -> str:
+        return self.phase
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        pairs: list[tuple[str, Any]] = [
+            ("model", self.model),
+            ("reason", self.reason),
+            ("restarts", self.details.get("restarts") or None),
+        ]
+        at = self._at
+        if at is not None and self.phase == "Ready":
+            pairs += [
+                ("URL", at.url),
+                ("in a notebook", f"%mlops invoke {self.endpoint} X[:3]"),
+                ("from Python", at.python(self.signature)),
+                ("from a shell", at.curl(self.signature)),
+                ("the key", self._key_note()),
+            ]
+        return pairs
+
+    def _key_note(self) -> str:
+        if self._client.knows_key(self.endpoint):
+            return "the attribute .key of this object, as long as the kernel lives"
+        return f"kept hashed; a new one: %mlops endpoints {self.endpoint} --rotate-key primary"
+
+
+class EndpointTable(Table[Endpoint]):
+    """Endpoints as a table."""
+
+    empty = "no endpoints yet: make one with  %mlops deploy NAME@champion --endpoint NAME"
+
+    def _columns(self) -> list[str]:
+        return ["endpoint", "state", "traffic", "URL", "reason"]
+
+    def _row(self, endpoint: Endpoint, html: bool) -> list[Any]:
+        return [
+            render.code(endpoint.name) if html else endpoint.name,
+            render.pill(endpoint.phase) if html else endpoint.phase,
+            ", ".join(f"{k} {v} %" for k, v in endpoint.traffic.items()),
+            endpoint.url,
+            (endpoint._data.get("status") or {}).get("reason") or "",
+        ]
+
+
+class DeploymentTable(Table[Deployment]):
+    """Deployments as a table."""
+
+    empty = "no deployments behind this endpoint"
+
+    def _columns(self) -> list[str]:
+        return ["deployment", "model", "state", "restarts", "reason"]
+
+    def _row(self, deployment: Deployment, html: bool) -> list[Any]:
+        return [
+            render.code(deployment.name) if html else deployment.name,
+            deployment.model,
+            render.pill(deployment.phase) if html else deployment.phase,
+            deployment.details.get("restarts") or 0,
+            deployment.reason,
+        ]
+
+
+def unknown_key(endpoint: str) -> Refused:
+    """The error for a key that this process has never seen."""
+    return Refused(
+        f"the keys of endpoint {endpoint} are not known here: they are kept hashed and shown once",
+        f"make a new one: %mlops endpoints {endpoint} --rotate-key primary",
+    )

@@ -1,0 +1,421 @@
+"""The blocking client: objects in, objects out, over the async core on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import secrets
+import sys
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, Literal, TypeVar
+
+from ..core.errors import NotFound, ParameterError, PreconditionFailed
+from ..runtime.locate import Place
+from . import payload
+from .aio import AsyncClient
+from .job import Job, JobTable
+from .model import Model, ModelTable, ModelVersion
+from .run import Comparison, Run, RunTable
+from .serving import Deployment, DeploymentTable, Endpoint, EndpointTable, unknown_key
+from .transport import shared_loop
+
+T = TypeVar("T")
+
+#: Tag by which a repeated submission knows its own job.
+SUBMISSION = "mlops.submission"
+
+
+class Client:
+    """Blocking client of one workspace; arguments as for :class:`AsyncClient`."""
+
+    def __init__(
+        self,
+        where: Place | None = None,
+        may_start: bool | None = None,
+        role: str | None = None,
+        url: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.aio = AsyncClient(where, may_start, role, url, token)
+        self._keys: dict[str, str] = {}
+        self._closed = False
+        reference = weakref.ref(self)
+        atexit.register(_close, reference)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client {self.aio.transport.where.home}>"
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine of :attr:`aio` to its end."""
+        return shared_loop().run(work)
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Start a coroutine of :attr:`aio` and return its future."""
+        return asyncio.run_coroutine_threadsafe(work, shared_loop().loop)
+
+    def close(self) -> None:
+        """End open connections."""
+        if not self._closed:
+            self._closed = True
+            try:
+                shared_loop().run(self.aio.close(), timeout=2)
+            except Exception:  # the loop may be gone at the end of the process
+                pass
+
+    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        async def step() -> T:
+            return await anext(source)
+
+        async def end() -> None:
+            await source.aclose()  # type: ignore[attr-defined]
+
+        try:
+            while True:
+                try:
+                    yield self.call(step())
+                except StopAsyncIteration:
+                    return
+        finally:
+            self.call(end())
+
+    # -- workspace ------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Base of our routes."""
+        return self.call(self.aio.connect()).url
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's address."""
+        return self.call(self.aio.connect()).tracking_uri
+
+    @property
+    def tracking_uri_kept(self) -> str:
+        """The same, or empty when not connected yet; asks nobody."""
+        session = self.aio.transport.session
+        return session.tracking_uri if session else ""
+
+    def status(self) -> dict[str, Any]:
+        """State of the workspace."""
+        return self.call(self.aio.status())
+
+    def watch(self, since: int | None = None) -> Iterator[dict[str, Any]]:
+        """Changes as they come, for ever."""
+        return self._iterate(self.aio.watch(since))
+
+    # -- runs -----------------------------------------------------------------------------------------------------
+
+    def experiments(self) -> list[dict[str, Any]]:
+        """Experiments."""
+        return self.call(self.aio.list_experiments())
+
+    def runs(
+        self, experiment: str | None = None, filter: str | None = None, order_by: str | None = None,
+        limit: int | None = 20,
+    ) -> RunTable:
+        """Runs, newest first unless ``order_by`` says otherwise."""
+        rows = self.call(self.aio.list_runs(experiment, filter, order_by, limit))
+        return RunTable([Run(self, row) for row in rows])
+
+    def run(self, reference: str) -> Run:
+        """A run by id, by the first letters of its id, by its name or by the name of its job.
+
+        Raises:
+            NotFound: there is none.
+            ParameterError: several fit.
+        """
+        if len(reference) == 32 and all(c in "0123456789abcdef" for c in reference):
+            return Run(self, self.call(self.aio.get_run(reference)))
+        rows = self.call(self.aio.list_runs(limit=1000))
+        for fits in (
+            lambda r: r.get("name") == reference or r.get("job") == reference,
+            lambda r: len(reference) >= 4 and r["run_id"].startswith(reference),
+        ):
+            found = [row for row in rows if fits(row)]
+            if len(found) == 1:
+                return Run(self, found[0])
+            if found:
+                ids = ", ".join(row["run_id"][:8] for row in found[:5])
+                raise ParameterError(f"{len(found)} runs are called {reference!r}", f"name one by id: {ids}")
+        raise NotFound(f"there is no run {reference!r}", "see: %mlops runs")
+
+    def run_metrics(
+        self, run_id: str, keys: list[str] | None = None, max_points: int | None = None
+    ) -> dict[str, dict[str, list[Any]]]:
+        """Metric histories: ``{key: {"steps", "values", "timestamps", "last", "total"}}``."""
+        return self.call(self.aio.run_metrics(run_id, keys, max_points))["metrics"]
+
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run; it can be restored."""
+        self.call(self.aio.delete_run(run_id))
+
+    def compare(self, runs: list[Run], metric: str | None = None, curves: bool = True) -> Comparison:
+        """Runs side by side, with the compared metric's curves."""
+        plain = Comparison(runs, metric)
+        key = metric or (plain.metrics[0] if plain.metrics else None)
+        if not curves or key is None or len(runs) > 12:
+            return plain
+        series = {}
+        for run in runs:
+            if key in run.metrics:
+                history = self.run_metrics(run.id, [key], 200).get(key)
+                if history and len(history["values"]) > 1:
+                    series[f"{run.name} {run.id[:4]}"] = history
+        return Comparison(runs, metric, {key: series} if series else None)
+
+    # -- models ---------------------------------------------------------------------------------------------------
+
+    def models(self) -> ModelTable:
+        """Registered models."""
+        return ModelTable([Model(self, row) for row in self.call(self.aio.list_models())])
+
+    def model(self, name: str) -> Model:
+        """One model with its versions."""
+        return Model(self, self.call(self.aio.get_model(name)))
+
+    def version(self, reference: str) -> ModelVersion:
+        """A version by ``NAME@ALIAS``, ``NAME/3``, or ``NAME`` for the newest.
+
+        Raises:
+            NotFound: no such model, alias or version.
+        """
+        name, at, alias = reference.rpartition("@")
+        if at and name:
+            model = self.model(name)
+            version = model.aliases.get(alias)
+            if version is None:
+                known = ", ".join(f"@{a}" for a in model.aliases) or "none"
+                raise NotFound(f"model {name} has no alias @{alias}", f"its aliases: {known}")
+        else:
+            name, slash, version = reference.rpartition("/")
+            if not (slash and name and version.isascii() and version.isdigit()):
+                name, version = reference, self.model(reference).latest_version
+                if not version:
+                    raise NotFound(f"model {name} has no version", f"register one: %mlops register RUN {name}")
+        return ModelVersion(self, self.call(self.aio.get_version(name, version)))
+
+    def register(
+        self, run_id: str, name: str, alias: str | None = None, artifact: str | None = None,
+        description: str | None = None, model_id: str | None = None, tags: dict[str, str] | None = None,
+    ) -> ModelVersion:
+        """Register a run's model as a new version of ``name``."""
+        body: dict[str, Any] = {"model_id": model_id} if model_id else {"run_id": run_id}
+        body |= {k: v for k, v in (("artifact", artifact), ("alias", alias), ("description", description)) if v}
+        if tags:
+            body["tags"] = tags
+        return ModelVersion(self, self.call(self.aio.create_version(name, body)))
+
+    def delete_model(self, name: str) -> None:
+        """Delete a model with its versions."""
+        self.call(self.aio.delete_model(name))
+
+    def delete_version(self, name: str, version: str) -> None:
+        """Delete a version."""
+        self.call(self.aio.delete_version(name, version))
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    def jobs(self, phase: str | None = None, limit: int | None = 50) -> JobTable:
+        """Jobs, newest first."""
+        return JobTable([Job(self, row) for row in self.call(self.aio.list_jobs(limit, phase))])
+
+    def job(self, name: str) -> Job:
+        """One job."""
+        return Job(self, self.call(self.aio.get_job(name)))
+
+    def submit_job(self, spec: dict[str, Any], name: str | None = None) -> Job:
+        """Start a job at once. A name that is taken gets a number: ``train``, ``train-2``, ``train-3`` …"""
+        from ..core.resources import check_name, generate_name
+
+        mark = secrets.token_hex(8)
+        spec = {**spec, "tags": {**(spec.get("tags") or {}), SUBMISSION: mark}}
+        if name is None:
+            name = generate_name(spec.get("display_name") or "job")
+        check_name(name, "job name")
+        for number in range(1, 1000):
+            suffix = f"-{number}" if number > 1 else ""
+            candidate = name[: 40 - len(suffix)].rstrip("-") + suffix
+            try:
+                return Job(self, self.call(self.aio.put_job(candidate, spec, new=True)))
+            except PreconditionFailed:
+                there = self.job(candidate)
+                # Our own first try may have got through before its connection broke.
+                if (there.spec.get("tags") or {}).get(SUBMISSION) == mark:
+                    return there
+        raise ParameterError(f"there are a thousand jobs called {name}", "give another name with -n")
+
+    def job_log(self, name: str, rank: int = 0, tail: int | None = None) -> str:
+        """The log of a rank, or its last ``tail`` lines."""
+        return self.call(_text_of(lambda offset: self.aio.job_log(name, rank, offset), tail))
+
+    def follow_job_log(self, name: str, rank: int = 0, tail: int | None = None) -> Iterator[str]:
+        """Pieces of a rank's log as they come, until the job ends."""
+        offset = 0
+        if tail is not None:
+            text, offset = self.call(_tail_of(lambda at: self.aio.job_log(name, rank, at), tail))
+            if text:
+                yield text
+        yield from self._iterate(self.aio.follow_job_log(name, rank, offset))
+
+    def delete_job(self, name: str) -> None:
+        """Delete a job that has ended."""
+        self.call(self.aio.delete_job(name))
+
+    # -- serving --------------------------------------------------------------------------------------------------
+
+    def endpoints(self) -> EndpointTable:
+        """Endpoints."""
+        return EndpointTable([Endpoint(self, row) for row in self.call(self.aio.list_endpoints())])
+
+    def endpoint(self, name: str) -> Endpoint:
+        """One endpoint."""
+        return Endpoint(self, self.call(self.aio.get_endpoint(name)))
+
+    def create_endpoint(self, name: str, spec: dict[str, Any] | None = None) -> Endpoint:
+        """Make an endpoint, or return the one that is there; a new one's keys are kept in memory."""
+        try:
+            answer = self.call(self.aio.put_endpoint(name, spec or {}, new=True))
+        except PreconditionFailed:
+            return self.endpoint(name)
+        keys = answer.pop("keys", None) or {}
+        if "primary" in keys:
+            self._keys[name] = keys["primary"]
+        return Endpoint(self, answer)
+
+    def route(self, name: str, traffic: dict[str, int]) -> Endpoint:
+        """Send all of an endpoint's requests to the deployments named."""
+        spec = dict(self.endpoint(name)._data.get("spec") or {})
+        spec["traffic"] = traffic
+        answer = self.call(self.aio.put_endpoint(name, spec))
+        answer.pop("keys", None)
+        return Endpoint(self, answer)
+
+    def deployments(self, endpoint: str) -> DeploymentTable:
+        """Deployments behind an endpoint."""
+        rows = self.call(self.aio.list_deployments(endpoint))
+        return DeploymentTable([Deployment(self, row) for row in rows])
+
+    def deployment(self, endpoint: str, name: str) -> Deployment:
+        """One deployment."""
+        return Deployment(self, self.call(self.aio.get_deployment(endpoint, name)))
+
+    def deploy(
+        self, model: str, endpoint: str, name: str = "blue", *, env: dict[str, str] | None = None,
+        wait: bool = True, timeout: float | None = 600, told: Callable[[Deployment], None] | None = None,
+    ) -> Deployment:
+        """Serve a model version at an endpoint, which is made when it is not there.
+
+        An alias is resolved now. Requests go to the new deployment once it is ready.
+
+        Raises:
+            DeploymentFailed: it did not start; the endpoint's traffic is as before.
+        """
+        from ..core.resources import check_name
+
+        check_name(endpoint, "endpoint name")
+        check_name(name, "deployment name")
+        version = self.version(model)
+        at = self.create_endpoint(endpoint)
+        spec: dict[str, Any] = {"model": version.reference}
+        if env:
+            spec["environment_variables"] = env
+        if not (version._data.get("tags") or {}).get("mlops.interpreter"):
+            spec["interpreter"] = sys.executable
+        data = self.call(self.aio.put_deployment(endpoint, name, spec))
+        deployment = Deployment(self, data)
+        if not at.traffic:
+            at = self.route(endpoint, {name: 100})
+        if wait:
+            deployment.wait(timeout, told)
+            at = self.endpoint(endpoint)
+            if at.traffic.get(name) != 100:
+                at = self.route(endpoint, {name: 100})
+        deployment._at = at
+        return deployment
+
+    def deployment_log(self, endpoint: str, name: str, tail: int | None = None) -> str:
+        """A scorer's log, or its last ``tail`` lines."""
+        return self.call(_text_of(lambda offset: self.aio.deployment_log(endpoint, name, offset), tail))
+
+    def invoke(self, endpoint: str, data: Any) -> Any:
+        """Score rows and return a numpy array, DataFrame or list."""
+        signature: dict[str, Any] = {}
+        at = self.endpoint(endpoint)
+        for name, share in at.traffic.items():
+            if share:
+                signature = self.deployment(endpoint, name).signature
+                break
+        return payload.result(self.call(self.aio.invoke(endpoint, payload.build(data, signature))))
+
+    def knows_key(self, endpoint: str) -> bool:
+        """Whether this process holds the endpoint's primary key."""
+        return endpoint in self._keys
+
+    def endpoint_key(self, endpoint: str) -> str:
+        """The endpoint's primary key, if this process made it.
+
+        Raises:
+            Refused: it did not.
+        """
+        if endpoint not in self._keys:
+            raise unknown_key(endpoint)
+        return self._keys[endpoint]
+
+    def rotate_key(self, endpoint: str, key: str = "primary") -> str:
+        """Replace a key and return the new one."""
+        name: Literal["primary", "secondary"] = "secondary" if key == "secondary" else "primary"
+        value = self.call(self.aio.rotate_key(endpoint, name))["value"]
+        if name == "primary":
+            self._keys[endpoint] = value
+        return value
+
+    def delete_endpoint(self, name: str) -> None:
+        """Delete an endpoint with its deployments."""
+        self.call(self.aio.delete_endpoint(name))
+        self._keys.pop(name, None)
+
+    def delete_deployment(self, endpoint: str, name: str) -> None:
+        """Delete a deployment."""
+        self.call(self.aio.delete_deployment(endpoint, name))
+
+
+def _close(reference: weakref.ref[Client]) -> None:
+    client = reference()
+    if client is not None:
+        client.close()
+
+
+Chunk = Callable[[int], Coroutine[Any, Any, dict[str, Any]]]
+
+
+async def _text_of(read: Chunk, tail: int | None) -> str:
+    """A whole log, or its last lines."""
+    if tail is not None:
+        return (await _tail_of(read, tail))[0]
+    parts = []
+    offset = 0
+    while True:
+        answer = await read(offset)
+        parts.append(answer["text"])
+        if answer["next_offset"] >= answer["size"] or answer["next_offset"] == offset:
+            return "".join(parts)
+        offset = answer["next_offset"]
+
+
+async def _tail_of(read: Chunk, tail: int) -> tuple[str, int]:
+    """The last ``tail`` lines and the offset behind them."""
+    answer = await read(-max(4096, min(tail * 200, 200_000)))
+    end = answer["next_offset"]
+    lines = answer["text"].splitlines(keepends=True)
+    if answer["offset"] > 0 and lines:
+        lines = lines[1:]  # it begins in the middle of a line
+    return "".join(lines[-tail:]) if tail > 0 else "", end
