@@ -1,0 +1,48 @@
+# Needs Python 3.11+ and Node 20+; everything else is installed into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+# Two workers: the tests wait more than they compute.
+WORKERS ?= 2
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test lint front-end bench test-faults clean setup chromium
+
+setup: $(STAMP)
+
+# torch first and pinned: left to itself, pip would take gigabytes of CUDA libraries on a machine without a GPU.
+$(STAMP): pyproject.toml package.json yarn.lock constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	node -e 'process.exit(+process.versions.node.split(".")[0] < 20 ? (console.error("Node 20 or newer is needed"), 1) : 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,torch,test]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python notebooks/demo.py
+
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	     && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null; } \
+	|| echo "no Chromium: the browser tests will be skipped"
+
+lint: setup
+	$(BIN)/ruff check jupyter_mlops tests notebooks benchmarks
+	$(BIN)/mypy jupyter_mlops
+	$(BIN)/jlpm lint:check
+
+front-end: setup
+	$(BIN)/jlpm test
+
+test: setup chromium lint front-end
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+bench: setup
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	-$(BIN)/jupyter mlops down --all --yes --home demo/workspace
+	rm -rf $(VENV) demo node_modules labextension/lib jupyter_mlops/labextension
