@@ -266,8 +266,11 @@ class StreamingProxy(web.RequestHandler):
         assert error is not None
         if isinstance(error, MlopsError):
             self.fail(error)
-        else:
-            self._handle_request_exception(error)
+            return
+        try:
+            raise error  # tornado takes message and traceback from the exception that is being handled
+        except web.HTTPError as e:
+            self._handle_request_exception(e)
 
     def _content_length(self) -> int:
         length = self.request.headers.get("Content-Length", "0")
