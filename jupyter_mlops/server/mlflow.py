@@ -12,6 +12,7 @@ from tornado import web
 
 from ..core.errors import Forbidden, MlopsError, Unavailable
 from ..streaming import StreamingProxy, Upstream, forward_headers
+from ..tracking.rules import match
 from .base import RESOURCE, MlopsHandler, Refusal, clean_path, clean_query
 from .origin import same_origin
 
@@ -27,18 +28,17 @@ KEPT_BACK = (
     "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest", "Sec-Fetch-User",
 )
 _PAGE = re.compile(r"/mlflow/?(index\.html)?")
-# MLflow asks many questions by POST. Whole paths, since a name at the end of a path is the user's choice.
-_QUESTION = re.compile(
-    r"/mlflow/(graphql|(ajax-)?api/\d\.\d/mlflow/("
-    r"(experiments|runs|datasets|traces|issues|logged-models)/search"
-    r"|experiments/search-datasets|registered-models/get-latest-versions"
-    r"|traces/(batchGetInfos|metrics|calculate-filter-correlation)))"
-)
 
 
 def is_read(method: str, path: str) -> bool:
-    """Whether a request to MLflow changes nothing; ``path`` begins with ``/mlflow`` and is decoded."""
-    return method in ("GET", "HEAD") or (method == "POST" and _QUESTION.fullmatch(path) is not None)
+    """Whether a request to MLflow changes nothing; ``path`` is MLflow's own, percent-encoded.
+
+    MLflow asks many questions by POST. What the control plane would refuse counts by its method; it decides anyway.
+    """
+    try:
+        return match(method, path).rule.reads
+    except MlopsError:
+        return method in ("GET", "HEAD")
 
 
 @web.stream_request_body
@@ -71,7 +71,7 @@ class MlflowHandler(StreamingProxy, MlopsHandler):  # type: ignore[misc]
     async def route(self, *args: Any, **kwargs: Any) -> Upstream:
         """The control plane's proxy, with the rights that the user has here."""
         path = clean_path(self.raw_path)
-        read = is_read(self.request.method or "", unquote(path))
+        read = is_read(self.request.method or "", path.removeprefix("/mlflow") or "/")
         self._track_activity = not read
         await self.demand("read" if read else "write")
         writer = await self.may_write() if read else True

@@ -59,19 +59,21 @@ def test_a_proxy_that_ends_tls_may_tell_the_scheme() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
-        ("GET", "/mlflow/anything", True),
-        ("HEAD", "/mlflow/anything", True),
-        ("POST", "/mlflow/api/2.0/mlflow/runs/search", True),
-        ("POST", "/mlflow/ajax-api/2.0/mlflow/experiments/search", True),
-        ("POST", "/mlflow/ajax-api/3.0/mlflow/traces/search", True),
-        ("POST", "/mlflow/graphql", True),
-        ("POST", "/mlflow/api/2.0/mlflow/runs/create", False),
-        ("POST", "/mlflow/api/2.0/mlflow/runs/create/search", False),
-        ("POST", "/mlflow/api/2.0/mlflow-artifacts/mpu/create/search", False),
-        ("POST", "/mlflow/api/2.0/mlflow/logged-models/m/search", False),
-        ("PUT", "/mlflow/api/2.0/mlflow/runs/search", False),
-        ("PATCH", "/mlflow/graphql", False),
-        ("DELETE", "/mlflow/api/2.0/mlflow/runs/search", False),
+        ("GET", "/anything", True),
+        ("HEAD", "/anything", True),
+        ("POST", "/api/2.0/mlflow/runs/search", True),
+        ("POST", "/ajax-api/2.0/mlflow/experiments/search", True),
+        ("POST", "/ajax-api/3.0/mlflow/traces/search", True),
+        ("POST", "/graphql", True),
+        ("POST", "/api/2.0/mlflow/runs/create", False),
+        ("POST", "/api/2.0/mlflow/gateway/endpoints/create", False),
+        ("GET", "/api/2.0/mlflow/gateway/endpoints/list", True),
+        ("POST", "/api/2.0/mlflow/runs/create/search", False),
+        ("POST", "/api/2.0/mlflow-artifacts/mpu/create/search", False),
+        ("POST", "/api/2.0/mlflow/logged-models/m/search", False),
+        ("PUT", "/api/2.0/mlflow/runs/search", False),
+        ("PATCH", "/graphql", False),
+        ("DELETE", "/api/2.0/mlflow/runs/search", False),
     ],
 )
 def test_which_mlflow_requests_only_read(method: str, path: str, expected: bool) -> None:
@@ -80,8 +82,8 @@ def test_which_mlflow_requests_only_read(method: str, path: str, expected: bool)
 
 @pytest.mark.parametrize(
     "path",
-    ["/api/v1/../local", "/mlflow/%2e%2e/x", "/mlflow/a%2f..%2fb", "/mlflow/a%5c..%5cb", "/mlflow/./x",
-     "/mlflow/a%0ab"],
+    ["/api/v1/../local", "/mlflow/%2e%2e/x", "/a%2f..%2fb", "/a%5c..%5cb", "/./x",
+     "/a%0ab"],
 )
 def test_relative_segments_are_refused(path: str) -> None:
     with pytest.raises(Refusal) as caught:
@@ -89,7 +91,7 @@ def test_relative_segments_are_refused(path: str) -> None:
     assert caught.value.status_code == 400
 
 
-@pytest.mark.parametrize("path", ["/api/v1/workspaces/default/models/a%2Fb%20c", "/mlflow/..x/x..", "/mlflow/a//b"])
+@pytest.mark.parametrize("path", ["/api/v1/workspaces/default/models/a%2Fb%20c", "/..x/x..", "/a//b"])
 def test_other_paths_pass_unchanged(path: str) -> None:
     assert clean_path(path) == path
 
