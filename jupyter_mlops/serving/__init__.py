@@ -1,0 +1,1 @@
+"""Endpoints: the gateway (HTTP, keys, signature check) and the local driver that runs one scorer per deployment."""
