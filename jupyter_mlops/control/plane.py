@@ -225,12 +225,12 @@ class ControlPlane:
             if kind == "local":
                 from ..compute.local import LocalCompute
 
-                self._drivers[kind] = LocalCompute(self.home)
+                self._drivers[kind] = LocalCompute()
             else:
                 found = list(entry_points(group="jupyter_mlops.compute", name=kind))
                 if not found:
                     raise NotFound(f"there is no compute driver {kind!r}", "install the extra that brings it")
-                self._drivers[kind] = found[0].load()(self.home)
+                self._drivers[kind] = found[0].load()()
         return self._drivers[kind]
 
     async def refresh_computes(self) -> None:

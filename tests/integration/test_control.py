@@ -280,7 +280,8 @@ def test_feed_wakes_a_waiter_and_orders(shared_plane):
     time.sleep(0.3)
     shared_plane.put("computes/feed", {"type": "local"})
     t.join(10)
-    assert [(c["kind"], c["name"], c["op"]) for c in got[0]["items"]][0] == ("compute", "feed", "put")
+    first = got[0]["items"][0]
+    assert (first["kind"], first["name"], first["op"]) == ("compute", "feed", "put")
     shared_plane.delete("computes/feed")
     rows = shared_plane.get(f"changes?since={got[0]['seq']}")["items"]
     assert rows[-1]["op"] == "delete"

@@ -14,7 +14,9 @@ def test_good_names(name):
     assert check_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "A", "1a", "a-", "-a", "a" * 41, "../x", "a/b", "a\n", "ä", "a b", "a.b", "a%2fb"])
+@pytest.mark.parametrize(
+    "name", ["", "A", "1a", "a-", "-a", "a" * 41, "../x", "a/b", "a\n", "ä", "a b", "a.b", "a%2fb"]
+)
 def test_bad_names(name):
     with pytest.raises(ParameterError):
         check_name(name)
