@@ -1,0 +1,126 @@
+"""``/jupyter-mlops/mlflow/…``: MLflow behind our tokens, by an allow-list, streamed both ways."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from multidict import CIMultiDict
+from tornado.web import stream_request_body
+
+from ..core.errors import Conflict, MlopsError, ParameterError, Unauthenticated
+from ..streaming import HOP_BY_HOP, StreamingProxy, Upstream
+from ..tracking.api import is_starting
+from ..tracking.proxy import REQUEST_ID_HEADER, Proxy, mlflow_error, parse_body
+from ..tracking.rules import Match, match
+from .base import BaseHandler
+from .operations import ROOT
+
+PREFIX = ROOT + "/mlflow"
+#: Largest JSON body that is looked at, in bytes; MLflow's own limit for a batch is 1 MB.
+MAX_JSON = 16 * 1024 * 1024
+#: Request headers that go on to MLflow.
+PASSED = frozenset({
+    "accept", "accept-encoding", "accept-language", "content-type", "content-length", "content-encoding", "range",
+    "if-none-match", "if-modified-since", "if-match", "if-range", "if-unmodified-since", "user-agent",
+    "x-mlflow-experiment-id", "x-mlflow-run-id",
+})
+SANDBOX = "sandbox; default-src 'none'"
+
+
+@stream_request_body
+class MlflowHandler(StreamingProxy, BaseHandler):
+    """One request to MLflow."""
+
+    _match: Match
+
+    @property
+    def _proxy(self) -> Proxy:
+        settings = self.application.settings
+        if "mlflow_proxy" not in settings:
+            settings["mlflow_proxy"] = Proxy(self.plane.store, self.plane.views.api)
+        return settings["mlflow_proxy"]
+
+    async def route(self, *args: Any) -> Upstream | None:
+        raw = self.request.path[len(PREFIX):]
+        if not raw:
+            self.redirect("mlflow/")
+            return None
+        method = self.request.method or "GET"
+        self._match = found = match(method, raw)
+        rule = found.rule
+        self.require(rule.action)
+        query = self.request.query
+        seen = self._proxy.must_see_body(self.identity, rule)
+        if not seen:
+            await self._proxy.check(self.identity, found, query, None)
+        elif self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise ParameterError("compressed bodies are not taken here", "send plain JSON")
+        if not await self.plane.mlflow.ready(10):
+            raise is_starting(self.plane.mlflow)
+        headers: CIMultiDict[str] = CIMultiDict(
+            (k, v) for k, v in self.request.headers.get_all() if k.lower() in PASSED and k.lower() not in HOP_BY_HOP
+        )
+        headers["Host"] = "localhost"
+        target = found.path + ("?" + query if query else "")
+        return Upstream(self._proxy.api.streams, target, headers, buffer=MAX_JSON if seen else 0)
+
+    async def inspect(self, upstream: Upstream, body: bytes) -> bytes | None:
+        found = self._match
+        value = await self._proxy.check(self.identity, found, self.request.query, parse_body(body))
+        if found.rule.template in ("registered-models/delete", "model-versions/delete"):
+            await self._unused(value or {})
+        if found.rule.audit:
+            request_id = self.request.headers.get(REQUEST_ID_HEADER)
+            status, data = await self._proxy.perform(self.identity, found, self.request.query, value, request_id)
+            self._changed(status)
+            self.set_status(status)
+            self.set_header("Content-Type", "application/json")
+            await self.finish(data)
+            return None
+        if value is None:
+            return b""
+        upstream.headers["Content-Type"] = "application/json"
+        return json.dumps(value).encode()
+
+    async def _unused(self, body: dict[str, Any]) -> None:
+        name, version = str(body.get("name", "")), body.get("version")
+        users = await self.plane.workspace.deployments_using(name, str(version) if version else None)
+        if users:
+            raise Conflict(f"model {name!r} is in use by {', '.join(users)}", "delete that deployment first")
+
+    async def on_answered(self, status: int) -> None:
+        self._changed(status)
+
+    def _changed(self, status: int) -> None:
+        if status < 300 and self._match.rule.changes:
+            self.plane.feed.touch(self._match.rule.changes)
+
+    def adapt_response(self, status: int, headers: CIMultiDict[str]) -> None:
+        rule = self._match.rule
+        for name in ("Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Set-Cookie"):
+            headers.popall(name, None)
+        if rule.ui:
+            return
+        # Nothing here is a page of ours: should a browser show it, it runs no script and has no origin.
+        headers["Content-Security-Policy"] = SANDBOX
+        headers["X-Content-Type-Options"] = "nosniff"
+        if rule.artifact and not headers.get("Content-Disposition", "").lower().startswith("attachment"):
+            headers["Content-Disposition"] = "attachment"
+
+    def upstream_error(self, error: Exception) -> MlopsError:
+        if isinstance(error, TimeoutError):
+            return super().upstream_error(error)
+        return is_starting(self.plane.mlflow)
+
+    def fail(self, error: MlopsError) -> None:
+        if self._headers_written:
+            super().fail(error)
+            return
+        self.set_status(error.status)
+        if isinstance(error, Unauthenticated):
+            self.set_header("WWW-Authenticate", "Bearer")
+        if error.status == 503:
+            self.set_header("Retry-After", "1")
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(mlflow_error(error)))
