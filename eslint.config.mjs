@@ -9,6 +9,8 @@ export default tseslint.config(
   prettier,
   {
     rules: {
+      // Options beside their class, as JupyterLab does it.
+      '@typescript-eslint/no-namespace': 'off',
       eqeqeq: ['error', 'smart'],
       curly: ['error', 'all'],
       'no-console': 'error',

@@ -1,0 +1,461 @@
+/**
+ * The typed client of the REST API, through the page's Jupyter server.
+ *
+ * Only this file knows URLs. Times are RFC 3339 strings in UTC, log offsets are bytes.
+ */
+import { URLExt } from '@jupyterlab/coreutils';
+import { ServerConnection } from '@jupyterlab/services';
+
+import { VERSION } from './version';
+
+const NAMESPACE = 'jupyter-mlops';
+
+export const EVENT_SCHEMA = 'https://jupyter-mlops.github.io/events/changes/v1';
+
+/** What the Jupyter server extension knows, without asking the control plane. */
+export interface IServerStatus {
+  version: string;
+  workspace: string;
+  state: 'up' | 'starting' | 'down';
+  message: string;
+  readonly: boolean;
+}
+
+export interface IWorkspace {
+  name: string;
+  version: string;
+  owner: string;
+  role: string;
+  started_at: string;
+  home: string;
+  url: string;
+  tracking_uri: string;
+  mlflow: {
+    state: 'starting' | 'ready' | 'restarting' | 'failed' | 'stopped';
+    restarts: number;
+    version: string;
+    message: string;
+  };
+  gateway: { state: 'stopped' | 'ready' | 'failed'; url: string };
+  counts: { jobs: number; running_jobs: number; endpoints: number; computes: number };
+}
+
+/** The envelope in which every resource travels. */
+export interface IResource<S, T> {
+  kind: string;
+  name: string;
+  parent: string;
+  revision: number;
+  created_by: string;
+  created_at: string;
+  updated_at: string;
+  spec: S;
+  status: T;
+}
+
+export type JobPhase =
+  'Queued' | 'Starting' | 'Running' | 'Stopping' | 'Completed' | 'Failed' | 'Canceled';
+
+export interface IProgress {
+  done: number;
+  total: number;
+}
+
+export interface IJobSpec {
+  display_name?: string;
+  experiment_name?: string;
+  command?: string | null;
+  script?: string | null;
+  compute?: string;
+  distribution?: { type: string; process_count_per_instance: number } | null;
+}
+
+export interface IJobStatus {
+  phase: JobPhase;
+  reason: string;
+  run_id: string;
+  experiment_id: string;
+  attempt: number;
+  queued_at: string;
+  started_at: string;
+  ended_at: string;
+  exit_code: number | null;
+  failed_rank: number | null;
+  ranks: { rank: number; phase: string; pid: number | null; exit_code: number | null }[];
+  log_tail: string[];
+  progress?: IProgress | null;
+}
+
+export type Job = IResource<IJobSpec, IJobStatus>;
+
+export interface IRun {
+  run_id: string;
+  name: string;
+  experiment_id: string;
+  experiment_name: string;
+  status: string;
+  lifecycle_stage: string;
+  start_time: string | null;
+  end_time: string | null;
+  user: string;
+  source: string;
+  job: string;
+  parent_run_id: string;
+  metrics: Record<string, number | null>;
+  params: Record<string, string>;
+  progress: IProgress | null;
+}
+
+export interface IModel {
+  name: string;
+  description: string;
+  latest_version: string | number | null;
+  aliases: Record<string, string | number>;
+  created_at: string | null;
+  updated_at: string | null;
+}
+
+export interface IEndpointStatus {
+  phase: 'Creating' | 'Ready' | 'Degraded' | 'Failed';
+  reason: string;
+  scoring_uri: string;
+  key_hints: Record<string, string>;
+}
+
+export type Endpoint = IResource<{ traffic?: Record<string, number> }, IEndpointStatus>;
+
+/** A model's signature as MLflow writes it: JSON texts in JSON. */
+export interface ISignature {
+  inputs?: string | null;
+  outputs?: string | null;
+}
+
+export interface IDeploymentStatus {
+  phase: 'Pending' | 'Preparing' | 'Starting' | 'Ready' | 'Failed' | 'Deleting';
+  reason: string;
+  model_name: string;
+  model_version: string;
+  restarts: number;
+  signature: ISignature;
+}
+
+export type Deployment = IResource<{ model: string }, IDeploymentStatus>;
+
+/** An endpoint with what stands behind it: what the panel shows in one row. */
+export interface IServed extends Endpoint {
+  deployments: Deployment[];
+}
+
+export interface IComputeStatus {
+  phase: string;
+  reason: string;
+  cpus: number;
+  memory_bytes: number;
+  gpus: string[];
+  running_jobs: number;
+}
+
+export type Compute = IResource<
+  { type: string; description?: string; max_processes?: number },
+  IComputeStatus
+>;
+
+export interface ISeries {
+  steps: number[];
+  values: (number | null)[];
+}
+
+export interface IMetricHistory {
+  run_id: string;
+  status: string;
+  metrics: Record<
+    string,
+    ISeries & { timestamps?: number[]; last?: number | null; total?: number }
+  >;
+}
+
+export interface ILogChunk {
+  rank: number;
+  attempt: number;
+  offset: number;
+  next_offset: number;
+  size: number;
+  text: string;
+  complete: boolean;
+}
+
+export interface IExperiment {
+  experiment_id: string;
+  name: string;
+  lifecycle_stage: string;
+}
+
+export interface IPage<T> {
+  items: T[];
+  next_token?: string | null;
+}
+
+export interface IPageQuery {
+  limit?: number;
+  page_token?: string;
+}
+
+/** One change, as the event stream brings it. */
+export interface IChange {
+  seq: number;
+  kind: string;
+  name: string;
+  parent?: string;
+  op: 'put' | 'delete';
+  revision?: number;
+  phase?: string;
+}
+
+/**
+ * A failed call: `message` says what is wrong, `hint` what to do, `code` is for programs.
+ *
+ * Codes of our own beside the server's: `unreachable` (no answer at all), `not_installed` (no server half),
+ * `bad_answer` (something else than our API answered, such as a login page).
+ */
+export class ApiError extends Error {
+  constructor(
+    message: string,
+    readonly code: string,
+    readonly status: number,
+    readonly hint: string = ''
+  ) {
+    super(message);
+    this.name = 'ApiError';
+  }
+
+  /** Whether a later try may succeed without anybody doing something. */
+  get transient(): boolean {
+    return this.code === 'unreachable' || this.status >= 500 || this.status === 429;
+  }
+}
+
+/** What the panel, the renderer and the commands need; tests give a small object of the same form. */
+export interface IApi {
+  /** The workspace that all calls are about. */
+  workspaceName: string;
+  status(): Promise<IServerStatus>;
+  resume(): Promise<IServerStatus>;
+  workspace(): Promise<IWorkspace>;
+  jobs(query?: IPageQuery): Promise<IPage<Job>>;
+  job(name: string): Promise<Job>;
+  stopJob(name: string): Promise<Job>;
+  deleteJob(name: string): Promise<void>;
+  log(
+    name: string,
+    rank: number,
+    query: { offset: number; limit?: number; attempt?: number }
+  ): Promise<ILogChunk>;
+  experiments(): Promise<IPage<IExperiment>>;
+  runs(query?: IPageQuery & { experiment?: string }): Promise<IPage<IRun>>;
+  run(id: string): Promise<IRun>;
+  deleteRun(id: string): Promise<void>;
+  metrics(runId: string, maxPoints: number): Promise<IMetricHistory>;
+  models(query?: IPageQuery): Promise<IPage<IModel>>;
+  deleteModel(name: string): Promise<void>;
+  endpoints(query?: IPageQuery): Promise<IPage<IServed>>;
+  deleteEndpoint(name: string): Promise<void>;
+  computes(query?: IPageQuery): Promise<IPage<Compute>>;
+  mlflowUrl(route?: string): string;
+  endpointUrl(name: string): string;
+}
+
+export class Api implements IApi {
+  /**
+   * @param serverSettings - the connection to the Jupyter server of this page
+   * @param workspaceName - the workspace that all calls are about
+   */
+  constructor(
+    readonly serverSettings: ServerConnection.ISettings,
+    public workspaceName: string = 'default'
+  ) {}
+
+  /** The same connection, for one workspace. */
+  in(workspaceName: string): Api {
+    return workspaceName === this.workspaceName
+      ? this
+      : new Api(this.serverSettings, workspaceName);
+  }
+
+  async status(): Promise<IServerStatus> {
+    try {
+      const status = await this._request<Partial<IServerStatus>>('GET', ['status']);
+      if (typeof status.version !== 'string' || typeof status.state !== 'string') {
+        throw new ApiError('The answer is not that of Jupyter MLOps', 'bad_answer', 200);
+      }
+      return status as IServerStatus;
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 404) {
+        throw new ApiError('The server half is missing', 'not_installed', 404);
+      }
+      throw error;
+    }
+  }
+
+  /** Start the control plane again after somebody stopped it on purpose. */
+  resume(): Promise<IServerStatus> {
+    return this._request('POST', ['status']);
+  }
+
+  workspace(): Promise<IWorkspace> {
+    return this._get([]);
+  }
+
+  jobs(query: IPageQuery = {}): Promise<IPage<Job>> {
+    return this._get(['jobs'], query);
+  }
+
+  job(name: string): Promise<Job> {
+    return this._get(['jobs', name]);
+  }
+
+  stopJob(name: string): Promise<Job> {
+    return this._request('POST', this._path(['jobs', name, 'actions', 'stop']));
+  }
+
+  deleteJob(name: string): Promise<void> {
+    return this._request('DELETE', this._path(['jobs', name]));
+  }
+
+  log(
+    name: string,
+    rank: number,
+    query: { offset: number; limit?: number; attempt?: number }
+  ): Promise<ILogChunk> {
+    return this._get(['jobs', name, 'logs', String(rank)], query);
+  }
+
+  experiments(): Promise<IPage<IExperiment>> {
+    return this._get(['experiments'], { limit: 200 });
+  }
+
+  runs(query: IPageQuery & { experiment?: string } = {}): Promise<IPage<IRun>> {
+    return this._get(['runs'], query);
+  }
+
+  run(id: string): Promise<IRun> {
+    return this._get(['runs', id]);
+  }
+
+  deleteRun(id: string): Promise<void> {
+    return this._request('DELETE', this._path(['runs', id]));
+  }
+
+  metrics(runId: string, maxPoints: number): Promise<IMetricHistory> {
+    return this._get(['runs', runId, 'metrics'], { max_points: maxPoints });
+  }
+
+  models(query: IPageQuery = {}): Promise<IPage<IModel>> {
+    return this._get(['models'], query);
+  }
+
+  deleteModel(name: string): Promise<void> {
+    return this._request('DELETE', this._path(['models', name]));
+  }
+
+  async endpoints(query: IPageQuery = {}): Promise<IPage<IServed>> {
+    const page = await this._get<IPage<Endpoint>>(['endpoints'], query);
+    const items = await Promise.all(
+      page.items.map(async endpoint => {
+        const path = ['endpoints', endpoint.name, 'deployments'];
+        try {
+          const deployments = await this._get<IPage<Deployment>>(path);
+          return { ...endpoint, deployments: deployments.items };
+        } catch (error) {
+          // Deleted between the two calls: the next refresh will not list it any more.
+          if (error instanceof ApiError && error.status === 404) {
+            return { ...endpoint, deployments: [] };
+          }
+          throw error;
+        }
+      })
+    );
+    return { items, next_token: page.next_token };
+  }
+
+  deleteEndpoint(name: string): Promise<void> {
+    return this._request('DELETE', this._path(['endpoints', name]));
+  }
+
+  computes(query: IPageQuery = {}): Promise<IPage<Compute>> {
+    return this._get(['computes'], query);
+  }
+
+  /** The page of the MLflow UI for a route such as `/experiments/0/runs/abc`. */
+  mlflowUrl(route: string = ''): string {
+    const base = URLExt.join(this.serverSettings.baseUrl, NAMESPACE, 'mlflow') + '/';
+    return route ? `${base}#${route}` : base;
+  }
+
+  /** Where an endpoint is called from outside of this machine. */
+  endpointUrl(name: string): string {
+    const path = [NAMESPACE, 'endpoints', encodeURIComponent(name), 'invocations'];
+    return URLExt.join(this.serverSettings.baseUrl, ...path);
+  }
+
+  private _path(parts: string[]): string[] {
+    return ['api', 'v1', 'workspaces', this.workspaceName, ...parts];
+  }
+
+  private _get<T>(parts: string[], query: object = {}): Promise<T> {
+    return this._request<T>('GET', this._path(parts), query);
+  }
+
+  private async _request<T>(method: string, parts: string[], query: object = {}): Promise<T> {
+    const settings = this.serverSettings;
+    const search = new URLSearchParams();
+    for (const [key, value] of Object.entries(query)) {
+      if (value !== undefined && value !== null && value !== '') {
+        search.set(key, String(value));
+      }
+    }
+    const path = parts.map(encodeURIComponent);
+    let url = URLExt.join(settings.baseUrl, NAMESPACE, ...path);
+    if (search.size) {
+      url += `?${search}`;
+    }
+    const init: RequestInit = {
+      method,
+      // With 'no-store', Jupyter adds a number to the query, which a strict server would refuse.
+      cache: 'no-cache',
+      headers: { 'Jupyter-Mlops-Version': VERSION }
+    };
+    if (method !== 'GET' && method !== 'DELETE') {
+      init.body = '{}';
+    }
+    let response: Response;
+    try {
+      response = await ServerConnection.makeRequest(url, init, settings);
+    } catch {
+      throw new ApiError('The Jupyter server does not answer', 'unreachable', 0);
+    }
+    if (response.status === 204) {
+      return undefined as T;
+    }
+    let body: unknown;
+    try {
+      body = await response.json();
+    } catch {
+      body = undefined;
+    }
+    if (!response.ok) {
+      throw toError(response, body);
+    }
+    if (body === undefined) {
+      // A login page answers 200 with HTML when the session has ended.
+      throw new ApiError('The answer could not be read', 'bad_answer', response.status);
+    }
+    return body as T;
+  }
+}
+
+function toError(response: Response, body: unknown): ApiError {
+  const error = (typeof body === 'object' && body !== null ? body : {}) as Record<string, unknown>;
+  const text = (value: unknown) => (typeof value === 'string' ? value.slice(0, 1000) : '');
+  const message = text(error.message) || `HTTP ${response.status} ${response.statusText}`.trim();
+  return new ApiError(message, text(error.code), response.status, text(error.hint));
+}

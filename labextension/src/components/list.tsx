@@ -1,0 +1,221 @@
+/** A list of the panel: its loading, empty, error and stale states, and rows that arrow keys walk through. */
+import { TranslationBundle } from '@jupyterlab/translation';
+import React, { useRef, useState } from 'react';
+
+import { ApiError } from '../api';
+import { ListModel } from '../listmodel';
+import { Message, NextStep, useSignal } from './common';
+
+/** What a list says when there is nothing in it: a sentence, and the line to type next. */
+export interface IEmpty {
+  text: string;
+  code?: string;
+}
+
+export interface IListProps<T> {
+  model: ListModel<T>;
+  label: string;
+  empty: IEmpty;
+  trans: TranslationBundle;
+  /** Words of an item that the filter looks in; without it there is no filter. */
+  words?: (item: T) => string;
+  /** More controls beside the filter. */
+  controls?: React.ReactNode;
+  keyOf: (item: T) => string;
+  children: (item: T, index: number) => React.ReactNode;
+}
+
+export function errorText(error: ApiError, trans: TranslationBundle): string {
+  if (error.code === 'unreachable') {
+    return trans.__('The Jupyter server does not answer.');
+  }
+  if (error.code === 'bad_answer') {
+    return trans.__('The answer could not be read. Are you still logged in? Reload the page.');
+  }
+  return error.hint ? `${error.message} – ${error.hint}` : error.message;
+}
+
+function Skeleton({ label }: { label: string }): JSX.Element {
+  return (
+    <div className="jp-Mlops-skeleton" role="status" aria-label={label} data-testid="mlops-loading">
+      {[70, 45, 60].map(width => (
+        <div key={width} className="jp-Mlops-skeletonRow">
+          <span style={{ width: `${width}%` }} />
+          <span style={{ width: `${width / 2}%` }} />
+        </div>
+      ))}
+    </div>
+  );
+}
+
+/** Move the focus among rows; buttons inside a row are reached by Tab. */
+function onKeyDown(event: React.KeyboardEvent<HTMLElement>): void {
+  const list = event.currentTarget;
+  const rows = Array.from(list.querySelectorAll<HTMLElement>('.jp-Mlops-row'));
+  const index = rows.findIndex(row => row.contains(document.activeElement));
+  if (index < 0) {
+    return;
+  }
+  const target = {
+    ArrowDown: Math.min(rows.length - 1, index + 1),
+    ArrowUp: Math.max(0, index - 1),
+    Home: 0,
+    End: rows.length - 1
+  }[event.key];
+  if (target !== undefined) {
+    event.preventDefault();
+    event.stopPropagation();
+    rows[target].focus();
+  }
+}
+
+export function List<T>(props: IListProps<T>): JSX.Element {
+  const { model, trans, words } = props;
+  useSignal(model.changed);
+  const [filter, setFilter] = useState('');
+  const list = useRef<HTMLUListElement>(null);
+
+  const terms = filter.toLowerCase().split(/\s+/).filter(Boolean);
+  const items =
+    words && terms.length
+      ? model.items.filter(item => {
+          const text = words(item).toLowerCase();
+          return terms.every(term => text.includes(term));
+        })
+      : model.items;
+
+  const filterable = words && (model.items.length > 0 || filter !== '');
+  return (
+    <div className="jp-Mlops-section" data-state={model.state}>
+      {(filterable || props.controls) && (
+        <div className="jp-Mlops-filter">
+          {filterable && (
+            <input
+              type="search"
+              value={filter}
+              placeholder={trans.__('Filter')}
+              aria-label={trans.__('Filter %1', props.label)}
+              data-testid="mlops-filter"
+              onChange={event => setFilter(event.target.value)}
+            />
+          )}
+          {props.controls}
+        </div>
+      )}
+      {model.stale && model.error && (
+        <Message
+          tone="warn"
+          title={trans.__('Not up to date')}
+          testId="mlops-stale"
+          action={{ label: trans.__('Retry'), onClick: () => void model.refresh() }}
+        >
+          {errorText(model.error, trans)}
+        </Message>
+      )}
+      {model.state === 'loading' && <Skeleton label={trans.__('Loading')} />}
+      {model.state === 'error' && model.error && (
+        <Message
+          tone="error"
+          title={trans.__('Could not be loaded')}
+          testId="mlops-error"
+          action={{ label: trans.__('Retry'), onClick: () => void model.reload() }}
+        >
+          {errorText(model.error, trans)}
+        </Message>
+      )}
+      {model.state === 'ready' && model.items.length === 0 && (
+        <div className="jp-Mlops-empty" data-testid="mlops-empty">
+          <p>{props.empty.text}</p>
+          {props.empty.code && <NextStep code={props.empty.code} trans={trans} />}
+        </div>
+      )}
+      {model.items.length > 0 && (
+        <ul ref={list} className="jp-Mlops-list" aria-label={props.label} onKeyDown={onKeyDown}>
+          {items.map((item, index) => (
+            <React.Fragment key={props.keyOf(item)}>{props.children(item, index)}</React.Fragment>
+          ))}
+        </ul>
+      )}
+      {model.items.length > 0 && items.length === 0 && (
+        <div className="jp-Mlops-empty">
+          <p>{trans.__('Nothing matches “%1”.', filter)}</p>
+        </div>
+      )}
+      {model.hasMore && (
+        <button
+          type="button"
+          className="jp-Mlops-more"
+          disabled={model.loadingMore}
+          data-testid="mlops-more"
+          onClick={() => void model.loadMore()}
+        >
+          {model.loadingMore ? trans.__('Loading…') : trans.__('Load more')}
+        </button>
+      )}
+    </div>
+  );
+}
+
+export interface IRowProps {
+  kind: string;
+  name: string;
+  /** What a screen reader says for the row. */
+  label: string;
+  first: boolean;
+  icon: React.ReactNode;
+  title: React.ReactNode;
+  aside?: React.ReactNode;
+  detail?: React.ReactNode;
+  actions?: React.ReactNode;
+  children?: React.ReactNode;
+  onOpen?: () => void;
+  onDelete?: () => void;
+}
+
+export function Row(props: IRowProps): JSX.Element {
+  const onRowKey = (event: React.KeyboardEvent<HTMLElement>) => {
+    if (event.target !== event.currentTarget) {
+      return;
+    }
+    if (event.key === 'Enter' && props.onOpen) {
+      event.preventDefault();
+      props.onOpen();
+    } else if (event.key === 'Delete' && props.onDelete) {
+      event.preventDefault();
+      props.onDelete();
+    }
+  };
+  return (
+    <li
+      className={`jp-Mlops-row${props.onOpen ? ' jp-mod-opens' : ''}`}
+      data-testid="mlops-row"
+      data-kind={props.kind}
+      data-name={props.name}
+      aria-label={props.label}
+      tabIndex={props.first ? 0 : -1}
+      onKeyDown={onRowKey}
+    >
+      <div className="jp-Mlops-rowIcon">{props.icon}</div>
+      <div className="jp-Mlops-rowBody">
+        <div className="jp-Mlops-rowLine">
+          {props.onOpen ? (
+            <button
+              type="button"
+              className="jp-Mlops-rowTitle"
+              tabIndex={-1}
+              onClick={props.onOpen}
+            >
+              {props.title}
+            </button>
+          ) : (
+            <span className="jp-Mlops-rowTitle">{props.title}</span>
+          )}
+          {props.aside && <span className="jp-Mlops-rowAside">{props.aside}</span>}
+        </div>
+        {props.detail && <div className="jp-Mlops-rowDetail">{props.detail}</div>}
+        {props.children}
+      </div>
+      {props.actions && <div className="jp-Mlops-rowActions">{props.actions}</div>}
+    </li>
+  );
+}

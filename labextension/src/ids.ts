@@ -1,0 +1,20 @@
+/** Identifiers that files share. */
+
+export const NAMESPACE = 'jupyter-mlops';
+export const PANEL_ID = 'jupyter-mlops-panel';
+
+export namespace CommandIDs {
+  export const openPanel = 'jupyter-mlops:open-panel';
+  export const openMlflow = 'jupyter-mlops:open-mlflow';
+  export const openRun = 'jupyter-mlops:open-run';
+  export const openModel = 'jupyter-mlops:open-model';
+  export const openJob = 'jupyter-mlops:open-job';
+  export const stopJob = 'jupyter-mlops:stop-job';
+  export const deleteJob = 'jupyter-mlops:delete-job';
+  export const deleteRun = 'jupyter-mlops:delete-run';
+  export const deleteModel = 'jupyter-mlops:delete-model';
+  export const deleteEndpoint = 'jupyter-mlops:delete-endpoint';
+  export const copyCall = 'jupyter-mlops:copy-call';
+  export const insertCall = 'jupyter-mlops:insert-call';
+  export const refresh = 'jupyter-mlops:refresh';
+}

@@ -1,0 +1,395 @@
+/**
+ * One job, followed through REST while somebody looks at it: the model behind the live output and the job's tab.
+ *
+ * It starts from a snapshot (a notebook's) or from nothing, asks once a second while the job runs, more slowly while
+ * the server is away, and never again once the job has ended and all of it was read.
+ */
+import { IDisposable } from '@lumino/disposable';
+import { Poll } from '@lumino/polling';
+import { ISignal, Signal } from '@lumino/signaling';
+
+import { ApiError, IApi, IChange, IProgress, IRun, ISeries, Job, JobPhase } from './api';
+import { LogBuffer } from './logbuffer';
+import { IJobOutput, ISnapshot, isTerminal, readSeries } from './snapshot';
+
+const INTERVAL = 1000;
+const MAX_INTERVAL = 30_000;
+const MAX_POINTS = 500;
+const EARLIER = 65_536;
+/** Lines of log in a snapshot. */
+const TAIL = 40;
+
+/**
+ * `connecting`: not asked yet. `live`: what is shown is so. `retrying`: the server is away, asking again.
+ * `static`: only the snapshot is to be had, see {@link LiveJob.notice}.
+ */
+export type Connection = 'connecting' | 'live' | 'retrying' | 'static';
+
+/** Why only the snapshot is shown; the view has the words. */
+export type Notice = '' | 'deleted' | 'replaced' | 'no_server' | 'refused';
+
+/** What is shown, wherever it comes from. */
+export interface IJobView {
+  name: string;
+  title: string;
+  phase: JobPhase | '';
+  reason: string;
+  queuedAt: string;
+  startedAt: string;
+  endedAt: string;
+  exitCode: number | null;
+  failedRank: number | null;
+  processes: number;
+  runId: string;
+  experimentId: string;
+  progress: IProgress | null;
+  metrics: Record<string, ISeries>;
+}
+
+export namespace LiveJob {
+  export interface IOptions {
+    api: IApi;
+    workspace: string;
+    name: string;
+    runId?: string;
+    snapshot?: IJobOutput | null;
+    /** Whether somebody sees it; without this it is not asked for. */
+    isVisible?: () => boolean;
+    changes?: ISignal<unknown, IChange[]>;
+  }
+}
+
+export class LiveJob implements IDisposable {
+  constructor(options: LiveJob.IOptions) {
+    this._api = options.api;
+    this.workspace = options.workspace;
+    this.name = options.name;
+    this._runId = options.runId ?? options.snapshot?.run_id ?? '';
+    this._stored = options.snapshot ?? null;
+    const visible = options.isVisible ?? (() => true);
+    this._poll = new Poll({
+      auto: false,
+      name: `jupyter-mlops:job-${options.name}`,
+      frequency: { interval: INTERVAL, backoff: true, max: MAX_INTERVAL },
+      standby: () => !this._urgent && (document.hidden || !visible()),
+      factory: () => this._refresh()
+    });
+    options.changes?.connect(this._onChanges, this);
+    void this._poll.start();
+  }
+
+  readonly workspace: string;
+  readonly name: string;
+
+  get changed(): ISignal<this, void> {
+    return this._changed;
+  }
+
+  get isDisposed(): boolean {
+    return this._isDisposed;
+  }
+
+  connection: Connection = 'connecting';
+  notice: Notice = '';
+  /** What the server said when it refused. */
+  message = '';
+  rank = 0;
+
+  /** Whether the job has ended and everything of it was read. */
+  get complete(): boolean {
+    return this._complete;
+  }
+
+  get view(): IJobView {
+    const job = this._job;
+    const stored = this._stored?.snapshot;
+    if (!job) {
+      return {
+        name: this.name,
+        title: this.name,
+        phase: stored?.phase ?? '',
+        reason: stored?.reason ?? '',
+        queuedAt: stored?.queued_at ?? '',
+        startedAt: stored?.started_at ?? '',
+        endedAt: stored?.ended_at ?? '',
+        exitCode: stored?.exit_code ?? null,
+        failedRank: null,
+        processes: stored?.processes ?? 1,
+        runId: this._runId,
+        experimentId: this._stored?.experiment_id ?? '',
+        progress: stored?.progress ?? null,
+        metrics: this._metrics ?? stored?.metrics ?? {}
+      };
+    }
+    const { spec, status } = job;
+    return {
+      name: job.name,
+      title: spec.display_name || job.name,
+      phase: status.phase,
+      reason: status.reason ?? '',
+      queuedAt: status.queued_at || job.created_at,
+      startedAt: status.started_at,
+      endedAt: status.ended_at,
+      exitCode: status.exit_code,
+      failedRank: status.failed_rank,
+      processes: spec.distribution?.process_count_per_instance ?? 1,
+      runId: status.run_id || this._runId,
+      experimentId: status.experiment_id || this._stored?.experiment_id || '',
+      progress: status.progress ?? this._run?.progress ?? stored?.progress ?? null,
+      metrics: this._metrics ?? stored?.metrics ?? {}
+    };
+  }
+
+  /** The log as far as it is held; the snapshot's while nothing better is known. */
+  get lines(): readonly string[] {
+    if (this._log.lines.length || this._logRead) {
+      return this._log.lines;
+    }
+    if (this.rank === 0 && this._stored?.snapshot.log) {
+      return (this._storedLines ??= this._stored.snapshot.log.split('\n'));
+    }
+    return this._job?.status.log_tail ?? [];
+  }
+
+  /** Bytes of log before the first line that is held. */
+  get earlier(): number {
+    return this._logRead ? this._log.start : 0;
+  }
+
+  /** When the stored snapshot was taken, as an RFC 3339 time. */
+  get storedAt(): string {
+    return this._stored?.snapshot.taken_at ?? '';
+  }
+
+  /** When this was last read from the server, as an RFC 3339 time; empty when never. */
+  takenAt = '';
+
+  /** What to keep in the notebook; null while there is nothing new to the stored one. */
+  output(): IJobOutput | null {
+    if (!this._job || !this.takenAt) {
+      return null;
+    }
+    const view = this.view;
+    const snapshot: ISnapshot = {
+      phase: view.phase as JobPhase,
+      reason: view.reason,
+      queued_at: view.queuedAt,
+      started_at: view.startedAt,
+      ended_at: view.endedAt,
+      exit_code: view.exitCode,
+      processes: view.processes,
+      metrics: view.metrics,
+      log: (this.rank === 0 ? this.lines : this._firstRankLines).slice(-TAIL).join('\n'),
+      progress: view.progress,
+      taken_at: this.takenAt
+    };
+    return {
+      version: 1,
+      workspace: this.workspace,
+      name: this.name,
+      run_id: view.runId,
+      experiment_id: view.experimentId,
+      snapshot
+    };
+  }
+
+  /** Take a newer snapshot, for example one that another view of the same output wrote. */
+  offer(output: IJobOutput): void {
+    const known = this._stored?.snapshot.taken_at ?? '';
+    if (!this._job && output.snapshot.taken_at > known) {
+      this._stored = output;
+      this._storedLines = undefined;
+      this._changed.emit();
+    }
+  }
+
+  selectRank(rank: number): void {
+    if (rank !== this.rank) {
+      if (this.rank === 0) {
+        this._firstRankLines = this.lines;
+      }
+      this.rank = rank;
+      this._resetLog();
+      this._changed.emit();
+      this.refresh();
+    }
+  }
+
+  /** Read the stretch of log before the one that is held. */
+  async loadEarlier(): Promise<void> {
+    const log = this._log;
+    const end = log.start;
+    if (end <= 0) {
+      return;
+    }
+    const offset = Math.max(0, end - EARLIER);
+    const query = { offset, limit: end - offset, attempt: this._attempt || undefined };
+    const chunk = await this._api.log(this.name, this.rank, query);
+    if (!this.isDisposed && log === this._log) {
+      log.prepend(chunk);
+      this._changed.emit();
+    }
+  }
+
+  /** Ask now, for example when the view has come into sight. Does nothing once all is known. */
+  refresh(): void {
+    if (!this.isDisposed && this.connection !== 'static' && !(this._complete && this._logRead)) {
+      void this._poll.refresh();
+    }
+  }
+
+  /** Try again after the server refused or was missing. */
+  retry(): void {
+    this.connection = 'connecting';
+    this.notice = '';
+    this._changed.emit();
+    this.refresh();
+  }
+
+  dispose(): void {
+    if (!this._isDisposed) {
+      this._isDisposed = true;
+      this._poll.dispose();
+      Signal.clearData(this);
+    }
+  }
+
+  private _onChanges(_: unknown, items: IChange[]): void {
+    for (const item of items) {
+      if (item.kind === 'job' && item.name === this.name) {
+        // The end is read even when nobody looks, so that the notebook can keep it.
+        this._urgent ||= isTerminal(item.phase ?? '') && !this._complete;
+        this.refresh();
+      }
+    }
+  }
+
+  private async _refresh(): Promise<void> {
+    try {
+      await this._read();
+      this._urgent = false;
+    } catch (error) {
+      if (this.isDisposed) {
+        return;
+      }
+      const known = error instanceof ApiError ? error : null;
+      if (known && !known.transient) {
+        this.notice =
+          known.code === 'not_found' ? 'deleted' : known.status === 404 ? 'no_server' : 'refused';
+        this.message = known.message;
+        this.connection = 'static';
+        this._urgent = false;
+        this._changed.emit();
+        void this._poll.stop();
+        return;
+      }
+      this.connection = 'retrying';
+      this._changed.emit();
+      throw error;
+    }
+  }
+
+  private async _read(): Promise<void> {
+    const job = await this._api.job(this.name);
+    if (this.isDisposed) {
+      return;
+    }
+    if (this._runId && job.status.run_id && job.status.run_id !== this._runId) {
+      // The name was given to another job since: the notebook's one is not to be had any more.
+      this.notice = 'replaced';
+      this.connection = 'static';
+      this._changed.emit();
+      void this._poll.stop();
+      return;
+    }
+    this._runId ||= job.status.run_id;
+    if (job.status.attempt !== this._attempt) {
+      this._attempt = job.status.attempt;
+      this._resetLog();
+    }
+    const ended = isTerminal(job.status.phase);
+    this._partial = false;
+    const [run, metrics] = await Promise.all([this._readRun(), this._readMetrics()]);
+    await this._readLog();
+    if (this.isDisposed) {
+      return;
+    }
+    this._job = job;
+    this._run = run ?? this._run;
+    this._metrics = metrics ?? this._metrics;
+    this.takenAt = new Date().toISOString();
+    this.connection = 'live';
+    this.notice = '';
+    this._complete = ended && !this._partial;
+    this._changed.emit();
+    if (this._complete) {
+      void this._poll.stop();
+    }
+  }
+
+  private async _readRun(): Promise<IRun | null> {
+    return this._runId ? this._api.run(this._runId).catch(this._tolerate) : null;
+  }
+
+  private async _readMetrics(): Promise<Record<string, ISeries> | null> {
+    const history = this._runId
+      ? await this._api.metrics(this._runId, MAX_POINTS).catch(this._tolerate)
+      : null;
+    if (!history) {
+      return null;
+    }
+    return Object.fromEntries(
+      Object.entries(history.metrics).map(([key, series]) => [key, readSeries(series)])
+    );
+  }
+
+  private async _readLog(): Promise<void> {
+    const log = this._log;
+    // A few chunks at once: a burst of output is caught up with, an endless one does not hold the rest.
+    for (let i = 0; i < 8; i++) {
+      const query = { offset: log.next, attempt: this._attempt || undefined };
+      const chunk = await this._api.log(this.name, this.rank, query).catch(this._tolerate);
+      if (this.isDisposed || log !== this._log || !chunk) {
+        return;
+      }
+      log.append(chunk);
+      this._logRead = true;
+      if (chunk.complete || log.next >= chunk.size || !chunk.text) {
+        return;
+      }
+    }
+    this._partial = true;
+  }
+
+  /** MLflow or a log may be away for a moment while the job itself is known: keep what was there. */
+  private readonly _tolerate = (error: unknown): null => {
+    if (error instanceof ApiError && error.code !== 'unreachable') {
+      this._partial ||= error.transient;
+      return null;
+    }
+    throw error;
+  };
+
+  private _resetLog(): void {
+    this._log = new LogBuffer();
+    this._logRead = false;
+  }
+
+  private readonly _api: IApi;
+  private readonly _poll: Poll;
+  private readonly _changed = new Signal<this, void>(this);
+  private _isDisposed = false;
+  private _job: Job | null = null;
+  private _run: IRun | null = null;
+  private _metrics: Record<string, ISeries> | null = null;
+  private _stored: IJobOutput | null;
+  private _storedLines: string[] | undefined;
+  private _firstRankLines: readonly string[] = [];
+  private _runId: string;
+  private _attempt = 0;
+  private _log = new LogBuffer();
+  private _logRead = false;
+  private _complete = false;
+  private _urgent = false;
+  private _partial = false;
+}

@@ -1,0 +1,95 @@
+/** The MLflow UI in a tab, at the page of an experiment, a run or a model. */
+import { MainAreaWidget } from '@jupyterlab/apputils';
+import { IFrame } from '@jupyterlab/ui-components';
+
+import type { IApi } from './api';
+import { mlopsIcon } from './icons';
+
+const ASSISTANT_KEY = 'mlflow.assistant.fab.autoOpenedOnFirstLoad_v1';
+
+/** How long a tab waits for MLflow to come up before it is shown anyway; milliseconds. */
+const PATIENCE = 30_000;
+const INTERVAL = 1000;
+
+/** Routes inside the UI. */
+export const route = {
+  experiments: () => '/experiments',
+  run: (experiment: string, run: string) =>
+    `/experiments/${encodeURIComponent(experiment)}/runs/${encodeURIComponent(run)}`,
+  model: (name: string) => `/models/${encodeURIComponent(name)}`
+};
+
+export class MlflowFrame extends IFrame {
+  constructor(private readonly _api: IApi) {
+    super({
+      // MLflow refuses writes from an opaque origin, so it must share ours.
+      sandbox: [
+        'allow-same-origin',
+        'allow-scripts',
+        'allow-forms',
+        'allow-popups',
+        'allow-downloads'
+      ],
+      referrerPolicy: 'same-origin'
+    });
+    this.addClass('jp-Mlops-frame');
+    this.node.dataset.testid = 'mlops-mlflow';
+    this.node.querySelector('iframe')?.setAttribute('title', 'MLflow');
+  }
+
+  /** The page that was last asked for. */
+  get page(): string {
+    return this._page;
+  }
+
+  open(page: string): void {
+    this._page = page;
+    try {
+      // Its assistant panel would otherwise cover the page on the first visit.
+      localStorage.setItem(ASSISTANT_KEY, 'true');
+    } catch {
+      // Storage may be forbidden; then the panel opens once.
+    }
+    const url = this._api.mlflowUrl(page);
+    const frame = this.node.querySelector('iframe');
+    if (frame?.contentWindow && frame.src) {
+      // The attribute may still hold an old page while the user has gone on: go there in any case.
+      frame.contentWindow.location.replace(url);
+    } else {
+      this.url = url;
+    }
+  }
+
+  private _page = '';
+}
+
+/** Resolves when MLflow answers, or after some time: then its own page tells what is wrong. */
+async function whenReady(api: IApi): Promise<void> {
+  const end = Date.now() + PATIENCE;
+  while (Date.now() < end) {
+    try {
+      const { mlflow } = await api.workspace();
+      if (mlflow.state === 'ready' || mlflow.state === 'failed') {
+        return;
+      }
+    } catch {
+      // The control plane may be starting.
+    }
+    await new Promise(resolve => setTimeout(resolve, INTERVAL));
+  }
+}
+
+export function createMlflowWidget(api: IApi, page: string): MainAreaWidget<MlflowFrame> {
+  const content = new MlflowFrame(api);
+  const reveal = whenReady(api).then(() => {
+    if (!content.isDisposed) {
+      content.open(content.page || page);
+    }
+  });
+  const widget = new MainAreaWidget({ content, reveal });
+  widget.id = 'jupyter-mlops-mlflow';
+  widget.title.label = 'MLflow';
+  widget.title.icon = mlopsIcon;
+  widget.title.closable = true;
+  return widget;
+}
