@@ -180,7 +180,7 @@ class StreamingProxy(web.RequestHandler):
     async def route(self, *args: Any, **kwargs: Any) -> Upstream | None:
         """Decide on the request, from its head alone, and say where it goes.
 
-        Gets the groups of the URL pattern. Raises MlopsError or HTTPError to refuse. None: ``answer`` is called
+        Gets the groups of the URL pattern. Raises MlopsError or HTTPError to refuse. None: ``answer_here`` is called
         instead of an upstream, when the body (of at most :attr:`Upstream.buffer`, here 1 MiB) has been received.
         """
         raise NotImplementedError
@@ -189,7 +189,7 @@ class StreamingProxy(web.RequestHandler):
         """With :attr:`Upstream.buffer`: the body to send on; None when the request was answered here."""
         return body
 
-    async def answer(self, body: bytes) -> None:
+    async def answer_here(self, body: bytes) -> None:
         """Answer without an upstream."""
         raise NotImplementedError
 
@@ -335,7 +335,7 @@ class StreamingProxy(web.RequestHandler):
             return
         try:
             if self._upstream is None:
-                await self.answer(bytes(self._buffered or b""))
+                await self.answer_here(bytes(self._buffered or b""))
                 return
             if self._buffered is not None:
                 received = bytes(self._buffered)

@@ -29,7 +29,7 @@ SANDBOX = "sandbox; default-src 'none'"
 
 
 @stream_request_body
-class MlflowHandler(StreamingProxy, BaseHandler):
+class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepare: async here, not there
     """One request to MLflow."""
 
     _match: Match

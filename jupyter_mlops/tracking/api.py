@@ -148,10 +148,10 @@ class MlflowApi:
             raise BackendUnreachable("MLflow gave an answer that is not JSON") from None
         return value if isinstance(value, dict) else {}
 
-    async def get(self, path: str, **params: Any) -> dict[str, Any]:
+    async def get(self, path: str, /, **params: Any) -> dict[str, Any]:
         """GET with query parameters."""
         return await self.ask("GET", path, params={k: str(v) for k, v in params.items() if v is not None})
 
-    async def post(self, path: str, **body: Any) -> dict[str, Any]:
+    async def post(self, path: str, /, **body: Any) -> dict[str, Any]:
         """POST with a JSON body; fields that are None are left out."""
         return await self.ask("POST", path, body={k: v for k, v in body.items() if v is not None})

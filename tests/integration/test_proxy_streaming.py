@@ -245,7 +245,7 @@ async def proxy(request, tmp_path):
                 return None
             return body + b"!"
 
-        async def answer(self, body):
+        async def answer_here(self, body):
             self.finish({"here": len(body)})
 
     server = HTTPServer(Application([("(/.*)", Proxy)], compress_response=True))
