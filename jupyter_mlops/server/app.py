@@ -81,7 +81,7 @@ class MlopsApp(ExtensionApp):
         def emit(data: dict[str, Any]) -> None:
             logger.emit(schema_id=SCHEMA_ID, data=data)
 
-        self.relay: Relay = Relay(emit, self.log)
+        self.relay: Relay = Relay(emit, self.log, self._note_activity)
         self.link: Link = Link(
             self.place, self.log, self.relay.state, lambda: self.relay.follow(self.link), may_start=self.autostart
         )
@@ -132,12 +132,14 @@ class MlopsApp(ExtensionApp):
 
     async def _report_activity(self) -> None:
         """While jobs run the server is not idle, whatever its kernels and pages do."""
-        assert self.serverapp is not None
-        settings = self.serverapp.web_app.settings
         while True:
-            if self.relay.running_jobs:
-                settings["jupyter_mlops_last_activity"] = datetime.now(UTC)
+            self._note_activity()
             await asyncio.sleep(ACTIVITY_EVERY)
+
+    def _note_activity(self) -> None:
+        if self.relay.running_jobs and self.serverapp is not None:
+            # Jupyter takes the latest of all settings that are called so.
+            self.serverapp.web_app.settings["jupyter_mlops_last_activity"] = datetime.now(UTC)
 
     def current_activity(self) -> dict[str, int] | None:
         """Running jobs, which keep a server with ``shutdown_no_activity_timeout`` alive."""

@@ -140,8 +140,9 @@ class Link:
                 pause = min(pause * 2, RETRY_MOST)
             except (locate.LocateError, MlopsError, OSError) as e:
                 self._session = None
+                if (self.state, self.message) != (DOWN, str(e)):
+                    self.log.warning("Jupyter MLOps: no control plane: %s", e)
                 self._set(DOWN, str(e))
-                self.log.warning("Jupyter MLOps: no control plane: %s", e)
                 await self._wait_for_another(pause)
                 pause = min(pause * 2, RETRY_MOST)
             except asyncio.CancelledError:

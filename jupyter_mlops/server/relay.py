@@ -29,8 +29,16 @@ _FIELDS = ("seq", "kind", "name", "parent", "op", "revision", "phase")
 class Relay:
     """Pending changes, one per thing, and the number of running jobs."""
 
-    def __init__(self, emit: Callable[[dict[str, Any]], None], log: Logger) -> None:
+    def __init__(
+        self, emit: Callable[[dict[str, Any]], None], log: Logger, on_count: Callable[[], None] = lambda: None
+    ) -> None:
+        """
+        Args:
+            emit: sends an event.
+            on_count: called when the number of running jobs has been asked.
+        """
         self.log = log
+        self._on_count = on_count
         self.seq = 0
         self._emit = emit
         self._state = "starting"
@@ -148,3 +156,4 @@ class Relay:
         if status == 200:
             counts = json.loads(body).get("counts") or {}
             self._running, self._counted = int(counts.get("running_jobs") or 0), time.monotonic()
+            self._on_count()
