@@ -9,15 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import http.client
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,19 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from ..compute.base import LogChunk
-from ..core.errors import BackendTimeout, NotFound, ParameterError, Refused, Unavailable
+from ..core.errors import NotFound, Refused
 from ..core.resources.base import check_name
 from ..runtime import frames
 from ..runtime.processes import alive, start_time
 from . import keys
-from .environment import gateway_env, scorer_env
+from .children import Children, clear_leftovers, end, how_it_ended
+from .environment import scorer_env
+from .keeper import GatewayKeeper
 from .places import NAME, Places, read_json, write_json
 from .store import copy_model, describe_model, fingerprint
 
 #: Seconds.
 STOP_GRACE = 10.0
-GATEWAY_START = 15.0
-PUBLISH_WAIT = 5.0
 PING_TIMEOUT = 1.0
 #: A ready scorer that does not answer pings counts as busy for this long, then as failed.
 BUSY_LIMIT = 120.0
@@ -75,7 +72,8 @@ class LocalServing:
 
     def __init__(self, home: str | os.PathLike[str], runtime_dir: str | os.PathLike[str]) -> None:
         self.places = Places(home, runtime_dir)
-        self._exits: dict[int, int] = {}
+        self._children = Children()
+        self.gateway = GatewayKeeper(self.places, self._children)
         self._silent: dict[tuple[str, str], float] = {}
 
     # -- keys ----------------------------------------------------------------------
@@ -144,8 +142,8 @@ class LocalServing:
             if pid and launch.get("digest") == wanted:
                 return
             if pid:
-                self._end(pid, STOP_GRACE)
-            _clear_leftovers(launch.get("pid"))
+                end(pid, STOP_GRACE)
+            clear_leftovers(launch.get("pid"))
             launch = self._next(folder, launch, wanted)
             write_json(folder / "launch.json", launch)
             child = self._spawn(endpoint, deployment, folder, interpreter, env, launch["id"])
@@ -176,7 +174,7 @@ class LocalServing:
         environment = scorer_env(interpreter, env, sys.executable, self.places.home / "runtime")
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            return self._watch(subprocess.Popen(
+            return self._children.watch(subprocess.Popen(
                 [interpreter, "-m", "jupyter_mlops.runtime.scorer", "--folder", str(folder), "--launch", ident,
                  "--socket", str(self.places.scorer_socket(endpoint, deployment)), "--grace", str(STOP_GRACE)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=work, start_new_session=True,
@@ -184,17 +182,6 @@ class LocalServing:
             ))
         finally:
             os.close(log)
-
-    def _watch(self, child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-        """Reap a child when it ends, and remember how."""
-        def wait() -> None:
-            code = child.wait()
-            self._exits[child.pid] = code
-            while len(self._exits) > 200:
-                self._exits.pop(next(iter(self._exits)))
-
-        threading.Thread(target=wait, name=f"reap-{child.pid}", daemon=True).start()
-        return child
 
     def observe(self, endpoint: str, deployment: str) -> ScorerObservation:
         """What is so now; answers within about a second."""
@@ -228,7 +215,7 @@ class LocalServing:
     def _dead(self, seen: ScorerObservation, launch: dict[str, Any], status: dict[str, Any]) -> ScorerObservation:
         """An observation of a scorer whose process is gone."""
         phase = status.get("phase")
-        how = _how(self._exits.get(int(launch.get("pid") or 0)))
+        how = how_it_ended(self._children.exit_code(launch.get("pid")))
         if phase == "failed":
             seen.phase, seen.reason = "failed", f"the model cannot be loaded: {_unwrapped(status.get('message'))}"
         elif phase == "stopped":
@@ -257,8 +244,8 @@ class LocalServing:
             launch = read_json(folder / "launch.json")
             pid = self._running(folder, launch)
             if pid:
-                self._end(pid, grace)
-            _clear_leftovers(launch.get("pid"))
+                end(pid, grace)
+            clear_leftovers(launch.get("pid"))
             for path in (folder / "launch.json", self.places.scorer_socket(endpoint, deployment)):
                 path.unlink(missing_ok=True)
             self._silent.pop((endpoint, deployment), None)
@@ -299,96 +286,29 @@ class LocalServing:
     # -- the gateway ---------------------------------------------------------------
 
     def publish(self, endpoint: str, config: dict[str, Any]) -> bool:
-        """Have the gateway serve ``config``; returns when it does.
-
-        Returns:
-            False when no gateway runs: the next one takes it up at its start.
-
-        Raises:
-            ParameterError: the gateway refused the configuration.
-            Unavailable: it did not take it up within 5 s.
-        """
-        check_name(endpoint, "endpoint name")
-        for name in [*config.get("traffic", {}), *config.get("deployments", {})]:
-            check_name(name, "deployment name")
-        self.places.endpoint(endpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.places.config(endpoint)
-        write_json(path, config)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-
-        def taken(endpoints: dict[str, Any]) -> bool:
-            state = endpoints.get(endpoint) or {}
-            if state.get("digest") == digest and state.get("error"):
-                raise ParameterError(f"the gateway refused endpoint '{endpoint}': {state['error']}")
-            return state.get("digest") == digest
-
-        return self._await_gateway(taken)
+        """See :meth:`GatewayKeeper.publish`."""
+        return self.gateway.publish(endpoint, config)
 
     def unpublish(self, endpoint: str) -> bool:
-        """Have the gateway forget an endpoint: its keys open nothing any more when this returns."""
-        check_name(endpoint, "endpoint name")
-        self.places.config(endpoint).unlink(missing_ok=True)
-        return self._await_gateway(lambda endpoints: endpoint not in endpoints)
-
-    def _await_gateway(self, done: Any) -> bool:
-        deadline = time.monotonic() + PUBLISH_WAIT
-        while True:
-            info = self._admin("POST", "/admin/reload")
-            if info is not None and done(info["endpoints"]):
-                return True
-            if self.gateway_info() is None:
-                return False
-            if time.monotonic() > deadline:
-                raise Unavailable("the gateway did not take up the change in time", "its log is logs/gateway.log")
-            time.sleep(0.05)
+        """See :meth:`GatewayKeeper.unpublish`."""
+        return self.gateway.unpublish(endpoint)
 
     def ensure_gateway(self) -> dict[str, Any]:
-        """The running gateway, started when there is none: ``{"pid", "port", "url", …}``.
-
-        Raises:
-            Unavailable: it does not come up; says where its log is.
-        """
-        info = self.gateway_info()
-        if info and self._admin("GET", "/admin/info") is not None:
-            return info
-        self.places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.places.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.places.logs / "gateway.log"
-        with contextlib.suppress(OSError):
-            if path.stat().st_size > LOG_LIMIT:
-                os.replace(path, path.with_name("gateway.log.1"))
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            child = self._watch(subprocess.Popen(
-                [sys.executable, "-m", "jupyter_mlops.serving.gateway", "--home", str(self.places.home),
-                 "--runtime-dir", str(self.places.runtime)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.places.home, start_new_session=True,
-                env=gateway_env(),
-            ))
-        finally:
-            os.close(log)
-        deadline = time.monotonic() + GATEWAY_START
-        while time.monotonic() < deadline:
-            info = self.gateway_info()
-            if info and self._admin("GET", "/admin/info") is not None:
-                return info
-            code = self._exits.get(child.pid)
-            if code not in (None, 3):  # 3: another one holds the lock and will answer
-                raise Unavailable(f"the gateway ended at its start{_how(code)}", f"its log is {path}")
-            time.sleep(0.03)
-        raise Unavailable(f"the gateway did not answer within {GATEWAY_START:g} s", f"its log is {path}")
+        """See :meth:`GatewayKeeper.ensure`."""
+        return self.gateway.ensure()
 
     def gateway_info(self) -> dict[str, Any] | None:
-        """``{"pid", "start_time", "port", "url", "started_at"}`` of the gateway that runs, or None."""
-        info = read_json(self.places.gateway_json)
-        return info if alive(info.get("pid") or 0, info.get("start_time")) else None
+        """See :meth:`GatewayKeeper.info`."""
+        return self.gateway.info()
 
     def stop_gateway(self, grace: float = STOP_GRACE + 2) -> None:
-        """End the gateway; requests under way are answered first."""
-        info = self.gateway_info()
-        if info:
-            self._end(int(info["pid"]), grace)
-        self.places.gateway_json.unlink(missing_ok=True)
+        """See :meth:`GatewayKeeper.stop`."""
+        self.gateway.stop(grace)
+
+    async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json",
+                     timeout: float = 60.0) -> tuple[int, bytes, str]:
+        """See :meth:`GatewayKeeper.invoke`."""
+        return await self.gateway.invoke(endpoint, body, content_type, timeout)
 
     def stop_all(self) -> None:
         """End the gateway, then every scorer. What they serve stays on disk."""
@@ -408,29 +328,6 @@ class LocalServing:
                 if pid := self._running(folder, read_json(folder / "launch.json")):
                     found.append({"kind": "scorer", "name": f"{endpoint}/{deployment}", "pid": pid})
         return found
-
-    async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json",
-                     timeout: float = 60.0) -> tuple[int, bytes, str]:
-        """Score through the gateway's own socket, without a key: (status, body, content type).
-
-        Raises:
-            Unavailable: no gateway answers.
-            BackendTimeout: it did not answer in time.
-        """
-        import aiohttp
-
-        check_name(endpoint, "endpoint name")
-        connector = aiohttp.UnixConnector(str(self.places.admin_socket))
-        try:
-            async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session, session.post(
-                f"http://gateway/endpoints/{endpoint}/invocations", data=body,
-                headers={"Content-Type": content_type}, timeout=aiohttp.ClientTimeout(total=timeout),
-            ) as response:
-                return response.status, await response.read(), response.headers.get("Content-Type", "application/json")
-        except TimeoutError:
-            raise BackendTimeout(f"the endpoint did not answer within {timeout:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable("the gateway does not answer", "it is started again within seconds; try again") from error
 
     # -- inside --------------------------------------------------------------------
 
@@ -455,18 +352,6 @@ class LocalServing:
             return int(own["pid"])
         return None
 
-    def _end(self, pid: int, grace: float) -> None:
-        started = start_time(pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        while alive(pid, started):
-            if time.monotonic() > deadline:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                deadline = time.monotonic() + 5.0
-            time.sleep(0.02)
-
     def _ping(self, endpoint: str, deployment: str) -> bool:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -485,30 +370,6 @@ class LocalServing:
         except OSError:
             return []
 
-    def _admin(self, method: str, path: str) -> dict[str, Any] | None:
-        connection = _UnixConnection(str(self.places.admin_socket))
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            value = json.loads(response.read())
-            return value if response.status == 200 and isinstance(value, dict) else None
-        except (OSError, http.client.HTTPException, ValueError):
-            return None
-        finally:
-            connection.close()
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("gateway", timeout=PUBLISH_WAIT)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def _subfolders(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
@@ -525,30 +386,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _how(code: int | None) -> str:
-    if code is None:
-        return ""
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = str(-code)
-        return f" by {name}" + (" (perhaps out of memory)" if name == "SIGKILL" else "")
-    return f" with exit code {code}"
-
-
 def _unwrapped(message: Any) -> str:
     """An exception's line without the class where the message says it all."""
     text = str(message or "unknown cause")
     return text.removeprefix("ModuleNotFoundError: ")
-
-
-def _clear_leftovers(pid: Any) -> None:
-    """End what a dead scorer left in its process group: forked workers hold its lock.
-
-    Its pid cannot have been reused as another group's while the group has members, and is not touched when reused.
-    """
-    if not pid or start_time(int(pid)):
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(int(pid), signal.SIGKILL)

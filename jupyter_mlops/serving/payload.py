@@ -19,19 +19,8 @@ from typing import Any
 
 from ..core.errors import MlopsError
 from ..runtime import frames
-from .signature import (
-    CODES,
-    Column,
-    Signature,
-    Tensor,
-    check_column,
-    check_params,
-    check_tensor,
-    describe,
-    fail,
-    pack_block,
-    quote,
-)
+from .signature import CODES, Column, Signature, Tensor, quote
+from .values import check_column, check_params, check_tensor, describe, fail, pack_block
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 FORM_HINT = 'send {"dataframe_split": {"columns": [...], "data": [[...]]}} or one of ' + ", ".join(FORMS[1:])

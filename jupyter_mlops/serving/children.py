@@ -1,0 +1,72 @@
+"""Detached processes: reaped when they end while we live, ended when asked, whoever started them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from typing import Any
+
+from ..runtime.processes import alive, start_time
+
+
+class Children:
+    """Reaps the children of this process and remembers how they ended."""
+
+    def __init__(self) -> None:
+        self._exits: dict[int, int] = {}
+
+    def watch(self, child: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        """Reap ``child`` when it ends."""
+        def wait() -> None:
+            self._exits[child.pid] = child.wait()
+            while len(self._exits) > 200:
+                self._exits.pop(next(iter(self._exits)))
+
+        threading.Thread(target=wait, name=f"reap-{child.pid}", daemon=True).start()
+        return child
+
+    def exit_code(self, pid: Any) -> int | None:
+        """How a watched child ended: negative for a signal; None when it runs, or was not ours."""
+        return self._exits.get(int(pid or 0))
+
+
+def end(pid: int, grace: float) -> None:
+    """TERM, and KILL after ``grace`` seconds; returns when the process is gone."""
+    started = start_time(pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while alive(pid, started):
+        if time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 5.0
+        time.sleep(0.02)
+
+
+def how_it_ended(code: int | None) -> str:
+    """`` by SIGKILL``, `` with exit code 1`` or nothing, to append to a sentence."""
+    if code is None:
+        return ""
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = str(-code)
+        return f" by {name}" + (" (perhaps out of memory)" if name == "SIGKILL" else "")
+    return f" with exit code {code}"
+
+
+def clear_leftovers(pid: Any) -> None:
+    """End what a dead scorer left in its process group: forked workers hold its lock.
+
+    Its pid cannot have been reused as another group's while the group has members, and is not touched when reused.
+    """
+    if not pid or start_time(int(pid)):
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(int(pid), signal.SIGKILL)

@@ -1,0 +1,173 @@
+"""Starts, finds and stops the gateway, and tells it what to serve. All calls but ``invoke`` block."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..core.errors import BackendTimeout, ParameterError, Unavailable
+from ..core.resources.base import check_name
+from ..runtime.processes import alive
+from .children import Children, end, how_it_ended
+from .environment import gateway_env
+from .places import Places, read_json, write_json
+
+#: Seconds.
+START_TIMEOUT = 15.0
+PUBLISH_WAIT = 5.0
+LOG_LIMIT = 10_000_000
+
+
+class GatewayKeeper:
+    """The gateway of one workspace, as the control plane sees it."""
+
+    def __init__(self, places: Places, children: Children) -> None:
+        self.places = places
+        self.children = children
+
+    def publish(self, endpoint: str, config: dict[str, Any]) -> bool:
+        """Have the gateway serve ``config``; returns when it does.
+
+        Returns:
+            False when no gateway runs: the next one takes it up at its start.
+
+        Raises:
+            ParameterError: the gateway refused the configuration.
+            Unavailable: it did not take it up within 5 s.
+        """
+        check_name(endpoint, "endpoint name")
+        for name in [*config.get("traffic", {}), *config.get("deployments", {})]:
+            check_name(name, "deployment name")
+        self.places.endpoint(endpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.places.config(endpoint)
+        write_json(path, config)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+        def taken(endpoints: dict[str, Any]) -> bool:
+            state = endpoints.get(endpoint) or {}
+            if state.get("digest") == digest and state.get("error"):
+                raise ParameterError(f"the gateway refused endpoint '{endpoint}': {state['error']}")
+            return state.get("digest") == digest
+
+        return self._await_gateway(taken)
+
+    def unpublish(self, endpoint: str) -> bool:
+        """Have the gateway forget an endpoint: its keys open nothing any more when this returns."""
+        check_name(endpoint, "endpoint name")
+        self.places.config(endpoint).unlink(missing_ok=True)
+        return self._await_gateway(lambda endpoints: endpoint not in endpoints)
+
+    def _await_gateway(self, done: Callable[[dict[str, Any]], bool]) -> bool:
+        deadline = time.monotonic() + PUBLISH_WAIT
+        while True:
+            info = self._admin("POST", "/admin/reload")
+            if info is not None and done(info["endpoints"]):
+                return True
+            if self.info() is None:
+                return False
+            if time.monotonic() > deadline:
+                raise Unavailable("the gateway did not take up the change in time", "its log is logs/gateway.log")
+            time.sleep(0.05)
+
+    def ensure(self) -> dict[str, Any]:
+        """The running gateway, started when there is none: ``{"pid", "port", "url", …}``.
+
+        Raises:
+            Unavailable: it does not come up; says where its log is.
+        """
+        info = self.info()
+        if info and self._admin("GET", "/admin/info") is not None:
+            return info
+        self.places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.places.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.places.logs / "gateway.log"
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > LOG_LIMIT:
+                os.replace(path, path.with_name("gateway.log.1"))
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            child = self.children.watch(subprocess.Popen(
+                [sys.executable, "-m", "jupyter_mlops.serving.gateway", "--home", str(self.places.home),
+                 "--runtime-dir", str(self.places.runtime)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.places.home, start_new_session=True,
+                env=gateway_env(),
+            ))
+        finally:
+            os.close(log)
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline:
+            info = self.info()
+            if info and self._admin("GET", "/admin/info") is not None:
+                return info
+            code = self.children.exit_code(child.pid)
+            if code not in (None, 3):  # 3: another one holds the lock and will answer
+                raise Unavailable(f"the gateway ended at its start{how_it_ended(code)}", f"its log is {path}")
+            time.sleep(0.03)
+        raise Unavailable(f"the gateway did not answer within {START_TIMEOUT:g} s", f"its log is {path}")
+
+    def info(self) -> dict[str, Any] | None:
+        """``{"pid", "start_time", "port", "url", "started_at"}`` of the gateway that runs, or None."""
+        info = read_json(self.places.gateway_json)
+        return info if alive(info.get("pid") or 0, info.get("start_time")) else None
+
+    def stop(self, grace: float) -> None:
+        """End the gateway; requests under way are answered first."""
+        info = self.info()
+        if info:
+            end(int(info["pid"]), grace)
+        self.places.gateway_json.unlink(missing_ok=True)
+
+    async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json",
+                     timeout: float = 60.0) -> tuple[int, bytes, str]:
+        """Score through the gateway's own socket, without a key: (status, body, content type).
+
+        Raises:
+            Unavailable: no gateway answers.
+            BackendTimeout: it did not answer in time.
+        """
+        import aiohttp
+
+        check_name(endpoint, "endpoint name")
+        connector = aiohttp.UnixConnector(str(self.places.admin_socket))
+        try:
+            async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session, session.post(
+                f"http://gateway/endpoints/{endpoint}/invocations", data=body,
+                headers={"Content-Type": content_type}, timeout=aiohttp.ClientTimeout(total=timeout),
+            ) as response:
+                return response.status, await response.read(), response.headers.get("Content-Type", "application/json")
+        except TimeoutError:
+            raise BackendTimeout(f"the endpoint did not answer within {timeout:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unavailable("the gateway does not answer", "it is started again within seconds; try again") from error
+
+    def _admin(self, method: str, path: str) -> dict[str, Any] | None:
+        connection = _UnixConnection(str(self.places.admin_socket))
+        try:
+            connection.request(method, path)
+            response = connection.getresponse()
+            value = json.loads(response.read())
+            return value if response.status == 200 and isinstance(value, dict) else None
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+        finally:
+            connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("gateway", timeout=PUBLISH_WAIT)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
