@@ -9,7 +9,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import threading
 import zipfile
 from hashlib import sha256
@@ -59,7 +58,7 @@ class ProbeError(Exception):
     """An interpreter cannot be used; the message says why."""
 
 
-_known = {}
+_known = {}  # type: dict[tuple, tuple[list[int], dict]]
 _lock = threading.Lock()
 
 
@@ -123,8 +122,9 @@ def build():
     """The zip as bytes, the same for the same sources."""
     here = os.path.dirname(os.path.abspath(__file__))
     ours = version()
+    stub = '"""The part of Jupyter MLOps that runs in foreign interpreters."""\n\n__version__ = %r\n' % ours
     files = {
-        "jupyter_mlops/__init__.py": '"""The part of Jupyter MLOps that runs inside jobs."""\n\n__version__ = %r\n' % ours,
+        "jupyter_mlops/__init__.py": stub,
         "jupyter_mlops-%s.dist-info/METADATA" % ours:
             "Metadata-Version: 2.1\nName: jupyter-mlops\nVersion: %s\n" % ours,
         "jupyter_mlops-%s.dist-info/entry_points.txt" % ours: ENTRY_POINTS,
@@ -166,7 +166,3 @@ def prepend(env, path):
     old = env.get("PYTHONPATH")
     env["PYTHONPATH"] = path + (os.pathsep + old if old else "")
     return env
-
-
-if __name__ == "__main__":
-    print(ensure(sys.argv[1]))

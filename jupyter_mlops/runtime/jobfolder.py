@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from _thread import get_ident
 
 from . import processes
@@ -15,8 +16,14 @@ _MAX_JSON = 16 * 1024 * 1024
 
 
 def private_folder(path):
-    """Make a folder (and those above it) that only this user can enter."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    """Make a folder, and those above it that are missing, so that only this user can enter them."""
+    if not os.path.isdir(path):
+        private_folder(os.path.dirname(path))
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
     return path
 
 
@@ -167,11 +174,12 @@ class Attempt:
     def sign_in(self, who):
         """Called by a rank (or agent) before any user code: from here on the attempt has been started."""
         pid = os.getpid()
-        entry = {"pid": pid, "start_time": processes.start_time(pid), "boot_id": processes.boot_id()}
+        entry = {"pid": pid, "start_time": processes.start_time(pid), "boot_id": processes.boot_id(),
+                 "time": time.time()}
         write_json(self.pid_path(who), entry, durable=False)
 
     def signed_in(self, who):
-        """``{"pid", "start_time", "boot_id"}`` or ``{}``."""
+        """``{"pid", "start_time", "boot_id", "time"}`` or ``{}``."""
         entry = read_json(self.pid_path(who))
         return entry if isinstance(entry.get("pid"), int) else {}
 
@@ -181,6 +189,23 @@ class Attempt:
             return any(name.endswith(".pid") for name in os.listdir(self.path))
         except OSError:
             return False
+
+    def locked(self):
+        """Whether somebody supervises the attempt, or one of its ranks is about to sign in."""
+        import fcntl
+
+        try:
+            fd = os.open(self.lock_path, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            # Shared, and let go at once: a supervisor that comes just now is patient.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
 
     def read_log(self, rank, offset, limit):
         """Up to ``limit`` bytes of a rank's log from ``offset``; a negative offset counts from the end.

@@ -82,7 +82,8 @@ def _to_log(path):
     os.close(fd)
     for stream in (sys.stdout, sys.stderr):
         # With -u each piece of a print would be a write of its own.
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=False)
+        stream.reconfigure(  # type: ignore[union-attr]
+            encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=False)
 
 
 def _release(lock):
@@ -197,8 +198,8 @@ def _python(ending, path, argv0, arguments, first, cell):
             exec(code, space)  # noqa: S102 - running the user's code is what this is for
     except SystemExit as error:
         return _system_exit(error.code)
-    except BaseException:
-        kind, value, tb = sys.exc_info()
+    except BaseException as error:
+        kind, value, tb = type(error), error, error.__traceback__
         while tb is not None and tb.tb_frame.f_code.co_filename == _HERE:
             tb = tb.tb_next
         ending.failed(kind, value, tb)
@@ -266,6 +267,36 @@ def _save_figures(pyplot, numbers, folder):
         _warn("the open figures were not all saved: %s: %s" % (type(error).__name__, error))
 
 
+def _note_ends(attempt, size):
+    """As the ranks' parent, write the ``.exit`` of those that could not: killed ones, and ``os._exit``.
+
+    Looks at a child that has ended without reaping it: that is the business of ``torch.distributed.run``.
+    """
+    if not hasattr(os, "waitid"):
+        return  # macOS: then only torchrun's own verdict tells, which comes later
+    import signal
+
+    noted = set()
+
+    def look(number, frame):
+        for index in range(size):
+            pid = attempt.signed_in(index).get("pid") if index not in noted else None
+            if pid is None:
+                continue
+            try:
+                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+                if ended is None:
+                    continue
+                noted.add(index)
+                code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+                if not os.path.exists(attempt.exit_path(index)):
+                    jobfolder.write_json(attempt.exit_path(index), {"code": code, "pid": pid, "time": time.time()})
+            except OSError:
+                continue
+
+    signal.signal(signal.SIGCHLD, look)
+
+
 def agent(folder, number, processes, lock):
     """Start ``processes`` ranks by ``torch.distributed.run`` and watch them; what failed goes to ``agent.exit``."""
     job = jobfolder.JobFolder(folder)
@@ -273,7 +304,8 @@ def agent(folder, number, processes, lock):
     _own_session()
     attempt.sign_in("agent")
     _release(lock)
-    result = {"code": 1, "error": "", "failures": {}}
+    result = {"code": 1, "error": ""}
+    failures = {}
     try:
         import uuid
 
@@ -289,20 +321,21 @@ def agent(folder, number, processes, lock):
         ])
         if hasattr(arguments, "shutdown_timeout"):
             arguments.shutdown_timeout = max(int(grace), 1)
+        _note_ends(attempt, int(processes))
         try:
             torchrun.run(arguments)
             result["code"] = 0
         except ChildFailedError as error:
             sys.stderr.write(str(error) + "\n")
             for index, failure in error.failures.items():
-                result["failures"][str(index)] = {"code": failure.exitcode, "time": failure.timestamp}
+                failures[str(index)] = {"code": failure.exitcode, "time": failure.timestamp}
     except BaseException as error:
         import traceback
 
         traceback.print_exc()
         result["error"] = ("%s: %s" % (type(error).__name__, error)).splitlines()[0][:_ERROR_LENGTH]
     sys.stderr.flush()
-    result["time"] = time.time()
+    result.update(time=time.time(), failures=failures)
     jobfolder.write_json(attempt.exit_path("agent"), result)
     return result["code"]
 

@@ -121,7 +121,7 @@ def family(roots, sessions, marker):
     for pid, (_, _, session) in table.items():
         if session in sessions or _has_marker(pid, marker):
             found.add(pid)
-    children = {}
+    children = {}  # type: dict[int, list[int]]
     for pid, (parent, _, _) in table.items():
         children.setdefault(parent, []).append(pid)
     queue = list(found) + list(roots)

@@ -59,7 +59,7 @@ class Supervisor:
         self.ranks = [Rank(index) for index in range(self.size)]
         self.boot = processes.boot_id()
         self.me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": self.boot}
-        self.child = None  # pid of the process that this supervisor started: rank 0, or the agent
+        self.child = None  # type: int | None # pid of the process that this supervisor started: rank 0, or the agent
         self.codes = {}  # pid → exit code of what was our child
         self.phase = "starting"
         self.reason = ""
@@ -67,11 +67,12 @@ class Supervisor:
         self.stopping = False
         self.stop_reason = ""  # why the ranks are being ended
         self.signal = 0
-        self.kill_at = None  # when SIGKILL follows SIGTERM; None while nothing is being ended
+        self.kill_at = None  # type: float | None # when SIGKILL follows SIGTERM; None while nothing is being ended
         self.termed = {}  # pid → start time of who got SIGTERM
+        self.agent_terms = False  # the agent sends SIGTERM as long as it lives
         self.restarted = False
-        self.written = ({}, 0.0)
-        self.lock = None
+        self.written = (None, 0.0)  # type: tuple[dict | None, float] # the last state and when it was written
+        self.lock = -1
 
     # -- life
 
@@ -113,8 +114,8 @@ class Supervisor:
             except OSError as error:
                 self._end("failed", "cannot start %s: %s" % (order["interpreter"], error.strerror or error))
                 return 0
+            self._write()  # not before the ranks are on their way
         processes.adopt_orphans()
-        self._write()
         while not self._look():
             self._wait()
         return 0
@@ -190,7 +191,6 @@ class Supervisor:
         up = self._observe()
         if self.phase == "starting" and any(rank.pid for rank in self.ranks):
             self.phase = "running"
-            self.started_at = self.started_at or time.time()
         if up:
             self._check_stop()
             self._check_failure()
@@ -226,6 +226,8 @@ class Supervisor:
                     continue
                 rank.pid, rank.started = entry["pid"], str(entry.get("start_time") or "")
                 rank.running = True
+                if self.started_at is None:
+                    self.started_at = entry.get("time")
             if not rank.running:
                 continue
             rank.running = not self.restarted and rank.pid not in self.codes and processes.alive(rank.pid, rank.started)
@@ -283,7 +285,7 @@ class Supervisor:
         self.stopping = True
         self.stop_reason = reason
         self.phase = "stopping"
-        self.termed = {}
+        self.agent_terms = False
         self.kill_at = time.monotonic() + (self._grace() if grace is None else grace)
 
     def _grace(self):
@@ -293,11 +295,17 @@ class Supervisor:
             return 10.0
 
     def _check_failure(self):
-        """When a rank fails, the others only wait for it in vain. The agent ends them; without one we do."""
-        if self.size > 1 and self.kill_at is None and not self._agent_runs() and any(
-            rank.pid and not rank.running and rank.exit_code != 0 for rank in self.ranks
-        ):
+        """When a rank fails, the others only wait for it in vain.
+
+        The agent sends them SIGTERM, but its patience is longer than ours; without an agent we do both.
+        """
+        if self.size == 1 or self.kill_at is not None:
+            return
+        agent = self._agent_runs()
+        harmless = (0, None) if agent else (0,)  # None: ended without a word, which only the agent can judge
+        if any(rank.pid and not rank.running and rank.exit_code not in harmless for rank in self.ranks):
             self.kill_at = time.monotonic() + self._grace()
+            self.agent_terms = agent
 
     def _family(self):
         living = [rank.pid for rank in self.ranks if rank.running]
@@ -309,10 +317,10 @@ class Supervisor:
     def _press(self):
         """SIGTERM to whom it was not sent yet; SIGKILL to all once the grace is over. Returns who is left."""
         family = self._family()
-        if time.monotonic() >= self.kill_at:
+        if self.kill_at is not None and time.monotonic() >= self.kill_at:
             for pid, started in family.items():
                 processes.send(pid, started, signal.SIGKILL)
-        else:
+        elif not (self.agent_terms and self._agent_runs()):
             for pid, started in family.items():
                 if self.termed.get(pid) != started:
                     self.termed[pid] = started

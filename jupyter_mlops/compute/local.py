@@ -1,0 +1,255 @@
+"""Jobs on this machine: a detached supervisor per attempt, which this driver starts, finds again and asks to stop.
+
+The driver keeps nothing that matters: all is in the job folder, see ``docs/job-folder.md``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import Conflict, Refused
+from ..runtime import bundle, processes
+from ..runtime.jobfolder import TERMINAL, Attempt, JobFolder, private_folder
+from . import environment, machine
+from .base import JobRef, LogChunk, Observation, RankObservation
+
+#: Seconds between two supervisors for the same attempt, should one end at once.
+_RETRY = 1.0
+
+
+class LocalCompute:
+    """The compute driver ``local``.
+
+    Args:
+        max_processes: most processes of one job; 0: the number of CPUs, at least 2.
+    """
+
+    def __init__(self, max_processes: int = 0) -> None:
+        self._limit = max_processes
+        self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+        self._started: dict[tuple[str, int], float] = {}
+        self._lock = threading.Lock()
+
+    # -- before
+
+    def facts(self) -> dict[str, Any]:
+        """CPUs, memory in bytes and GPU names of this machine."""
+        return {"cpus": machine.cpus(), "memory_bytes": machine.memory_bytes(), "gpus": list(machine.gpus())}
+
+    def check(self, spec: dict[str, Any]) -> None:
+        """Refuse what cannot run here, naming the limit or the missing thing.
+
+        Raises:
+            Refused: see its message.
+        """
+        count = _processes(spec)
+        cpus = machine.cpus()
+        limit = self._limit or max(cpus, 2)
+        if count > limit:
+            raise Refused(
+                f"{count} processes are asked for, this compute takes at most {limit} per job ({cpus} CPUs)",
+                f"use --processes {limit} or fewer",
+            )
+        instances = (spec.get("resources") or {}).get("instance_count") or 1
+        if instances != 1:
+            raise Refused(f"{instances} instances are asked for, the local compute is one machine",
+                          "set resources.instance_count to 1")
+        interpreter = _interpreter(spec)
+        if not os.path.isfile(interpreter) or not os.access(interpreter, os.X_OK):
+            raise Refused(f"the interpreter {interpreter} is not an executable file",
+                          "submit from a kernel of this machine, or name another interpreter")
+        cwd = spec.get("cwd") or ""
+        if cwd and not os.path.isdir(cwd):
+            raise Refused(f"the working folder {cwd} does not exist", "create it or set cwd to another one")
+        if cwd and not os.access(cwd, os.R_OK | os.X_OK):
+            raise Refused(f"the working folder {cwd} cannot be entered", "check its permissions")
+        script = spec.get("script")
+        if script is not None:
+            if not cwd and not os.path.isabs(script):
+                raise Refused(f"the script {script} is relative, but the job has no working folder", "set cwd")
+            path = os.path.join(cwd, script)
+            if not os.path.isfile(path):
+                raise Refused(f"the script {path} does not exist", "check its name and the working folder")
+            if not os.access(path, os.R_OK):
+                raise Refused(f"the script {path} cannot be read", "check its permissions")
+        self._check_interpreter(interpreter, spec, count)
+
+    def _check_interpreter(self, interpreter: str, spec: dict[str, Any], count: int) -> None:
+        env = environment.for_ranks(interpreter, spec.get("environment_variables") or {}, {}, count, 1)
+        try:
+            answer = bundle.probe(interpreter, env)
+        except bundle.ProbeError as error:
+            raise Refused(f"the interpreter {interpreter} cannot be used: {error}", "name another interpreter")
+        if answer["python"] < bundle.OLDEST:
+            raise Refused(
+                f"{interpreter} is Python {'.'.join(map(str, answer['python']))}, jobs need 3.9 or newer",
+                "use a kernel with a newer Python",
+            )
+        if count > 1 and not answer["torch"]:
+            raise Refused(
+                f"{count} processes need torch, which {interpreter} does not have",
+                f"install it there: {interpreter} -m pip install 'jupyter-mlops[torch]'",
+            )
+
+    # -- life
+
+    def start(self, job: JobRef, attempt: int, env: dict[str, str]) -> None:
+        """Start the attempt's supervisor, unless it was started before.
+
+        Raises:
+            Refused: the spec is missing, or its interpreter has gone.
+        """
+        folder = JobFolder(job.folder)
+        place = folder.attempt(attempt)
+        with self._lock:
+            state = place.state()
+            if state.get("phase") in TERMINAL or place.started() or self._supervised(place, state):
+                return
+            spec = folder.spec()
+            if not spec:
+                raise Refused(f"job {job.name} has no spec.json in its folder", "submit it again")
+            interpreter = _interpreter(spec)
+            ranks = environment.for_ranks(
+                interpreter, spec.get("environment_variables") or {}, env, _processes(spec), machine.cpus()
+            )
+            try:
+                if bundle.needed(interpreter, ranks):
+                    home = os.path.dirname(os.path.dirname(folder.path))
+                    bundle.prepend(ranks, bundle.ensure(os.path.join(home, "runtime")))
+            except bundle.ProbeError as error:
+                raise Refused(f"the interpreter {interpreter} cannot be used: {error}", "name another interpreter")
+            self._supervise(place, {"interpreter": interpreter, "env": ranks})
+
+    def _supervise(self, place: Attempt, order: dict[str, Any] | None) -> None:
+        """Start a supervisor, detached; ``order`` None: one that adopts."""
+        private_folder(place.path)
+        fd = os.open(place.supervisor_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # Our interpreter, not the job's: it has our package for sure.
+        env = environment.base()
+        root = Path(bundle.__file__).parents[2]
+        if root.name not in ("site-packages", "dist-packages"):
+            bundle.prepend(env, str(root))  # a checkout
+        command = [sys.executable, "-m", "jupyter_mlops.runtime.supervisor", place.job.path, str(place.number)]
+        try:
+            child = subprocess.Popen(
+                command if order else [*command, "adopt"], cwd=place.path, env=env, stdout=fd, stderr=fd,
+                stdin=subprocess.PIPE if order else subprocess.DEVNULL, start_new_session=True,
+            )
+        finally:
+            os.close(fd)
+        key = (place.job.path, place.number)
+        self._children[key] = child
+        self._started[key] = time.monotonic()
+        if child.stdin is not None:
+            # An order that is cut short by our own death is refused by the supervisor: nothing is started by half.
+            with contextlib.suppress(BrokenPipeError), child.stdin:
+                child.stdin.write(json.dumps(order).encode())
+        threading.Thread(target=child.wait, name=f"supervisor-{child.pid}", daemon=True).start()
+
+    def observe(self, job: JobRef, attempt: int) -> Observation:
+        """What is so now; starts an adopting supervisor when the attempt goes on without one.
+
+        ``absent`` also when a supervisor died before any rank began: then :meth:`start` may be called (again).
+        """
+        place = JobFolder(job.folder).attempt(attempt)
+        state = place.state()
+        if state.get("phase") in TERMINAL:
+            self._forget(place)
+            return _observation(place, state)
+        if self._supervised(place, state):
+            return _observation(place, state or {"phase": "starting"})
+        with self._lock:
+            state = place.state()  # it may have ended in between
+            if state.get("phase") in TERMINAL or self._supervised(place, state):
+                return _observation(place, state or {"phase": "starting"})
+            if not place.started():
+                if place.locked():
+                    return _observation(place, state or {"phase": "starting"})
+                return Observation(phase="absent", attempt=place.number)
+            key = (place.job.path, place.number)
+            if time.monotonic() - self._started.get(key, -_RETRY) >= _RETRY:
+                self._supervise(place, None)
+        return _observation(place, state or {"phase": "starting"})
+
+    def _supervised(self, place: Attempt, state: dict[str, Any]) -> bool:
+        child = self._children.get((place.job.path, place.number))
+        if child is not None and child.poll() is None:
+            return True
+        same_boot = state.get("boot_id") == processes.boot_id()
+        return same_boot and processes.alive(state.get("pid"), state.get("start_time"))
+
+    def stop(self, job: JobRef, attempt: int, grace: float) -> None:
+        """Leave the wish in the folder and wake the supervisor; returns at once."""
+        folder = JobFolder(job.folder)
+        place = folder.attempt(attempt)
+        state = place.state()
+        if state.get("phase") in TERMINAL:
+            return
+        if folder.stop_wish(place.number) is None:
+            folder.ask_stop(place.number, grace)
+        if state.get("boot_id") == processes.boot_id():
+            processes.send(state.get("pid"), state.get("start_time"), signal.SIGUSR1)
+        self.observe(job, attempt)  # nobody supervises it: somebody must
+
+    # -- logs
+
+    def read_log(self, job: JobRef, attempt: int, rank: int, offset: int, limit: int) -> LogChunk:
+        """Bytes of a rank's log; no UTF-8 character is cut at the end of a chunk."""
+        data, begin, following, size = JobFolder(job.folder).attempt(attempt).read_log(rank, offset, limit)
+        return LogChunk(data, begin, following, size)
+
+    def delete(self, job: JobRef) -> None:
+        """Forget a job that has ended.
+
+        Raises:
+            Conflict: an attempt of it is still supervised.
+        """
+        folder = JobFolder(job.folder)
+        with contextlib.suppress(FileNotFoundError):
+            for path in (Path(folder.path) / "attempts").iterdir():
+                if not (path.name.isascii() and path.name.isdigit()):
+                    continue
+                place = folder.attempt(path.name)
+                state = place.state()
+                if state.get("phase") not in TERMINAL and self._supervised(place, state):
+                    raise Conflict(f"job {job.name} still runs", "stop it first")
+                self._forget(place)
+
+    def _forget(self, place: Attempt) -> None:
+        key = (place.job.path, place.number)
+        with self._lock:
+            self._children.pop(key, None)
+            self._started.pop(key, None)
+
+
+def _processes(spec: dict[str, Any]) -> int:
+    return int((spec.get("distribution") or {}).get("process_count_per_instance") or 1)
+
+
+def _interpreter(spec: dict[str, Any]) -> str:
+    return spec.get("interpreter") or sys.executable
+
+
+def _observation(place: Attempt, state: dict[str, Any]) -> Observation:
+    ended = state["phase"] in TERMINAL
+    return Observation(
+        phase=state["phase"], reason=str(state.get("reason") or ""), attempt=place.number,
+        exit_code=state.get("exit_code"), failed_rank=state.get("failed_rank"), started_at=state.get("started_at"),
+        ended_at=state.get("ended_at"),
+        ranks=[
+            RankObservation(
+                rank=rank["rank"], pid=rank.get("pid"), exit_code=rank.get("exit_code"),
+                running=not ended and rank.get("exit_code") is None,
+            )
+            for rank in state.get("ranks") or []
+        ],
+    )
