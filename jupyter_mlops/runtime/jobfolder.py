@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 import time
 from _thread import get_ident
 
@@ -227,10 +228,12 @@ def read_log(path, offset, limit):
             return b"", 0, 0, 0
         raise
     try:
-        size = os.fstat(fd).st_size
+        info = os.fstat(fd)
+        size = info.st_size if stat.S_ISREG(info.st_mode) else 0
         from_end = offset < 0
         offset = max(size + offset, 0) if from_end else min(offset, size)
-        data = os.pread(fd, max(min(limit, size - offset), 0), offset)
+        count = max(min(limit, size - offset), 0)
+        data = os.pread(fd, count, offset) if count else b""
     finally:
         os.close(fd)
     if from_end and offset:
