@@ -107,6 +107,8 @@ class BaseHandler(web.RequestHandler):
         elif isinstance(error, web.HTTPError):
             names = {400: "bad_parameter", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
             body = {"message": error.reason or self._reason, "code": names.get(status_code, "error"), "hint": ""}
+            if status_code == 405 and isinstance(self, OperationHandler):
+                self.set_header("Allow", ", ".join(sorted(self._operations)))
         else:
             body = {"message": "internal error", "code": "error", "hint": "see the log: jupyter mlops doctor"}
         self.set_header("Content-Type", "application/json")
@@ -141,7 +143,6 @@ class OperationHandler(BaseHandler):
     def prepare(self) -> None:
         super().prepare()
         if self.request.method not in self._operations:
-            self.set_header("Allow", ", ".join(sorted(self._operations)))
             raise web.HTTPError(405, reason="method not allowed here")
 
     async def _serve(self, *arguments: str) -> None:

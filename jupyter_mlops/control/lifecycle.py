@@ -122,7 +122,8 @@ def main(home: str | None, name: str | None, idle: float) -> int:
     Path(where.home).mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(where.home, 0o700)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("tornado.access").setLevel(logging.WARNING)
+    for noisy in ("tornado.access", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     locate.private_dir(where.runtime_dir)
     lock = Lock(Path(where.home))
     if not lock.take():

@@ -150,7 +150,7 @@ def test_another_local_user_is_kept_out(shared_plane):
         "try:\n    s.connect(sys.argv[1]); print('socket open')\n"
         "except PermissionError: print('socket closed')\n"
         "c = http.client.HTTPConnection('127.0.0.1', int(sys.argv[2])); c.request('GET', sys.argv[3])\n"
-        "print(c.getresponse().status)\n"
+        "r = c.getresponse(); r.read(); print(r.status)\n"
         "c.request('GET', '/local/info'); r = c.getresponse(); r.read(); print(r.status)\n"
         "c.request('POST', '/local/token', '{}'); r = c.getresponse(); print(r.status)\n"
     )

@@ -57,7 +57,7 @@ async def rotate_key(call: Call) -> Answer:
 
 @operation(
     "POST", _WS + "/endpoints/{name}/actions/invoke", "Call an endpoint as its owner", "endpoints/invoke",
-    raw_body=True, responses={200: schemas.Scores}, errors=(413, 415, 422, 429, 500, 502, 504),
+    raw_body=True, responses={200: schemas.Scores}, errors=(408, 413, 415, 422, 424, 429, 502, 504),
 )
 async def invoke_endpoint(call: Call) -> Answer:
     """The body is that of MLflow's scoring protocol; no endpoint key is needed."""
