@@ -61,10 +61,13 @@ def test_another_version_needs_it(bare, clean, tmp_path):
     assert bundle.needed(bare, {**clean, "PYTHONPATH": str(tmp_path)})
 
 
-@pytest.mark.parametrize("path, text", [("/bin/true", "no Python"), ("/no/such", "No such file"), ("/etc/hosts", "Permission denied")])
-def test_what_is_no_python(path, text):
+@pytest.mark.parametrize("path, text", [
+    ("/bin/true", "no Python"), ("/no/such", "No such file"), ("plain", "Permission denied"),
+])
+def test_what_is_no_python(path, text, tmp_path):
+    (tmp_path / "plain").write_text("")
     with pytest.raises(bundle.ProbeError, match=text):
-        bundle.probe(path, {})
+        bundle.probe(str(tmp_path / path), {})
 
 
 def test_zip_is_the_same_for_the_same_sources(tmp_path):
