@@ -169,13 +169,13 @@ def from_document(document: dict[str, Any]) -> Signature:
 
 
 def _from_json(value: Any, key: str) -> list[dict[str, Any]]:
-    if value is None or value == "":
-        return []
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value or "null")
         except (ValueError, RecursionError) as error:
             raise Refused(f"the {key} of the model's signature are not JSON", NO_SIGNATURE_HINT) from error
+    if value is None:
+        return []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise Refused(f"the {key} of the model's signature are not a list", NO_SIGNATURE_HINT)
     return value
