@@ -1,0 +1,95 @@
+"""What makes plain MLflow calls land in our workspace: the classes behind our entry points in MLflow.
+
+MLflow loads this module while it is itself half imported, in every process that imports it. So nothing of MLflow is
+imported here at module level; the classes are made when MLflow asks for them by name. A tracking URI that is not ours
+gets exactly what MLflow would have given, and never sees our token.
+"""
+
+import os
+
+from . import locate
+
+
+def tracking_store(store_uri, artifact_uri=None, **_):
+    """The tracking store for an ``http(s)`` URI."""
+    if locate.is_ours(store_uri):
+        from . import mlflow_stores
+
+        _spare_proxies(store_uri)
+        return mlflow_stores.tracking_store_for(store_uri)
+    from mlflow.tracking._tracking_service.utils import _get_rest_store
+
+    return _get_rest_store(store_uri)
+
+
+def registry_store(store_uri, tracking_uri=None, **_):
+    """The model registry store for an ``http(s)`` URI."""
+    if locate.is_ours(store_uri):
+        from . import mlflow_stores
+
+        _spare_proxies(store_uri)
+        return mlflow_stores.registry_store_for(store_uri)
+    from mlflow.tracking._model_registry.utils import _get_rest_store
+
+    return _get_rest_store(store_uri)
+
+
+def __getattr__(name):
+    if name == "ArtifactRepository":
+        from .mlflow_artifacts import ArtifactRepository as found
+    elif name == "NotebookContext":
+        found = _make_context()
+    else:
+        raise AttributeError("module %r has no attribute %r" % (__name__, name))
+    globals()[name] = found
+    return found
+
+
+def _spare_proxies(uri):
+    """Keep calls to loopback off the user's HTTP proxy: it could not reach us, and would see the token."""
+    host = uri.split("//", 1)[-1].split("/", 1)[0].rpartition(":")[0]
+    names = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "https_proxy", "HTTPS_PROXY")
+    if host not in ("127.0.0.1", "localhost", "[::1]") or not any(os.environ.get(n) for n in names):
+        return
+    for name in ("no_proxy", "NO_PROXY"):
+        listed = os.environ.get(name, "")
+        if host not in listed.split(",") and (listed or name == "no_proxy"):
+            os.environ[name] = ",".join(filter(None, [listed, "127.0.0.1", "localhost"]))
+
+
+def job_spec():
+    """The spec of the job that this process belongs to, or ``{}``."""
+    return locate.read_json(os.path.join(os.environ.get("JUPYTER_MLOPS_JOB_DIR", ""), "spec.json"))
+
+
+def _make_context():
+    from mlflow.tracking.context.abstract_context import RunContextProvider
+
+    class NotebookContext(RunContextProvider):
+        """Tags new runs with the notebook, script or job that they come from; only where our workspace records."""
+
+        def in_context(self):
+            if not (os.environ.get("JPY_SESSION_NAME") or os.environ.get("JUPYTER_MLOPS_JOB")):
+                return False
+            from mlflow.tracking._tracking_service.utils import get_tracking_uri
+
+            return locate.is_ours(get_tracking_uri())
+
+        def tags(self):
+            tags = {}
+            if os.environ.get("JUPYTERHUB_USER"):
+                tags["mlflow.user"] = os.environ["JUPYTERHUB_USER"]
+            if os.environ.get("JUPYTER_MLOPS_JOB"):
+                tags["mlops.job"] = os.environ["JUPYTER_MLOPS_JOB"]
+                spec = job_spec()
+                cell = spec.get("cell") or {}
+                source = cell.get("notebook") or spec.get("script") or spec.get("command")
+                if source:
+                    tags["mlflow.source.name"] = source
+                    tags["mlflow.source.type"] = "NOTEBOOK" if cell.get("notebook") else "LOCAL"
+            else:
+                tags["mlflow.source.name"] = os.environ["JPY_SESSION_NAME"]
+                tags["mlflow.source.type"] = "NOTEBOOK"
+            return tags
+
+    return NotebookContext
