@@ -6,8 +6,8 @@ Names are percent-encoded here and nowhere else. Lists come as ``{"items": [...]
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable
+from typing import Any, BinaryIO, Literal
 
 from ..core.errors import Gone, Unavailable
 from ..runtime.locate import Place, Session
@@ -292,11 +292,13 @@ class AsyncClient:
         """A call of MLflow's own REST API, e.g. ``mlflow("POST", "runs/search", {...})``."""
         return await self._call(method, f"/api/2.0/mlflow/{path}", body, scope="mlflow", **options)
 
-    async def artifact(self, method: str, path: str, data: bytes | None = None) -> bytes:
+    async def artifact(
+        self, method: str, path: str, data: bytes | Callable[[], BinaryIO] | None = None
+    ) -> bytes:
         """GET, PUT or DELETE one artifact; ``path`` is what follows ``mlflow-artifacts:/``."""
         encoded = "/".join(segment(part) for part in path.split("/"))
         answer = await self.transport.request(
-            method, f"/api/2.0/mlflow-artifacts/artifacts/{encoded}", data=data, scope="mlflow", raw=True, timeout=600
+            method, f"/api/2.0/mlflow-artifacts/artifacts/{encoded}", data=data, scope="mlflow", raw=True, timeout=3600
         )
         return answer.body
 

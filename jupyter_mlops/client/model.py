@@ -44,7 +44,7 @@ class ModelVersion(Record):
         """``models:/NAME/VERSION``, as MLflow's ``load_model`` takes it."""
         return f"models:/{self.name}/{self.version}"
 
-    def deploy(self, endpoint: str, name: str = "blue", wait: bool = True) -> Deployment:
+    def deploy(self, endpoint: str, name: str | None = None, wait: bool = True) -> Deployment:
         """Serve it at ``endpoint``."""
         return self._client.deploy(self.reference, endpoint, name, wait=wait)
 

@@ -244,13 +244,13 @@ def curve(
     small = f"font-size:9px;fill:{MUTED};font-family:var(--jp-ui-font-family, sans-serif)"
     return (
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(label)}" style="display:block;max-width:100%"><line x1="{left}" y1="{height - bottom}" x2="{width - right}" '
-        f'y2="{height - bottom}" style="stroke:{LINE}"/>{"".join(marks)}'
+        f'aria-label="{escape(label)}" style="display:block;max-width:100%">'
+        f'<line x1="{left}" y1="{height - bottom}" x2="{width - right}" y2="{height - bottom}" style="stroke:{LINE}"/>{"".join(marks)}'
         f'<text x="{left}" y="{top + 4}" style="{small}">{escape(high)}</text>'
         f'<text x="{left}" y="{height - bottom - 3}" style="{small}">{escape(low)}</text>'
         f'<text x="{left}" y="{height - 4}" style="{small}">{escape(number(min(xs)))}</text>'
-        f'<text x="{width - right}" y="{height - 4}" text-anchor="end" style="{small}">{escape(number(max(xs)))}</text>'
-        "</svg>"
+        f'<text x="{width - right}" y="{height - 4}" text-anchor="end" style="{small}">'
+        f"{escape(number(max(xs)))}</text></svg>"
     )
 
 

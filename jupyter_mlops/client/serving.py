@@ -71,6 +71,9 @@ class Endpoint(Record):
         """What is behind it."""
         return self._client.deployments(self.name)
 
+    #: Its deployments, where they were asked for together with it.
+    behind: DeploymentTable | None = None
+
     def refresh(self) -> Endpoint:
         """Ask again."""
         self._data = self._client.endpoint(self.name)._data
@@ -123,6 +126,18 @@ class Endpoint(Record):
             ("keys", ", ".join(f"{k} …{v}" for k, v in hints.items())),
         ]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of the REST API, with ``deployments`` where they are known."""
+        return self._data if self.behind is None else {**self._data, "deployments": self.behind.to_dict()}
+
+    def text(self) -> str:
+        """Several lines for a terminal."""
+        return super().text() + (f"\n\n{self.behind.text()}" if self.behind is not None else "")
+
+    def html(self) -> str:
+        """Self-contained HTML."""
+        return super().html() + (self.behind.html() if self.behind is not None else "")
+
 
 class Deployment(Record):
     """One model version behind an endpoint."""
@@ -163,12 +178,12 @@ class Deployment(Record):
         return (self._data.get("spec") or {}).get("model") or ""
 
     #: The endpoint as it was when this was deployed; its address and calls are then shown too.
-    _at: Endpoint | None = None
+    at: Endpoint | None = None
 
     @property
     def url(self) -> str:
         """Where its endpoint is called, on loopback."""
-        return (self._at or self._client.endpoint(self.endpoint)).url
+        return (self.at or self._client.endpoint(self.endpoint)).url
 
     @property
     def key(self) -> str:
@@ -256,7 +271,7 @@ class Deployment(Record):
             ("reason", self.reason),
             ("restarts", self.details.get("restarts") or None),
         ]
-        at = self._at
+        at = self.at
         if at is not None and self.phase == "Ready":
             pairs += [
                 ("URL", at.url),

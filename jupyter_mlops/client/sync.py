@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import functools
+import os
+import re
 import secrets
 import sys
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, TypeVar
 
-from ..core.errors import NotFound, ParameterError, PreconditionFailed
+from ..core.errors import Conflict, MlopsError, NotFound, ParameterError, PreconditionFailed, Refused
 from ..runtime.locate import Place
 from . import payload
 from .aio import AsyncClient
@@ -25,6 +30,9 @@ T = TypeVar("T")
 
 #: Tag by which a repeated submission knows its own job.
 SUBMISSION = "mlops.submission"
+
+#: Deployment names that :meth:`Client.deploy_version` makes by itself.
+_AUTOMATIC = re.compile(r"v\d+$")
 
 
 class Client:
@@ -40,7 +48,8 @@ class Client:
     ) -> None:
         self.aio = AsyncClient(where, may_start, role, url, token)
         self._keys: dict[str, str] = {}
-        self._closed = False
+        self._pid = os.getpid()
+        shared_loop()  # first, so that at the end of the process it goes last
         reference = weakref.ref(self)
         atexit.register(_close, reference)
 
@@ -63,12 +72,8 @@ class Client:
 
     def close(self) -> None:
         """End open connections."""
-        if not self._closed:
-            self._closed = True
-            try:
-                shared_loop().run(self.aio.close(), timeout=2)
-            except Exception:  # the loop may be gone at the end of the process
-                pass
+        if self._pid == os.getpid():
+            self.call(self.aio.close())
 
     def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
         async def step() -> T:
@@ -171,6 +176,44 @@ class Client:
                 if history and len(history["values"]) > 1:
                     series[f"{run.name} {run.id[:4]}"] = history
         return Comparison(runs, metric, {key: series} if series else None)
+
+    def mlflow(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        """A call of MLflow's own REST API, e.g. ``mlflow("POST", "runs/search", {...})``."""
+        return self.call(self.aio.mlflow(method, path, body, **options))
+
+    def experiment_id(self, name: str) -> str:
+        """Id of an experiment, which is made when it is not there."""
+        try:
+            found = self.mlflow("GET", "experiments/get-by-name", params={"experiment_name": name})["experiment"]
+        except NotFound:
+            try:
+                return self.mlflow("POST", "experiments/create", {"name": name})["experiment_id"]
+            except MlopsError:  # somebody else made it just now
+                found = self.mlflow("GET", "experiments/get-by-name", params={"experiment_name": name})["experiment"]
+        if found.get("lifecycle_stage") == "deleted":
+            raise Conflict(f"experiment {name!r} is deleted", "restore it in the MLflow UI, or take another name")
+        return found["experiment_id"]
+
+    def artifact_path(self, run_id: str) -> str:
+        """Where a run's artifacts lie, behind ``mlflow-artifacts:/``.
+
+        Raises:
+            Refused: they lie elsewhere.
+        """
+        uri = self.mlflow("GET", "runs/get", params={"run_id": run_id})["run"]["info"]["artifact_uri"]
+        scheme, _, path = uri.partition(":")
+        if scheme != "mlflow-artifacts":
+            raise Refused(f"the artifacts of run {run_id} lie at {scheme}:, not in this workspace", "use MLflow itself")
+        return path.lstrip("/")
+
+    def log_artifact(self, run_id: str, path: str | os.PathLike[str]) -> None:
+        """Upload a file, or a folder with all that is in it, as artifacts of a run."""
+        root = self.artifact_path(run_id)
+        source = Path(path)
+        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+        for file in files:
+            name = file.relative_to(source.parent if source.is_file() else source).as_posix()
+            self.call(self.aio.artifact("PUT", f"{root}/{name}", functools.partial(_reader, file)))
 
     # -- models ---------------------------------------------------------------------------------------------------
 
@@ -308,39 +351,99 @@ class Client:
         """One deployment."""
         return Deployment(self, self.call(self.aio.get_deployment(endpoint, name)))
 
-    def deploy(
-        self, model: str, endpoint: str, name: str = "blue", *, env: dict[str, str] | None = None,
-        wait: bool = True, timeout: float | None = 600, told: Callable[[Deployment], None] | None = None,
-    ) -> Deployment:
-        """Serve a model version at an endpoint, which is made when it is not there.
+    def deploy(self, model: str, endpoint: str, name: str | None = None, **options: Any) -> Deployment:
+        """Serve a model version at an endpoint, which is made when it is not there; see :meth:`deploy_version`."""
+        return self.deploy_version(model, endpoint, name, **options)[0]
 
-        An alias is resolved now. Requests go to the new deployment once it is ready.
+    def deploy_version(
+        self, model: str, endpoint: str, name: str | None = None, *, env: dict[str, str] | None = None,
+        interpreter: str | None = None, wait: bool = True, timeout: float | None = 600,
+        told: Callable[[Deployment], None] | None = None,
+    ) -> tuple[Deployment, list[str]]:
+        """Serve ``model`` (``NAME@ALIAS``, resolved now, ``NAME/VERSION`` or ``NAME``) at ``endpoint``.
+
+        A deployment never changes, so without ``name`` each version gets its own (``v3``): the endpoint's requests
+        go to it once it is ready, and an older one that was named in this way is removed.
+
+        Args:
+            interpreter: path of the Python that serves; None: this one; empty: the one that made the model.
+            told: called with the deployment whenever its phase changes.
+
+        Returns:
+            the deployment, and names of those that it replaced.
 
         Raises:
-            DeploymentFailed: it did not start; the endpoint's traffic is as before.
+            DeploymentFailed: it did not start; the endpoint goes on as before.
         """
         from ..core.resources import check_name
 
         check_name(endpoint, "endpoint name")
-        check_name(name, "deployment name")
         version = self.version(model)
-        at = self.create_endpoint(endpoint)
+        automatic = name is None
+        name = check_name(name or f"v{version.version}", "deployment name")
         spec: dict[str, Any] = {"model": version.reference}
         if env:
             spec["environment_variables"] = env
-        if not (version._data.get("tags") or {}).get("mlops.interpreter"):
-            spec["interpreter"] = sys.executable
-        data = self.call(self.aio.put_deployment(endpoint, name, spec))
-        deployment = Deployment(self, data)
-        if not at.traffic:
-            at = self.route(endpoint, {name: 100})
+        if interpreter is None or interpreter:
+            spec["interpreter"] = interpreter or sys.executable
+        new = not any(e.name == endpoint for e in self.endpoints())
+        at = self.create_endpoint(endpoint)
+        try:
+            deployment = self._put_deployment(endpoint, name, spec)
+        except MlopsError:
+            if new:  # leave nothing half made
+                self.delete_endpoint(endpoint)
+            raise
+        removed: list[str] = []
         if wait:
             deployment.wait(timeout, told)
-            at = self.endpoint(endpoint)
             if at.traffic.get(name) != 100:
-                at = self.route(endpoint, {name: 100})
-        deployment._at = at
-        return deployment
+                self.route(endpoint, {name: 100})
+            if automatic:
+                removed = [d.name for d in self.deployments(endpoint) if d.name != name and _AUTOMATIC.match(d.name)]
+                for old in removed:
+                    self.delete_deployment(endpoint, old)
+            deployment.at = self._addressed(endpoint)
+        return deployment, removed
+
+    def _put_deployment(self, endpoint: str, name: str, spec: dict[str, Any]) -> Deployment:
+        try:
+            there = self.deployment(endpoint, name)
+        except NotFound:
+            pass
+        else:
+            if there.phase in ("Failed", "Deleting"):
+                if there.phase == "Failed":
+                    self.delete_deployment(endpoint, name)
+                self._gone(lambda: self.deployment(endpoint, name), f"deployment {endpoint}/{name}")
+        try:
+            return Deployment(self, self.call(self.aio.put_deployment(endpoint, name, spec)))
+        except Refused as error:
+            if "interpreter" in spec or "Python" not in error.message:
+                raise
+            # The model does not say which Python made it; ours is the best guess.
+            spec = {**spec, "interpreter": sys.executable}
+            return Deployment(self, self.call(self.aio.put_deployment(endpoint, name, spec)))
+
+    def _gone(self, look: Callable[[], Any], what: str, timeout: float = 30) -> None:
+        begun = time.monotonic()
+        while True:
+            try:
+                look()
+            except NotFound:
+                return
+            if time.monotonic() - begun > timeout:
+                raise Conflict(f"{what} is still being deleted", "try again in a moment")
+            time.sleep(0.2)
+
+    def _addressed(self, name: str) -> Endpoint:
+        """The endpoint once it has taken its new traffic in, or after two seconds as it is."""
+        begun = time.monotonic()
+        while True:
+            endpoint = self.endpoint(name)
+            if (endpoint.phase == "Ready" and endpoint.url) or time.monotonic() - begun > 2:
+                return endpoint
+            time.sleep(0.1)
 
     def deployment_log(self, endpoint: str, name: str, tail: int | None = None) -> str:
         """A scorer's log, or its last ``tail`` lines."""
@@ -388,10 +491,17 @@ class Client:
         self.call(self.aio.delete_deployment(endpoint, name))
 
 
+def _reader(file: Path) -> BinaryIO:
+    return open(file, "rb")  # the request closes it
+
+
 def _close(reference: weakref.ref[Client]) -> None:
     client = reference()
-    if client is not None:
-        client.close()
+    if client is not None and client._pid == os.getpid():
+        try:
+            shared_loop().run(client.aio.close(), timeout=2)
+        except Exception:  # nothing may disturb the end of the process
+            pass
 
 
 Chunk = Callable[[int], Coroutine[Any, Any, dict[str, Any]]]

@@ -8,9 +8,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -109,13 +109,15 @@ class Transport:
         *,
         params: dict[str, Any] | None = None,
         body: Any = None,
-        data: bytes | None = None,
+        data: bytes | Callable[[], BinaryIO] | None = None,
         headers: dict[str, str] | None = None,
         timeout: float = REQUEST_TIMEOUT,
         scope: str = "workspace",
         raw: bool = False,
     ) -> Answer:
         """One request; ``path`` is relative to ``scope`` (``workspace``, ``api`` or ``mlflow``) and already encoded.
+
+        ``data`` that is callable opens a file, which is streamed; it is called anew for each try.
 
         Raises:
             MlopsError: the class that the error body names.
@@ -172,7 +174,7 @@ class Transport:
         *,
         params: dict[str, Any] | None = None,
         body: Any = None,
-        data: bytes | None = None,
+        data: bytes | Callable[[], BinaryIO] | None = None,
         headers: dict[str, str] | None = None,
         timeout: float = REQUEST_TIMEOUT,
         scope: str = "workspace",
@@ -193,7 +195,7 @@ class Transport:
         async with self._client().request(
             method,
             URL(f"{base}{path}{'?' + query if query else ''}", encoded=True),
-            data=data,
+            data=data() if callable(data) else data,
             headers=send,
             timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=5),
             allow_redirects=False,

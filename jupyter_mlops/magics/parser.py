@@ -281,7 +281,7 @@ def _down(p: argparse.ArgumentParser) -> None:
 
 
 def _help(p: argparse.ArgumentParser) -> None:
-    p.add_argument("verb", nargs="?", metavar="VERB", help="a verb")
+    p.add_argument("verb_name", nargs="?", metavar="VERB", help="a verb")
 
 
 VERBS: dict[str, Verb] = {
