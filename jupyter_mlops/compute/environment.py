@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def for_ranks(
         env.setdefault("OMP_NUM_THREADS", str(max(1, cpus // processes)))
         # Without it a crash of one rank can leave the others hanging in the rendezvous store.
         env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        if sys.platform.startswith("linux"):
+            env.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks are here; a host name need not resolve
     env.update(variables)
     env.update(given)
     env["PATH"] = os.path.dirname(interpreter) + os.pathsep + env.get("PATH", os.defpath)

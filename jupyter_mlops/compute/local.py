@@ -22,8 +22,8 @@ from ..runtime.jobfolder import TERMINAL, Attempt, JobFolder, private_folder
 from . import environment, machine
 from .base import JobRef, LogChunk, Observation, RankObservation
 
-#: Seconds between two supervisors for the same attempt, should one end at once.
-_RETRY = 1.0
+#: Seconds between two adopting supervisors for the same attempt, doubled each time up to the most.
+_RETRY, _RETRY_MOST = 1.0, 30.0
 
 
 class LocalCompute:
@@ -36,7 +36,7 @@ class LocalCompute:
     def __init__(self, max_processes: int = 0) -> None:
         self._limit = max_processes
         self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-        self._started: dict[tuple[str, int], float] = {}
+        self._adopted: dict[tuple[str, int], tuple[float, float]] = {}  # when, and how long to wait before the next
         self._lock = threading.Lock()
 
     # -- before
@@ -148,7 +148,6 @@ class LocalCompute:
             os.close(fd)
         key = (place.job.path, place.number)
         self._children[key] = child
-        self._started[key] = time.monotonic()
         if child.stdin is not None:
             # An order that is cut short by our own death is refused by the supervisor: nothing is started by half.
             with contextlib.suppress(BrokenPipeError), child.stdin:
@@ -176,7 +175,9 @@ class LocalCompute:
                     return _observation(place, state or {"phase": "starting"})
                 return Observation(phase="absent", attempt=place.number)
             key = (place.job.path, place.number)
-            if time.monotonic() - self._started.get(key, -_RETRY) >= _RETRY:
+            at, pause = self._adopted.get(key, (0.0, 0.0))
+            if time.monotonic() >= at + pause:
+                self._adopted[key] = (time.monotonic(), min(max(pause * 2, _RETRY), _RETRY_MOST))
                 self._supervise(place, None)
         return _observation(place, state or {"phase": "starting"})
 
@@ -228,7 +229,7 @@ class LocalCompute:
         key = (place.job.path, place.number)
         with self._lock:
             self._children.pop(key, None)
-            self._started.pop(key, None)
+            self._adopted.pop(key, None)
 
 
 def _processes(spec: dict[str, Any]) -> int:

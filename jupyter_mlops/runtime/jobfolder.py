@@ -185,11 +185,14 @@ class Attempt:
         return entry if isinstance(entry.get("pid"), int) else {}
 
     def started(self):
-        """Whether any rank or agent has ever signed in: if so, it must never be started again."""
+        """Whether any rank or agent has signed in, or may have before the machine went down: never start it again."""
         try:
-            return any(name.endswith(".pid") for name in os.listdir(self.path))
+            if any(name.endswith(".pid") for name in os.listdir(self.path)):
+                return True
         except OSError:
             return False
+        state = self.state()  # survives a loss of power, which the small .pid files need not
+        return bool(state) and (state["phase"] != "starting" or state.get("boot_id") != processes.boot_id())
 
     def locked(self):
         """Whether somebody supervises the attempt, or one of its ranks is about to sign in."""

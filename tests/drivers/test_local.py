@@ -158,6 +158,16 @@ def test_restart_of_the_machine(bench):
     assert bench.ended(done).phase == "completed"
 
 
+def test_restart_of_the_machine_while_it_started(bench):
+    """Nothing but the state has survived: nobody knows whether a rank ran, so none is started again."""
+    job = bench.job("a", cell={"source": "print(1)"})
+    os.makedirs(attempt_of(job).path)
+    attempt_of(job).write_state({"phase": "starting", "boot_id": "another", "pid": 1, "start_time": "1"})
+    bench.driver.start(job, 1, {})
+    seen = bench.ended(job)
+    assert (seen.phase, seen.reason, bench.log(job)) == ("failed", "the machine restarted", "")
+
+
 # -- start
 
 

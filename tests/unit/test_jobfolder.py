@@ -95,6 +95,18 @@ def test_sign_in(tmp_path):
     assert attempt.signed_in("agent") == {}
 
 
+def test_started_is_known_without_pid_files(tmp_path):
+    """A loss of power may take the small files, but not a state that was waited for."""
+    attempt = JobFolder(tmp_path).attempt(1)
+    jobfolder.private_folder(attempt.path)
+    attempt.write_state({"phase": "starting", "boot_id": processes.boot_id()})
+    assert not attempt.started()
+    attempt.write_state({"phase": "starting", "boot_id": "another"})
+    assert attempt.started()
+    attempt.write_state({"phase": "running", "boot_id": processes.boot_id()})
+    assert attempt.started()
+
+
 def test_lock_is_seen_and_never_kept(tmp_path):
     import fcntl
 
