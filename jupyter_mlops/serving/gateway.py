@@ -33,6 +33,8 @@ from typing import Any
 import aiohttp.web_response
 from aiohttp import web
 
+import jupyter_mlops
+
 from ..core.errors import MlopsError, TooLarge, Unauthenticated
 from ..runtime.processes import start_time
 from . import keys
@@ -342,6 +344,7 @@ async def serve(places: Places) -> None:
     write_json(places.gateway_json, {
         "schema": 1, "pid": os.getpid(), "start_time": start_time(os.getpid()), "port": gateway.port,
         "url": f"http://127.0.0.1:{gateway.port}", "started_at": gateway.started_at,
+        "version": jupyter_mlops.__version__,
     })
     print(f"listening on 127.0.0.1:{gateway.port}", flush=True)
     watching = asyncio.create_task(gateway.watch())

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jupyter_mlops
+
 from ..core.errors import BackendTimeout, ParameterError, Unavailable
 from ..core.resources.base import check_name
 from ..runtime.processes import alive
@@ -24,6 +26,7 @@ from .places import Places, read_json, write_json
 #: Seconds.
 START_TIMEOUT = 15.0
 PUBLISH_WAIT = 5.0
+STOP_GRACE = 12.0
 LOG_LIMIT = 10_000_000
 
 
@@ -79,12 +82,15 @@ class GatewayKeeper:
             time.sleep(0.05)
 
     def ensure(self) -> dict[str, Any]:
-        """The running gateway, started when there is none: ``{"pid", "port", "url", …}``.
+        """The running gateway: ``{"pid", "port", "url", …}``; started when there is none of our version.
 
         Raises:
             Unavailable: it does not come up; says where its log is.
         """
         info = self.info()
+        if info and info.get("version") != jupyter_mlops.__version__:
+            self.stop(STOP_GRACE)  # the frames between gateway and scorers may have changed with the version
+            info = None
         if info and self._admin("GET", "/admin/info") is not None:
             return info
         self.places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -119,7 +125,7 @@ class GatewayKeeper:
         info = read_json(self.places.gateway_json)
         return info if alive(info.get("pid") or 0, info.get("start_time")) else None
 
-    def stop(self, grace: float) -> None:
+    def stop(self, grace: float = STOP_GRACE) -> None:
         """End the gateway; requests under way are answered first."""
         info = self.info()
         if info:

@@ -301,9 +301,9 @@ class LocalServing:
         """See :meth:`GatewayKeeper.info`."""
         return self.gateway.info()
 
-    def stop_gateway(self, grace: float = STOP_GRACE + 2) -> None:
+    def stop_gateway(self) -> None:
         """See :meth:`GatewayKeeper.stop`."""
-        self.gateway.stop(grace)
+        self.gateway.stop()
 
     async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json",
                      timeout: float = 60.0) -> tuple[int, bytes, str]:

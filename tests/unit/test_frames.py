@@ -15,7 +15,8 @@ def test_a_frame_comes_back_as_it_went():
     a, b = socket.socketpair()
     with a, b:
         body = bytes(range(256)) * 5000
-        threading.Thread(target=a.sendall, args=(frames.pack(frames.SCORE, 7, body) + frames.pack(frames.PING, 8),)).start()
+        sent = frames.pack(frames.SCORE, 7, body) + frames.pack(frames.PING, 8)
+        threading.Thread(target=a.sendall, args=(sent,)).start()
         assert frames.receive(b) == (frames.SCORE, 7, body)
         assert frames.receive(b) == (frames.PING, 8, b"")
 

@@ -92,7 +92,8 @@ def test_no_signature_is_refused_with_the_way_to_get_one(document):
 
 @pytest.mark.parametrize("inputs", [
     '[{"type": "quaternion", "name": "a"}]', "[1]", "{", '[{"name": "a"}]', '[{"type": "array", "name": "a"}]',
-    '[{"type": "long", "name": "a"}, {"type": "long", "name": "a"}]', '[{"type": "long", "name": "a"}, {"type": "long"}]',
+    '[{"type": "long", "name": "a"}, {"type": "long", "name": "a"}]',
+    '[{"type": "long", "name": "a"}, {"type": "long"}]',
     '[{"type": "tensor", "tensor-spec": {"dtype": "complex128", "shape": [-1]}}]',
 ])
 def test_a_signature_that_cannot_be_served_is_refused(inputs):
@@ -248,7 +249,8 @@ def test_a_wrong_value_is_named(change, message):
 
 
 def test_missing_and_unknown_columns_are_named():
-    error = refused(doubles("pixel_1", "pixel_2"), {"dataframe_split": {"columns": ["pixel_1", "pixe_2"], "data": [[1, 2]]}})
+    body = {"dataframe_split": {"columns": ["pixel_1", "pixe_2"], "data": [[1, 2]]}}
+    error = refused(doubles("pixel_1", "pixel_2"), body)
     assert error.message == "missing column 'pixel_2'; unknown column 'pixe_2'"
     assert error.hint == "did you mean 'pixel_2'?" and error.detail == {"missing": ["pixel_2"], "unknown": ["pixe_2"]}
     many = refused(doubles(*(f"c{i}" for i in range(64))), {"dataframe_split": {"columns": ["c0"], "data": [[1]]}})
@@ -283,7 +285,8 @@ def test_numbers_out_of_range():
 @pytest.mark.parametrize(("text", "message"), [
     ("", "empty"), ("{", "not JSON"), ("[1]", "a list, not an object"), ("null", "null, not an object"),
     ('{"dataframe_split": {"columns": ["x"], "data": [[1]', "not JSON"),
-    ("{}", "empty object"), ('{"data": []}', "unknown field 'data'"), ('{"inputs": [], "instances": []}', "2 input forms"),
+    ("{}", "empty object"), ('{"data": []}', "unknown field 'data'"),
+    ('{"inputs": [], "instances": []}', "2 input forms"),
     ('{"inputs": {"x": [1]}, "more": 1}', "unknown field 'more'"),
     ('{"inputs": {"x": [Infinity]}}', "Infinity is not a JSON number"),
     ('{"dataframe_split": 5}', "must be an object"), ('{"dataframe_split": {"data": 5}}', "not a list"),
@@ -309,7 +312,8 @@ def test_nested_types():
     signature = columns({"type": "array", "items": inner, "name": "v", "required": True},
                         {"type": "map", "values": {"type": "double"}, "name": "m", "required": False},
                         {"type": "any", "name": "a", "required": False})
-    data, _ = score(signature, {"dataframe_records": [{"v": [{"k": 1.0, "o": "x"}, {"k": 2}], "m": {"z": 1}, "a": [{}]}]})
+    row = {"v": [{"k": 1.0, "o": "x"}, {"k": 2}], "m": {"z": 1}, "a": [{}]}
+    data, _ = score(signature, {"dataframe_records": [row]})
     assert data["v"][0] == [{"k": 1, "o": "x"}, {"k": 2}] and data["m"][0] == {"z": 1.0} and data["a"][0] == [{}]
 
     def body(v):
@@ -360,9 +364,9 @@ SIGNATURES = [
     sig.from_document({"inputs": [{"type": "any", "required": True}], "type_hint": True}),
 ]
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400))
+NAMES = st.sampled_from(["x", "y", "n", "who", ""])
 VALUES = st.recursive(
-    SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.sampled_from(["x", "y", "n", "who", ""]), v, max_size=4),
-    max_leaves=12,
+    SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(NAMES, v, max_size=4), max_leaves=12,
 )
 BODIES = st.dictionaries(
     st.sampled_from(["dataframe_split", "dataframe_records", "instances", "inputs", "params", "other"]),
@@ -381,7 +385,8 @@ def test_any_json_is_scored_or_refused(signature, body):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(SIGNATURES), st.binary(max_size=60) | st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace")),
+@given(st.sampled_from(SIGNATURES),
+       st.binary(max_size=60) | st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace")),
        st.sampled_from(["application/json", "text/csv"]))
 def test_any_bytes_are_scored_or_refused(signature, raw, content_type):
     try:
@@ -391,7 +396,7 @@ def test_any_bytes_are_scored_or_refused(signature, raw, content_type):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.floats(allow_infinity=False) | st.none() | st.integers(-2**60, 2**60), min_size=2, max_size=2),
+@given(st.lists(st.tuples(*[st.floats(allow_infinity=False) | st.none() | st.integers(-2**60, 2**60)] * 2),
                 min_size=1, max_size=5))
 def test_numbers_arrive_as_they_were_sent(rows):
     data, _ = score(doubles("x", "y"), {"dataframe_split": {"columns": ["x", "y"], "data": rows}})
