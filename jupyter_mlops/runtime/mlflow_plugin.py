@@ -16,7 +16,9 @@ def tracking_store(store_uri, artifact_uri=None, **_):
         from . import mlflow_stores
 
         _spare_proxies(store_uri)
+        _print_links(False)
         return mlflow_stores.tracking_store_for(store_uri)
+    _print_links(True)
     from mlflow.tracking._tracking_service.utils import _get_rest_store
 
     return _get_rest_store(store_uri)
@@ -32,6 +34,20 @@ def registry_store(store_uri, tracking_uri=None, **_):
     from mlflow.tracking._model_registry.utils import _get_rest_store
 
     return _get_rest_store(store_uri)
+
+
+_LINKS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+_own_setting = []
+
+
+def _print_links(wanted):
+    """MLflow prints a link at the end of each run; to us it would lead nowhere, for want of a token in the browser."""
+    if not wanted and _LINKS not in os.environ:
+        os.environ[_LINKS] = "true"
+        _own_setting.append(True)
+    elif wanted and _own_setting:
+        _own_setting.clear()
+        os.environ.pop(_LINKS, None)
 
 
 def __getattr__(name):

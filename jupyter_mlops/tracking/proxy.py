@@ -335,8 +335,10 @@ def _tagged(thing: dict[str, Any], request_id: str) -> bool:
 
 def _resource(rule: Rule, match: Match, told: dict[str, str]) -> str:
     kind = rule.action.partition("/")[0]
+    if rule.operation == "POST runs/create":
+        return f"experiments/{told.get('experiment_id', '0')}/runs"
     name = match.groups.get("model_id") or match.groups.get("dataset_id")
-    for field in ("name", "run_id", "experiment_id", "run_name"):
+    for field in ("name", "run_id", "experiment_id"):
         name = name or told.get(field)
     if told.get("version"):
         name = f"{name}/{told['version']}"

@@ -18,6 +18,8 @@ INTERPRETER_TAG = "mlops.interpreter"
 #: Seconds for which a new version may be in preparation.
 _READY_WITHIN = 30.0
 _PAGE = 200
+#: How MLflow names a logged model as the source of a version.
+_MODEL_URI = re.compile(r"models:/(m-[A-Za-z0-9]+)")
 
 
 class Registry:
@@ -294,7 +296,7 @@ class Registry:
         return folder
 
     async def _local(self, uri: str) -> Path | None:
-        model = re.fullmatch(r"models:/(m-[A-Za-z0-9]+)", uri)
+        model = _MODEL_URI.fullmatch(uri)
         if model:
             info = (await self.api.get(f"logged-models/{model.group(1)}"))["model"]["info"]
             uri = info.get("artifact_uri", "")
@@ -318,11 +320,12 @@ def _tags(tags: list[dict[str, Any]]) -> dict[str, str]:
 def _version_row(version: dict[str, Any], aliases: list[str]) -> dict[str, Any]:
     tags = _tags(version.get("tags", []))
     tags.pop(REQUEST_TAG, None)
+    found = _MODEL_URI.fullmatch(version.get("source", ""))
     return {
         "name": version["name"],
         "version": str(version["version"]),
         "run_id": version.get("run_id", ""),
-        "model_id": version.get("model_id", ""),
+        "model_id": version.get("model_id") or (found.group(1) if found else ""),
         "source": version.get("source", ""),
         "status": version.get("status", ""),
         "aliases": sorted(aliases),
