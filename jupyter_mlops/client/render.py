@@ -245,7 +245,8 @@ def curve(
     return (
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(label)}" style="display:block;max-width:100%">'
-        f'<line x1="{left}" y1="{height - bottom}" x2="{width - right}" y2="{height - bottom}" style="stroke:{LINE}"/>{"".join(marks)}'
+        f'<line x1="{left}" y1="{height - bottom}" x2="{width - right}" y2="{height - bottom}" '
+        f'style="stroke:{LINE}"/>{"".join(marks)}'
         f'<text x="{left}" y="{top + 4}" style="{small}">{escape(high)}</text>'
         f'<text x="{left}" y="{height - bottom - 3}" style="{small}">{escape(low)}</text>'
         f'<text x="{left}" y="{height - 4}" style="{small}">{escape(number(min(xs)))}</text>'

@@ -30,11 +30,12 @@ def status(a: argparse.Namespace, context: Context) -> Report:
     here = settings.tracks_here(context.where)
     counts = state.get("counts") or {}
     mlflow, gateway = state["mlflow"], state["gateway"]
+    trouble = mlflow.get("message") if mlflow["state"] in ("restarting", "failed") else ""
     data = {**state, "tracking_in_force": {"uri": uri.value, "source": uri.source, "ours": here},
             "experiment": {"name": experiment.value, "source": experiment.source}}
     report = Report(data).facts(
         [
-            ("MLflow", f"{mlflow['state']} {mlflow.get('version') or ''} {mlflow.get('message') or ''}".strip()),
+            ("MLflow", " ".join(filter(None, (mlflow["state"], mlflow.get("version"), trouble)))),
             ("jobs", f"{counts.get('running_jobs', 0)} running, {counts.get('jobs', 0)} in all"),
             ("endpoints", f"{counts.get('endpoints', 0)}, gateway {gateway['state']}"),
             ("tracking URI in force", f"{uri.value or state['tracking_uri']} ({uri.source})"),

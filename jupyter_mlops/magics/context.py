@@ -78,7 +78,7 @@ class Context:
         if yes:
             return
         if not self.interactive:
-            raise ParameterError(f"{question} Nobody is here to confirm", "add --yes")
+            raise ParameterError(f"not confirmed, and nobody is here to be asked: {question}", "add --yes")
         try:
             answer = input(f"{question} [y/N] ")
         except EOFError:

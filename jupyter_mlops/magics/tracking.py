@@ -129,7 +129,7 @@ def _log_by_rest(
             "start_time": now,
             "tags": [
                 {"key": "mlflow.user", "value": os.environ.get("JUPYTERHUB_USER") or getpass.getuser()},
-                {"key": "mlflow.source.name", "value": context.notebook or sys.argv[0] or "jupyter mlops"},
+                {"key": "mlflow.source.name", "value": context.notebook or "jupyter mlops"},
                 {"key": "mlflow.source.type", "value": "NOTEBOOK" if context.notebook else "LOCAL"},
             ],
         }
