@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 
-from . import jobfolder, processes
+from . import jobfolder, processes, verdict
 
 HEARTBEAT = 2.0
 #: Seconds between looks: while the ranks start, while they run, while they are being ended.
@@ -27,24 +27,6 @@ _STARTING, _RUNNING, _ENDING = 0.05, 0.5, 0.1
 LEFTOVER_GRACE = 5.0
 _KILL_PATIENCE = 10.0
 _LOCK_PATIENCE = 2.0
-
-
-class Rank:
-    """What is known of one rank. ``seen`` is when it was last seen running."""
-
-    def __init__(self, index):
-        self.index = index
-        self.pid = None
-        self.started = ""
-        self.running = False
-        self.seen = 0.0
-        self.exit_code = None
-        self.error = ""
-        self.exit_time = None
-
-    def public(self):
-        return {"rank": self.index, "pid": self.pid, "start_time": self.started,
-                "exit_code": None if self.running else self.exit_code}
 
 
 class Supervisor:
@@ -56,7 +38,7 @@ class Supervisor:
         self.spec = self.job.spec()
         distribution = self.spec.get("distribution") or {}
         self.size = max(int(distribution.get("process_count_per_instance") or 1), 1)
-        self.ranks = [Rank(index) for index in range(self.size)]
+        self.ranks = [verdict.Rank(index) for index in range(self.size)]
         self.boot = processes.boot_id()
         self.me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": self.boot}
         self.child = None  # type: int | None # pid of the process that this supervisor started: rank 0, or the agent
@@ -250,25 +232,10 @@ class Supervisor:
         return processes.alive(entry.get("pid"), entry.get("start_time"))
 
     def _read_exit(self, rank):
-        """How a rank ended: by what the kernel told, what it wrote itself, and what the agent saw; in this order."""
-        entry = jobfolder.read_json(self.attempt.exit_path(rank.index))
-        own = entry.get("code") if isinstance(entry.get("code"), int) else None
         told = self.codes.get(rank.pid) if rank.pid else None
-        if told is None and self.size == 1 and self.child is not None:
+        if told is None and self.size == 1:
             told = self.codes.get(self.child)
-        if told is None and self.size > 1:
-            agent = jobfolder.read_json(self.attempt.exit_path("agent"))
-            failure = (agent.get("failures") or {}).get(str(rank.index)) or {}
-            told = failure.get("code")
-            if told is None and agent.get("code") == 0:
-                told = 0
-        if told is not None and (told < 0 or not own):
-            rank.exit_code = told
-        else:
-            rank.exit_code = own
-        if own is not None:
-            rank.error = str(entry.get("error") or "")
-            rank.exit_time = entry.get("time")
+        verdict.read_exit(self.attempt, rank, self.size, told)
 
     # -- act
 
@@ -375,38 +342,17 @@ class Supervisor:
         elif self.restarted:
             self._end("failed", "the machine restarted", ended)
         else:
-            culprit = min((rank for rank in self.ranks if rank.exit_code != 0), key=_order)
-            self._end("failed", self._explain(culprit), ended, culprit.exit_code,
-                      culprit.index if culprit.pid else None)
-
-    def _explain(self, rank):
-        """One line: which rank ended how, and why."""
-        code = rank.exit_code
-        who = "rank %d " % rank.index if self.size > 1 else ""
-        if rank.pid is None and self.size > 1:
-            agent = jobfolder.read_json(self.attempt.exit_path("agent"))
-            text = agent.get("error") or _last_line(self.attempt.agent_log)
-            self._show_agent_log()
-            return "the ranks did not start" + (": %s" % text if text else "")
-        if code is None:
-            return "%sended without a word while no supervisor watched: exit unknown" % who
-        if code < 0:
-            try:
-                name = " (%s)" % signal.Signals(-code).name
-            except ValueError:
-                name = ""
-            return "%skilled by signal %d%s" % (who and who + "was ", -code, name)
-        text = rank.error or ("" if rank.pid else _last_line(self.attempt.log_path(0)))
-        return "%sended with exit code %d%s" % (who, code, ": %s" % text if text else "")
+            rank = verdict.culprit(self.ranks)
+            reason = verdict.explain(self.attempt, rank, self.size)
+            if rank.pid is None and self.size > 1:
+                self._show_agent_log()
+            self._end("failed", reason, ended, rank.exit_code, rank.index if rank.pid else None)
 
     def _show_agent_log(self):
-        """Nobody reads the agent's log, so show its end in rank 0's when there is nothing else to see."""
-        data, _, _, size = jobfolder.read_log(self.attempt.agent_log, -8000, 8000)
-        if size and not jobfolder.read_log(self.attempt.log_path(0), 0, 1)[3]:
-            try:
-                jobfolder.write_file(self.attempt.log_path(0), data, False)
-            except OSError as error:
-                self._say(str(error))
+        try:
+            verdict.show_agent_log(self.attempt)
+        except OSError as error:
+            self._say(str(error))
 
     def _end(self, phase, reason, ended=None, code=None, failed=None):
         """Write the terminal state; tries until it is written, because nobody else can."""
@@ -434,18 +380,6 @@ class Supervisor:
             sys.stderr.flush()
         except OSError:
             pass
-
-
-def _order(rank):
-    """The first to fail comes first; one that was only told to end (SIGTERM) comes last, an unknown end before it."""
-    code = rank.exit_code
-    return (code == -signal.SIGTERM, rank.exit_time or rank.seen or float("inf"), rank.index)
-
-
-def _last_line(path):
-    data = jobfolder.read_log(path, -4000, 4000)[0]
-    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1][:500] if lines else ""
 
 
 def _read_order():

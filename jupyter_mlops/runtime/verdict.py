@@ -1,0 +1,88 @@
+"""How ranks ended: which evidence counts, who failed first, and the one line that says so."""
+
+import signal
+
+from . import jobfolder
+
+
+class Rank:
+    """What is known of one rank. ``seen`` is when it was last seen running."""
+
+    def __init__(self, index):
+        self.index = index
+        self.pid = None
+        self.started = ""
+        self.running = False
+        self.seen = 0.0
+        self.exit_code = None
+        self.error = ""
+        self.exit_time = None
+
+    def public(self):
+        """The rank's entry in ``state.json``."""
+        return {"rank": self.index, "pid": self.pid, "start_time": self.started,
+                "exit_code": None if self.running else self.exit_code}
+
+
+def read_exit(attempt, rank, size, told):
+    """Fill in how a rank ended.
+
+    Args:
+        size: number of ranks.
+        told: the exit code that the kernel gave to the supervisor, or None.
+    """
+    entry = jobfolder.read_json(attempt.exit_path(rank.index))
+    own = entry.get("code") if isinstance(entry.get("code"), int) else None
+    if told is None and size > 1:
+        agent = jobfolder.read_json(attempt.exit_path("agent"))
+        told = ((agent.get("failures") or {}).get(str(rank.index)) or {}).get("code")
+        if told is None and agent.get("code") == 0:
+            told = 0
+    # A crash after the rank's own last word counts; else its own word says more (signals of a shell command).
+    rank.exit_code = told if told is not None and (told < 0 or not own) else own
+    if own is not None:
+        rank.error = str(entry.get("error") or "")
+        rank.exit_time = entry.get("time")
+
+
+def culprit(ranks):
+    """The rank that failed first; one that was only told to end (SIGTERM) comes last."""
+
+    def order(rank):
+        return (rank.exit_code == -signal.SIGTERM, rank.exit_time or rank.seen or float("inf"), rank.index)
+
+    return min((rank for rank in ranks if rank.exit_code != 0), key=order)
+
+
+def explain(attempt, rank, size):
+    """One line: which rank ended how, and why."""
+    code = rank.exit_code
+    who = "rank %d " % rank.index if size > 1 else ""
+    if rank.pid is None and size > 1:
+        agent = jobfolder.read_json(attempt.exit_path("agent"))
+        text = agent.get("error") or last_line(attempt.agent_log)
+        return "the ranks did not start" + (": %s" % text if text else "")
+    if code is None:
+        return "%sended without a word while no supervisor watched: exit unknown" % who
+    if code < 0:
+        try:
+            name = " (%s)" % signal.Signals(-code).name
+        except ValueError:
+            name = ""
+        return "%skilled by signal %d%s" % (who and who + "was ", -code, name)
+    text = rank.error or ("" if rank.pid else last_line(attempt.log_path(0)))
+    return "%sended with exit code %d%s" % (who, code, ": %s" % text if text else "")
+
+
+def show_agent_log(attempt):
+    """Nobody reads the agent's log, so show its end in rank 0's when there is nothing else to see."""
+    data, _, _, size = jobfolder.read_log(attempt.agent_log, -8000, 8000)
+    if size and not jobfolder.read_log(attempt.log_path(0), 0, 1)[3]:
+        jobfolder.write_file(attempt.log_path(0), data, False)
+
+
+def last_line(path):
+    """The last line of a log that is not blank."""
+    data = jobfolder.read_log(path, -4000, 4000)[0]
+    lines = [line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1][:500] if lines else ""
