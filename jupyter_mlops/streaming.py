@@ -199,6 +199,10 @@ class StreamingProxy(web.RequestHandler):
     async def on_answered(self, status: int) -> None:
         """Called when the upstream's status is known, before anything is sent to the client."""
 
+    async def await_upstream(self) -> bool:
+        """Called when nobody accepts the connection, so that nothing was sent; True: try again."""
+        return False
+
     def upstream_error(self, error: Exception) -> MlopsError:
         """The error for a client whose upstream did not answer."""
         if isinstance(error, TimeoutError):
@@ -246,11 +250,9 @@ class StreamingProxy(web.RequestHandler):
             if self._content_length() > self._buffer_limit():
                 self._refuse(self._too_large(), DRAIN_BYTES)
             return
-        data = None
         if self._has_body():
             self._pipe = BodyPipe()
-            data = self._pipe.read()
-        self._ask(upstream, data)
+        self._ask(upstream, None)
 
     def _refuse(self, error: Exception, limit: int) -> None:
         """Answer with an error: at once when the body is too long to be drained, else when it has been received."""
@@ -285,13 +287,21 @@ class StreamingProxy(web.RequestHandler):
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the request body is over {self._buffer_limit()} bytes", "send less at a time")
 
-    def _ask(self, upstream: Upstream, data: Any) -> None:
-        self._asked = asyncio.ensure_future(
-            upstream.session.request(
-                self.request.method or "GET", upstream.url, headers=upstream.headers, data=data, allow_redirects=False
-            )
-        )
+    def _ask(self, upstream: Upstream, body: bytes | None) -> None:
+        self._asked = asyncio.ensure_future(self._request(upstream, body))
         self._asked.add_done_callback(self._on_asked)
+
+    async def _request(self, upstream: Upstream, body: bytes | None) -> aiohttp.ClientResponse:
+        while True:
+            data = self._pipe.read() if self._pipe is not None else body
+            try:
+                return await upstream.session.request(
+                    self.request.method or "GET", upstream.url, headers=upstream.headers, data=data,
+                    allow_redirects=False,
+                )
+            except aiohttp.ClientConnectorError:
+                if not await self.await_upstream():
+                    raise
 
     def _on_asked(self, task: asyncio.Task[aiohttp.ClientResponse]) -> None:
         if self._pipe is not None:

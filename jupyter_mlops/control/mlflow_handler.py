@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ from tornado.web import stream_request_body
 
 from ..core.errors import Conflict, MlopsError, ParameterError, Unauthenticated
 from ..streaming import HOP_BY_HOP, StreamingProxy, Upstream
-from ..tracking.api import is_starting
+from ..tracking.api import WAIT, is_starting
 from ..tracking.proxy import REQUEST_ID_HEADER, Proxy, mlflow_error, parse_body
 from ..tracking.rules import Match, match
 from .base import BaseHandler
@@ -33,6 +34,7 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
     """One request to MLflow."""
 
     _match: Match
+    _patience = 0.0  # loop time until which a restart is waited for
 
     @property
     def _proxy(self) -> Proxy:
@@ -56,7 +58,7 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
             await self._proxy.check(self.identity, found, query, None)
         elif self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise ParameterError("compressed bodies are not taken here", "send plain JSON")
-        if not await self.plane.mlflow.ready(10):
+        if not await self.plane.mlflow.ready(WAIT):
             raise is_starting(self.plane.mlflow)
         headers: CIMultiDict[str] = CIMultiDict(
             (k, v) for k, v in self.request.headers.get_all() if k.lower() in PASSED and k.lower() not in HOP_BY_HOP
@@ -64,6 +66,11 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
         headers["Host"] = "localhost"
         target = found.path + ("?" + query if query else "")
         return Upstream(self._proxy.api.streams, target, headers, buffer=MAX_JSON if seen else 0)
+
+    async def await_upstream(self) -> bool:
+        if self._patience == 0:
+            self._patience = asyncio.get_running_loop().time() + WAIT
+        return not self._gone and await self.plane.mlflow.reconnect(self._patience)
 
     async def inspect(self, upstream: Upstream, body: bytes) -> bytes | None:
         found = self._match

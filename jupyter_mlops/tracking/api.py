@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -122,11 +123,17 @@ class MlflowApi:
         url = URL(f"http://localhost{path}{'?' + query if query else ''}", encoded=True)
         if params:
             url = url.extend_query(params)
+        until = asyncio.get_running_loop().time() + WAIT
         try:
-            async with self.session.request(method, url, data=data, headers=headers, allow_redirects=False) as response:
-                return response.status, await response.read()
-        except aiohttp.ClientConnectorError:
-            raise NotSent("MLflow does not answer", "it is restarted by itself: try again in a moment") from None
+            while True:
+                try:
+                    async with self.session.request(
+                        method, url, data=data, headers=headers, allow_redirects=False
+                    ) as response:
+                        return response.status, await response.read()
+                except aiohttp.ClientConnectorError:
+                    if not await self.child.reconnect(until):
+                        raise NotSent("MLflow does not answer", "it is restarted by itself: try again") from None
         except TimeoutError:
             raise BackendTimeout("MLflow did not answer in time", "try again; see: jupyter mlops doctor") from None
         except (aiohttp.ClientError, OSError) as error:

@@ -153,6 +153,14 @@ class MlflowChild:
         except TimeoutError:
             return False
 
+    async def reconnect(self, until: float) -> bool:
+        """After a refused connection: wait for the restart until that loop time; whether to try again."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= until:
+            return False
+        await asyncio.sleep(0.05)  # a process that is being killed may still look alive
+        return await self.ready(max(0.0, until - loop.time()))
+
     async def stop(self) -> None:
         """End the process and the watching."""
         task, self._task = self._task, None

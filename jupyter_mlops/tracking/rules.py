@@ -216,7 +216,9 @@ RULES: tuple[Rule, ...] = (
 )
 
 #: Where MLflow's server lets a run, a logged model and a trace keep their artifacts.
-_OWNER_OF_PATH = re.compile(r"^\d+/(?:(?P<kind>models|traces)/)?(?!models/|traces/)(?P<id>[A-Za-z0-9_-]{1,64})/artifacts(?:/.+)?$")
+_OWNER_OF_PATH = re.compile(
+    r"^[0-9]+/(?:(?P<kind>models|traces)/)?(?!models/|traces/)(?P<id>[A-Za-z0-9_-]{1,64})/artifacts(?:/.+)?$"
+)
 
 
 def _compile(rule: Rule) -> re.Pattern[str]:
