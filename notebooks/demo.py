@@ -5,6 +5,8 @@ With ``CI=true`` or without a terminal it exits instead; non-zero when a step fa
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import os
 import re
 import sys
@@ -19,34 +21,34 @@ HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / "demo"
 
 
-def value_of(client: NotebookClient, expression: str) -> str:
+async def value_of(client: NotebookClient, expression: str) -> str:
     """An expression's value in the kernel, as text."""
     assert client.kc is not None
-    reply = client.kc.execute_interactive(
+    reply = await client.kc.execute_interactive(
         "", silent=True, user_expressions={"result": f"str({expression})"}, allow_stdin=False, timeout=60
     )
     result = reply["content"]["user_expressions"]["result"]
     if result["status"] != "ok":
         raise RuntimeError(result["evalue"])
-    return str(eval(result["data"]["text/plain"], {"__builtins__": {}}))  # the repr of a string
+    return str(ast.literal_eval(result["data"]["text/plain"]))
 
 
-def run(source: Path, target: Path) -> bool:
+async def run(source: Path, target: Path) -> bool:
     """Execute a notebook; returns whether all went well. The executed copy is written in either case."""
     notebook = nbformat.read(source, as_version=4)
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(target.parent)}})
+    resources = {"metadata": {"path": str(target.parent)}}
+    client = NotebookClient(notebook, timeout=300, resources=resources, extra_arguments=["--log-level=ERROR"])
     began = time.monotonic()
     ok = True
-    # nbclient's own event loop calls, kept blocking: one kernel, one cell after the other.
-    with client.setup_kernel():
+    async with client.async_setup_kernel():
         for index, cell in enumerate(notebook.cells):
             if cell.cell_type != "code":
                 continue
             step = cell.metadata.get("mlops", {}).get("step")
             try:
-                client.execute_cell(cell, index)
+                await client.async_execute_cell(cell, index)
                 if step:
-                    result = value_of(client, cell.metadata["mlops"]["result"])
+                    result = await value_of(client, cell.metadata["mlops"]["result"])
                     print(f"ok   {time.monotonic() - began:6.1f} s  {step}: {result}", flush=True)
             except (CellExecutionError, RuntimeError) as e:
                 plain = re.sub(r"\x1b\[[0-9;]*m", "", str(e)).strip().splitlines()
@@ -63,7 +65,7 @@ def main() -> int:
     os.environ.setdefault("JUPYTER_MLOPS_HOME", str(DEMO / "workspace"))
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     target = DEMO / "quickstart.ipynb"
-    if not run(HERE / "quickstart.ipynb", target):
+    if not asyncio.run(run(HERE / "quickstart.ipynb", target)):
         return 1
     if os.environ.get("CI") == "true" or not sys.stdin.isatty() or not sys.stdout.isatty():
         return 0

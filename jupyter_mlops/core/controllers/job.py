@@ -137,8 +137,15 @@ class JobController(Controller):
         ref = self.ref(name)
         seen = await asyncio.to_thread(driver.observe, ref, attempt)
         if seen.phase == "absent":
-            # Noted, but the driver was not reached before we died: starting is idempotent.
-            await asyncio.to_thread(driver.start, ref, attempt, self._environment(job))
+            # Noted, but the driver was not reached before we died: starting is idempotent. What shall end is first
+            # marked as such, so that none of its code runs.
+            if job.status.get("stop_requested"):
+                await asyncio.to_thread(driver.stop, ref, attempt, spec.limits.grace)
+            try:
+                await asyncio.to_thread(driver.start, ref, attempt, self._environment(job))
+            except MlopsError as e:
+                await self._end(job, "Failed", e.message)
+                return
             seen = await asyncio.to_thread(driver.observe, ref, attempt)
         if job.status.get("stop_requested") and not seen.terminal and seen.phase != "stopping":
             await asyncio.to_thread(driver.stop, ref, attempt, spec.limits.grace)
@@ -187,8 +194,6 @@ class JobController(Controller):
         folder = self.ref(name).folder
         for sub in ("", "code", "outputs", "attempts"):
             (folder / sub).mkdir(mode=0o700, parents=True, exist_ok=True)
-        if spec.cell is not None:
-            (folder / "code" / "cell.py").write_text(spec.cell.source, encoding="utf-8")
         temporary = folder / f".spec.{os.getpid()}"
         temporary.write_text(json.dumps(spec.model_dump(), indent=1), encoding="utf-8")
         temporary.chmod(0o600)
