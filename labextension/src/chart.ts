@@ -20,10 +20,18 @@ const COLORS = [
   '--jp-info-color1'
 ];
 /** Lines differ in their dashes too, for eyes and printers that do not see colours. */
-const DASHES: number[][] = [[], [7, 3], [2, 2], [9, 3, 2, 3], [12, 4], [4, 4]];
+const DASHES: number[][] = [[], [7, 3], [2, 2]];
 
-export function colorVariable(index: number): string {
-  return `var(${COLORS[index % COLORS.length]})`;
+/** How the legend shows the line of a series. */
+export function lineStyle(index: number): {
+  borderTopColor: string;
+  borderTopStyle: 'solid' | 'dashed' | 'dotted';
+} {
+  const styles = ['solid', 'dashed', 'dotted'] as const;
+  return {
+    borderTopColor: `var(${COLORS[index % COLORS.length]})`,
+    borderTopStyle: styles[index % styles.length]
+  };
 }
 
 export type ChartData = [number[], ...(number | null)[][]];

@@ -160,15 +160,14 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     icon: refreshIcon
   });
 
-  add(
-    CommandIDs.openMlflow,
-    trans.__('Open the MLflow UI'),
-    args => openMlflow(text(args, 'page') || route.experiments()),
-    {
-      describedBy: describe({ page: trans.__('A page of the UI, such as /models/digits') }),
+  added.add(
+    commands.addCommand(CommandIDs.openMlflow, {
+      label: args => (args.isLauncher ? trans.__('MLflow') : trans.__('Open the MLflow UI')),
       caption: trans.__('Experiments, runs and models in MLflow'),
-      icon: mlopsIcon
-    }
+      icon: mlopsIcon,
+      describedBy: describe({ page: trans.__('A page of the UI, such as /models/digits') }),
+      execute: args => openMlflow(text(args, 'page') || route.experiments())
+    })
   );
 
   add(

@@ -13,7 +13,7 @@ export function formatNumber(value: number | null | undefined, digits = 4): stri
   if (Number.isInteger(value) && size < 1e7) {
     return String(value);
   }
-  if (size !== 0 && (size < 1e-3 || size >= 1e7)) {
+  if (size !== 0 && (size < 1e-4 || size >= 1e7)) {
     return value.toExponential(Math.max(0, digits - 2)).replace('e+', 'e');
   }
   return String(Number(value.toPrecision(digits)));
@@ -44,7 +44,7 @@ export function relativeTime(
   }
   const seconds = Math.max(0, Math.round((now - then) / 1000));
   if (seconds < 5) {
-    return trans.__('just now');
+    return trans.__('now');
   }
   if (seconds < 60) {
     return trans.__('%1 s ago', seconds);

@@ -147,7 +147,12 @@ const launcher: JupyterFrontEndPlugin<void> = {
   autoStart: true,
   requires: [ILauncher],
   activate: (app: JupyterFrontEnd, launch: ILauncher) => {
-    launch.add({ command: CommandIDs.openMlflow, category: 'Other', rank: 600 });
+    launch.add({
+      command: CommandIDs.openMlflow,
+      args: { isLauncher: true },
+      category: 'Other',
+      rank: 600
+    });
   }
 };
 

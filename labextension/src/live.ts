@@ -16,6 +16,8 @@ const INTERVAL = 1000;
 const MAX_INTERVAL = 30_000;
 const MAX_POINTS = 500;
 const EARLIER = 65_536;
+/** Milliseconds after a job's end in which its last metrics are waited for. */
+const PATIENCE = 30_000;
 /** Lines of log in a snapshot. */
 const TAIL = 40;
 
@@ -267,7 +269,7 @@ export class LiveJob implements IDisposable {
   private async _refresh(): Promise<void> {
     try {
       await this._read();
-      this._urgent = false;
+      this._urgent &&= !this._complete && this._ended;
     } catch (error) {
       if (this.isDisposed) {
         return;
@@ -320,11 +322,23 @@ export class LiveJob implements IDisposable {
     this.takenAt = new Date().toISOString();
     this.connection = 'live';
     this.notice = '';
-    this._complete = ended && !this._partial;
+    // The last metrics may reach MLflow a moment after the job has ended: done when a second look finds no more.
+    const points = Object.values(this._metrics ?? {}).reduce(
+      (sum, one) => sum + one.steps.length,
+      0
+    );
+    const settled = points === this._points && this._run?.status !== 'RUNNING';
+    this._complete = ended && this._ended && !this._partial && (settled || this._isOld(job));
+    this._points = points;
+    this._ended = ended;
     this._changed.emit();
     if (this._complete) {
       void this._poll.stop();
     }
+  }
+
+  private _isOld(job: Job): boolean {
+    return Date.now() - Date.parse(job.status.ended_at) > PATIENCE;
   }
 
   private async _readRun(): Promise<IRun | null> {
@@ -392,4 +406,6 @@ export class LiveJob implements IDisposable {
   private _complete = false;
   private _urgent = false;
   private _partial = false;
+  private _points = -1;
+  private _ended = false;
 }

@@ -5,7 +5,12 @@ import { IFrame } from '@jupyterlab/ui-components';
 import type { IApi } from './api';
 import { mlopsIcon } from './icons';
 
+/** Its assistant panel would cover the page on the first visit. */
 const ASSISTANT_KEY = 'mlflow.assistant.fab.autoOpenedOnFirstLoad_v1';
+/** Which half of the UI comes first; a later choice of the user stays. */
+const WORKFLOW_KEY = 'mlflow.workflowType_v1';
+
+const DARK_KEY = '_mlflow_dark_mode_toggle_enabled';
 
 /** How long a tab waits for MLflow to come up before it is shown anyway; milliseconds. */
 const PATIENCE = 30_000;
@@ -43,13 +48,18 @@ export class MlflowFrame extends IFrame {
   }
 
   open(page: string): void {
-    this._page = page;
     try {
-      // Its assistant panel would otherwise cover the page on the first visit.
       localStorage.setItem(ASSISTANT_KEY, 'true');
+      if (localStorage.getItem(WORKFLOW_KEY) === null) {
+        localStorage.setItem(WORKFLOW_KEY, '"machine_learning"');
+      }
+      if (!this._page) {
+        localStorage.setItem(DARK_KEY, String(document.body.dataset.jpThemeLight === 'false'));
+      }
     } catch {
-      // Storage may be forbidden; then the panel opens once.
+      // Storage may be forbidden; then the UI starts as it likes.
     }
+    this._page = page;
     const url = this._api.mlflowUrl(page);
     const frame = this.node.querySelector('iframe');
     if (frame?.contentWindow && frame.src) {
@@ -64,9 +74,9 @@ export class MlflowFrame extends IFrame {
 }
 
 /** Resolves when MLflow answers, or after some time: then its own page tells what is wrong. */
-async function whenReady(api: IApi): Promise<void> {
+async function whenReady(api: IApi, wanted: () => boolean): Promise<void> {
   const end = Date.now() + PATIENCE;
-  while (Date.now() < end) {
+  while (Date.now() < end && wanted()) {
     try {
       const { mlflow } = await api.workspace();
       if (mlflow.state === 'ready' || mlflow.state === 'failed') {
@@ -81,9 +91,9 @@ async function whenReady(api: IApi): Promise<void> {
 
 export function createMlflowWidget(api: IApi, page: string): MainAreaWidget<MlflowFrame> {
   const content = new MlflowFrame(api);
-  const reveal = whenReady(api).then(() => {
-    if (!content.isDisposed) {
-      content.open(content.page || page);
+  const reveal = whenReady(api, () => !content.isDisposed).then(() => {
+    if (!content.isDisposed && !content.page) {
+      content.open(page);
     }
   });
   const widget = new MainAreaWidget({ content, reveal });

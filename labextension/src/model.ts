@@ -43,7 +43,8 @@ export type Link = 'connecting' | 'up' | 'starting' | 'reconnecting';
 
 const BUSY_INTERVAL = 2000;
 const STATUS_INTERVAL = 30_000;
-const MAX_INTERVAL = 300_000;
+const MAX_INTERVAL = 30_000;
+const MAX_STATUS_INTERVAL = 300_000;
 const DEBOUNCE = 250;
 /** Running jobs whose progress is asked for. */
 const MAX_PROGRESS = 10;
@@ -81,7 +82,7 @@ export class WorkspaceModel implements IDisposable {
     this.endpoints = new ListModel<IServed>(query => api.endpoints(query));
     this.computes = new ListModel<Compute>(query => api.computes(query));
     for (const name of SECTIONS) {
-      this[name].changed.connect(this._onListChanged, this);
+      this[name].changed.connect(this._adaptFrequency, this);
     }
     this._events = events;
     events?.stream.connect(this._onEvent, this);
@@ -95,7 +96,7 @@ export class WorkspaceModel implements IDisposable {
     this._statusPoll = new Poll({
       auto: false,
       name: 'jupyter-mlops:status',
-      frequency: { interval: STATUS_INTERVAL, backoff: true, max: MAX_INTERVAL },
+      frequency: { interval: STATUS_INTERVAL, backoff: true, max: MAX_STATUS_INTERVAL },
       standby: () => this._visible || document.hidden,
       factory: () => this._readStatus()
     });
@@ -118,6 +119,8 @@ export class WorkspaceModel implements IDisposable {
   /** When the lists were last read without an error; milliseconds since the epoch, 0: never. */
   updatedAt = 0;
   refreshing = false;
+  /** Since when the control plane is down; milliseconds since the epoch, 0: it is not. */
+  downSince = 0;
 
   /** Anything but the content of a list has changed. */
   get changed(): ISignal<this, void> {
@@ -224,12 +227,17 @@ export class WorkspaceModel implements IDisposable {
   }
 
   private _frequency() {
-    const busy = this.jobs.items.some(job => !isTerminal(job.status.phase));
+    const mlflow = this.workspace?.mlflow.state;
+    const busy =
+      this.link !== 'up' ||
+      mlflow === 'starting' ||
+      mlflow === 'restarting' ||
+      this.jobs.items.some(job => !isTerminal(job.status.phase));
     const interval = this._settings.refreshInterval * 1000;
     return {
       interval: busy ? Math.min(BUSY_INTERVAL, interval) : interval,
       backoff: true,
-      max: MAX_INTERVAL
+      max: Math.max(MAX_INTERVAL, interval)
     };
   }
 
@@ -239,6 +247,7 @@ export class WorkspaceModel implements IDisposable {
       if (this.isDisposed) {
         return;
       }
+      this._setDown(status.state === 'down');
       this.status = status;
       this.api.workspaceName = status.workspace || this.api.workspaceName;
       this.problem = compatible(status.version)
@@ -265,6 +274,10 @@ export class WorkspaceModel implements IDisposable {
       throw error;
     }
     this._changed.emit();
+  }
+
+  private _setDown(down: boolean): void {
+    this.downSince = down ? this.downSince || Date.now() : 0;
   }
 
   private async _readWorkspace(): Promise<ApiError | null> {
@@ -332,13 +345,14 @@ export class WorkspaceModel implements IDisposable {
     if (!error) {
       this.updatedAt = Date.now();
     }
+    this._adaptFrequency();
     this._changed.emit();
     if (error) {
       throw error;
     }
   }
 
-  private _onListChanged(): void {
+  private _adaptFrequency(): void {
     const frequency = this._frequency();
     if (frequency.interval !== this._poll.frequency.interval) {
       this._poll.frequency = frequency;
@@ -353,7 +367,9 @@ export class WorkspaceModel implements IDisposable {
     const state = event.state;
     if (this.status && (state === 'up' || state === 'starting' || state === 'down')) {
       if (state !== this.status.state) {
-        this.status = { ...this.status, state };
+        this._setDown(state === 'down');
+        // What the old message said is over; the next status has the new one.
+        this.status = { ...this.status, state, message: '' };
         this.link = state === 'up' ? this.link : this.workspace ? 'reconnecting' : 'starting';
         this._touched.add('workspace');
         this._changed.emit();
@@ -385,6 +401,7 @@ export class WorkspaceModel implements IDisposable {
     }
     const results = await Promise.all([
       touched.has('workspace') ? this._readWorkspace() : null,
+      this.status?.state === 'up' ? null : this._readStatus().catch(toApiError),
       ...SECTIONS.filter(name => touched.has(name) && this._expanded.has(name)).map(name =>
         this[name].refresh()
       )
@@ -393,6 +410,7 @@ export class WorkspaceModel implements IDisposable {
       if (!results.some(result => result instanceof ApiError)) {
         this.updatedAt = Date.now();
       }
+      this._adaptFrequency();
       this._changed.emit();
     }
   }

@@ -183,11 +183,19 @@ export function escapeHtml(value: string): string {
     .replace(/'/g, '&#39;');
 }
 
-const COLORS = ['#1976d2', '#ef6c00', '#8e24aa', '#2e7d32', '#c62828', '#00838f'];
+/** Theme colours, with others that read on light and on dark where there is no theme. */
+const COLORS = [
+  'var(--jp-brand-color1, #1e88e5)',
+  'var(--jp-warn-color1, #f57c00)',
+  'var(--jp-mirror-editor-operator-color, #ab47bc)',
+  'var(--jp-accent-color1, #43a047)',
+  'var(--jp-error-color1, #e53935)',
+  'var(--jp-info-color1, #00acc1)'
+];
 const MUTED = 'opacity:.7';
 const SMALL = 'font-size:12px';
 
-/** One chart as inline SVG of 260 × 110 pixels, with the range of values at the left edge. */
+/** One chart as inline SVG, with the range of values at its lower left and of steps at its lower right. */
 function svg(title: string, keys: string[], metrics: Record<string, ISeries>): string {
   const [steps, ...rows] = align(keys.map(key => metrics[key]));
   const numbers = rows.flat().filter((value): value is number => value !== null);
@@ -200,16 +208,17 @@ function svg(title: string, keys: string[], metrics: Record<string, ISeries>): s
   ];
   const [first, last] = [steps[0], steps[steps.length - 1]];
   const x = (step: number) => 4 + (252 * (step - first)) / (last - first || 1);
-  const y = (value: number) => 96 - (84 * (value - low)) / (high - low || 1);
+  const y = (value: number) => 94 - (88 * (value - low)) / (high - low || 1);
   const lines = rows.map((row, i) => {
     const points = row
       .map((value, j) => (value === null ? '' : `${x(steps[j]).toFixed(1)},${y(value).toFixed(1)}`))
       .filter(Boolean)
       .join(' ');
-    return `<polyline points="${points}" fill="none" stroke="${COLORS[i % COLORS.length]}" stroke-width="1.5"/>`;
+    return `<polyline points="${points}" style="fill:none;stroke:${COLORS[i % COLORS.length]};stroke-width:1.5"/>`;
   });
-  const label = (value: number, at: number) =>
-    `<text x="4" y="${at}" font-size="9" fill="currentColor" opacity=".6">${escapeHtml(formatNumber(value))}</text>`;
+  const label = (content: string, x: number, anchor: string) =>
+    `<text x="${x}" y="110" font-size="10" text-anchor="${anchor}" fill="currentColor" opacity=".7">` +
+    `${escapeHtml(content)}</text>`;
   const legend = keys
     .map((key, i) => {
       const swatch = `<span style="color:${COLORS[i % COLORS.length]}">&#9679;</span>`;
@@ -218,10 +227,11 @@ function svg(title: string, keys: string[], metrics: Record<string, ISeries>): s
     .join(' &nbsp; ');
   return (
     `<figure style="margin:0"><figcaption style="${SMALL}">${legend}</figcaption>` +
-    `<svg width="260" height="110" viewBox="0 0 260 110" role="img" aria-label="${escapeHtml(title)}">` +
+    `<svg width="260" height="114" viewBox="0 0 260 114" role="img" aria-label="${escapeHtml(title)}">` +
     '<rect x=".5" y=".5" width="259" height="99" fill="none" stroke="currentColor" opacity=".2"/>' +
-    `${lines.join('')}${label(high, 10)}${label(low, 96)}` +
-    `<text x="256" y="109" font-size="9" text-anchor="end" fill="currentColor" opacity=".6">${last}</text>` +
+    lines.join('') +
+    label(`${formatNumber(low)} … ${formatNumber(high)}`, 1, 'start') +
+    label(`${formatNumber(first)} … ${formatNumber(last)}`, 259, 'end') +
     '</svg></figure>'
   );
 }

@@ -154,7 +154,14 @@ export function Message(props: {
 export function NextStep(props: { code: string; trans: TranslationBundle }): JSX.Element {
   return (
     <div className="jp-Mlops-nextStep">
-      <code>{props.code}</code>
+      <code>
+        {props.code.split(' ').map((word, i) => (
+          <React.Fragment key={i}>
+            {i > 0 && ' '}
+            <span className="jp-Mlops-word">{word}</span>
+          </React.Fragment>
+        ))}
+      </code>
       <CopyButton text={props.code} label={props.trans.__('Copy')} trans={props.trans} />
     </div>
   );

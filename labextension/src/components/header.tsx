@@ -8,6 +8,9 @@ import type { IProblem, WorkspaceModel } from '../model';
 import { VERSION } from '../version';
 import { IconButton, Message, NextStep, useNow, useSignal } from './common';
 
+/** Milliseconds that the control plane may be away before the panel says more than "reconnecting". */
+const PATIENCE = 3000;
+
 type Tone = 'good' | 'busy' | 'bad';
 
 /** Where things stand, in one or two words. */
@@ -111,14 +114,15 @@ export function Header(props: {
 }): JSX.Element {
   const { model, trans } = props;
   useSignal(model.changed);
-  const now = useNow(5000);
+  const now = useNow(model.downSince ? 1000 : 5000);
   if (model.problem) {
     return <Problem problem={model.problem} trans={trans} retry={() => void model.refresh()} />;
   }
   const [tone, state, detail] = stateText(model, trans);
   const name = model.workspace?.name ?? model.status?.workspace ?? '…';
   const updated = model.updatedAt ? new Date(model.updatedAt).toISOString() : '';
-  const down = model.status?.state === 'down';
+  // A control plane that died is started again at once; only one that stays away needs words.
+  const down = model.downSince > 0 && now - model.downSince > PATIENCE;
   return (
     <>
       <div className="jp-Mlops-header" data-testid="mlops-header">

@@ -22,6 +22,8 @@ export interface IListProps<T> {
   /** More controls beside the filter. */
   controls?: React.ReactNode;
   keyOf: (item: T) => string;
+  /** The header tells already that nothing can be had now. */
+  offline?: boolean;
   children: (item: T, index: number) => React.ReactNode;
 }
 
@@ -84,6 +86,7 @@ export function List<T>(props: IListProps<T>): JSX.Element {
         })
       : model.items;
 
+  const stale = model.stale && model.error && !props.offline ? errorText(model.error, trans) : '';
   const filterable = words && (model.items.length > 0 || filter !== '');
   return (
     <div className="jp-Mlops-section" data-state={model.state}>
@@ -102,18 +105,18 @@ export function List<T>(props: IListProps<T>): JSX.Element {
           {props.controls}
         </div>
       )}
-      {model.stale && model.error && (
-        <Message
-          tone="warn"
-          title={trans.__('Not up to date')}
-          testId="mlops-stale"
-          action={{ label: trans.__('Retry'), onClick: () => void model.refresh() }}
-        >
-          {errorText(model.error, trans)}
-        </Message>
+      {stale && (
+        <div className="jp-Mlops-stale" role="status" data-testid="mlops-stale">
+          <span title={stale}>{trans.__('Not up to date: %1', stale)}</span>
+          <button type="button" className="jp-Mlops-more" onClick={() => void model.refresh()}>
+            {trans.__('Retry')}
+          </button>
+        </div>
       )}
-      {model.state === 'loading' && <Skeleton label={trans.__('Loading')} />}
-      {model.state === 'error' && model.error && (
+      {(model.state === 'loading' || (model.state === 'error' && props.offline)) && (
+        <Skeleton label={trans.__('Loading')} />
+      )}
+      {model.state === 'error' && model.error && !props.offline && (
         <Message
           tone="error"
           title={trans.__('Could not be loaded')}
@@ -187,7 +190,7 @@ export function Row(props: IRowProps): JSX.Element {
   };
   return (
     <li
-      className={`jp-Mlops-row${props.onOpen ? ' jp-mod-opens' : ''}`}
+      className={`jp-Mlops-row${props.actions ? ' jp-mod-actions' : ''}`}
       data-testid="mlops-row"
       data-kind={props.kind}
       data-name={props.name}

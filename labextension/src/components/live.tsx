@@ -5,7 +5,7 @@ import React, { useEffect, useId, useLayoutEffect, useMemo, useRef, useState } f
 
 import type { ISeries } from '../api';
 import { parseAnsi } from '../ansi';
-import { colorVariable, MetricChart } from '../chart';
+import { lineStyle, MetricChart } from '../chart';
 import {
   elapsed,
   formatBytes,
@@ -69,7 +69,7 @@ function Chart(props: {
       <figcaption>
         {group.keys.map((key, i) => (
           <span key={key} className="jp-Mlops-legend">
-            <span className="jp-Mlops-swatch" style={{ background: colorVariable(i) }} />
+            <span className="jp-Mlops-swatch" style={lineStyle(i)} />
             {key} <b>{at === null ? last[i] : formatNumber(rows[i][at])}</b>
           </span>
         ))}

@@ -45,6 +45,7 @@ function Runs({ model, trans, execute }: ISectionProps): JSX.Element {
       model={model.runs}
       label={trans.__('Runs')}
       trans={trans}
+      offline={model.link !== 'up'}
       keyOf={run => run.run_id}
       words={run =>
         [run.name, run.experiment_name, run.job, run.run_id, phaseText(run.status, trans)].join(' ')
@@ -225,6 +226,7 @@ function Jobs(props: ISectionProps): JSX.Element {
       model={model.jobs}
       label={trans.__('Jobs')}
       trans={trans}
+      offline={model.link !== 'up'}
       keyOf={job => job.name}
       words={job =>
         [
@@ -252,10 +254,11 @@ function Models({ model, trans, execute }: ISectionProps): JSX.Element {
       model={model.models}
       label={trans.__('Models')}
       trans={trans}
+      offline={model.link !== 'up'}
       keyOf={item => item.name}
       empty={{
         text: trans.__('No models yet. Register the one of your best run:'),
-        code: '%mlops register RUN_ID -n my-model --alias champion'
+        code: '%mlops register best my-model --alias champion'
       }}
     >
       {(item, index) => {
@@ -319,10 +322,11 @@ function Endpoints({ model, trans, execute }: ISectionProps): JSX.Element {
       model={model.endpoints}
       label={trans.__('Endpoints')}
       trans={trans}
+      offline={model.link !== 'up'}
       keyOf={item => item.name}
       empty={{
         text: trans.__('No endpoints yet. Put a registered model behind a URL:'),
-        code: '%mlops deploy my-model@champion --endpoint my-endpoint'
+        code: '%mlops deploy my-model@champion'
       }}
     >
       {(item, index) => {
@@ -409,6 +413,7 @@ function Computes({ model, trans }: ISectionProps): JSX.Element {
       model={model.computes}
       label={trans.__('Compute')}
       trans={trans}
+      offline={model.link !== 'up'}
       keyOf={item => item.name}
       empty={{ text: trans.__('No compute is known.') }}
     >
