@@ -51,7 +51,8 @@ BODY_TIMEOUT = 60.0
 #: Requests under way for one deployment, and bytes of bodies held for all; over them the answer is 429.
 MAX_IN_FLIGHT = 512
 MAX_BYTES = 512 * 1024 * 1024
-#: Bytes of a body from which on it is parsed on a thread, so that small requests need not wait for it.
+#: Bytes of a body from which on it is parsed on a thread, so that small requests need not wait for it. One at a time:
+#: parsed, a body takes several times its size.
 THREAD_FROM = 256 * 1024
 ACCESS_LOG_LIMIT = 5_000_000
 
@@ -105,6 +106,7 @@ class Gateway:
         self.started_at = time.time()
         self.held = 0
         self.requests = 0
+        self.large = asyncio.Semaphore(1)
 
     # -- one request -------------------------------------------------------------
 
@@ -179,7 +181,8 @@ class Gateway:
         body = await self.body(request, deployment.max_bytes, held)
         content_type = request.headers.get("Content-Type", "")
         if len(body) > THREAD_FROM:
-            score = await asyncio.to_thread(canonical, deployment.signature, body, content_type)
+            async with self.large:
+                score = await asyncio.to_thread(canonical, deployment.signature, body, content_type)
         else:
             score = canonical(deployment.signature, body, content_type)
         del body
