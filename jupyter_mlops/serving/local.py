@@ -50,7 +50,7 @@ class ScorerObservation:
 
     ``phase``: ``absent`` (not started, or a ready one died: start it again), ``starting``, ``ready`` (a ping was
     answered), ``failed`` (it will not get better by itself: the model cannot be loaded, or a crash loop). ``reason`` is
-    one line for people. ``restarts`` counts starts after a ready scorer's death. ``signature`` is as MLflow writes it.
+    one line for people. ``crash_loop``: a scorer that was ready died too often. ``restarts`` counts starts after a ready scorer's death. ``signature`` is as MLflow writes it.
     """
 
     phase: str
@@ -60,6 +60,7 @@ class ScorerObservation:
     log_tail: list[str] = field(default_factory=list)
     signature: dict[str, Any] = field(default_factory=dict)
     ready_after_s: float | None = None
+    crash_loop: bool = False
 
 
 class LocalServing:
@@ -221,10 +222,10 @@ class LocalServing:
         elif phase == "stopped":
             seen.phase, seen.reason = "absent", "stopped"
         elif phase == "ready":
-            recent = [t for t in launch.get("crashes") or [] if time.time() - t < CRASH_WINDOW]
-            if len(recent) >= CRASHES:
-                seen.phase = "failed"
-                seen.reason = f"crash loop: it ended {len(recent)} times in {CRASH_WINDOW / 60:.0f} minutes{how}"
+            deaths = 1 + sum(time.time() - t < CRASH_WINDOW for t in launch.get("crashes") or [])
+            if deaths >= CRASHES:
+                seen.phase, seen.crash_loop = "failed", True
+                seen.reason = f"crash loop: it ended {deaths} times in {CRASH_WINDOW / 60:.0f} minutes{how}"
             else:
                 seen.phase, seen.reason = "absent", f"the scorer ended{how}"
         elif launch.get("pid") is None:

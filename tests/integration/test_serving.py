@@ -445,6 +445,13 @@ def test_a_model_that_kills_its_process(bench):
         assert waiting.result()[0] == 200
         assert dying.result()[0] == 503
     until(lambda: bench.serving.observe("echo", "blue").phase == "absent")
+    # The fifth death within five minutes is one too many.
+    launch = bench.home / "endpoints" / "echo" / "blue" / "launch.json"
+    record = json.loads(launch.read_text())
+    launch.write_text(json.dumps({**record, "crashes": [time.time()] * 4}))
+    seen = bench.serving.observe("echo", "blue")
+    assert seen.phase == "failed" and seen.crash_loop and seen.reason.startswith("crash loop: it ended 5 times")
+    launch.write_text(json.dumps(record))
     bench.serving.start("echo", "blue", env={"MY_SETTING": "here"})
     bench.ready("echo")
     assert bench.call("echo", {"inputs": ROW})[0] == 200
