@@ -111,7 +111,7 @@ class Table(Generic[T]):
         """Aligned columns."""
         rows = [self._row(item, html=False) for item in self._items]
         body = render.text_table(self._columns(), rows, self.empty)
-        return f"{body}\n{self.note}" if self.note else body
+        return f"{body}\n{render.clean(self.note)}" if self.note else body
 
     def html(self) -> str:
         """An HTML table."""

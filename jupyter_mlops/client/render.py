@@ -109,11 +109,14 @@ def text_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str
     widths = [max(len(columns[i]), *(len(row[i]) for row in cells)) for i in range(len(columns))]
     right = [all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in raw) for i in range(len(columns))]
 
+    head = [clean(c) for c in columns]
+    widths = [max(w, len(h)) for w, h in zip(widths, head, strict=True)]
+
     def line(values: Sequence[str]) -> str:
         padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
         return "  ".join(padded).rstrip()
 
-    return "\n".join([line(list(columns)), *(line(row) for row in cells)])
+    return "\n".join([line(head), *(line(row) for row in cells)])
 
 
 class Raw(str):
@@ -189,10 +192,10 @@ def facts(pairs: Iterable[tuple[str, Any]], title: str = "", state: str = "") ->
 
 def text_facts(pairs: Iterable[tuple[str, Any]], title: str = "") -> str:
     """The same as text."""
-    kept = [(k, clean(number(v))) for k, v in pairs if v not in (None, "")]
+    kept = [(clean(k), clean(number(v))) for k, v in pairs if v not in (None, "")]
     width = max((len(k) for k, _ in kept), default=0)
     lines = [f"  {k.ljust(width)}  {v}" for k, v in kept]
-    return "\n".join([title, *lines] if title else lines)
+    return "\n".join([clean(title), *lines] if title else lines)
 
 
 def finite(steps: Sequence[Any], values: Sequence[Any]) -> list[tuple[float, float]]:
@@ -202,6 +205,13 @@ def finite(steps: Sequence[Any], values: Sequence[Any]) -> list[tuple[float, flo
         if isinstance(x, (int, float)) and isinstance(y, (int, float)) and math.isfinite(x) and math.isfinite(y):
             points.append((float(x), float(y)))
     return points
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """Where a value lies between two others, from 0 to 1; in the middle when they are equal."""
+    # Halved first: the difference of two huge values of opposite sign must not overflow.
+    span = high / 2 - low / 2
+    return (value / 2 - low / 2) / span if span > 0 else 0.5
 
 
 def curve(
@@ -215,17 +225,10 @@ def curve(
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points]
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
-    if x0 == x1:
-        x0, x1 = x0 - 0.5, x1 + 0.5
-    if y0 == y1:
-        pad = abs(y0) * 0.1 or 0.5
-        y0, y1 = y0 - pad, y1 + pad
     left, right, top, bottom = 6, 6, 6, 16
 
     def place(point: tuple[float, float]) -> str:
-        # Scaled before the difference is taken: two huge values of opposite sign must not overflow.
-        across = (point[0] / 2 - x0 / 2) / (x1 / 2 - x0 / 2)
-        up = (point[1] / 2 - y0 / 2) / (y1 / 2 - y0 / 2)
+        across, up = _share(point[0], x0, x1), _share(point[1], y0, y1)
         return f"{left + across * (width - left - right):.1f},{height - bottom - up * (height - top - bottom):.1f}"
 
     marks = []

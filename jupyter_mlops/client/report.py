@@ -26,14 +26,15 @@ class Report:
         if rows:
             html = [[render.pill(str(v)) if i == state else v for i, v in enumerate(row)] for row in rows]
             text = render.text_table(columns, rows)
-            self._parts.append((f"{title}\n{text}" if title else text, render.table(columns, html, caption=title)))
+            text = f"{render.clean(title)}\n{text}" if title else text
+            self._parts.append((text, render.table(columns, html, caption=title)))
         return self
 
     def note(self, text: str) -> Report:
         """Add a remark."""
         if text:
             self._parts.append(
-                (text, f'<div style="color:{render.MUTED};max-width:80ch">{render.escape(text)}</div>')
+                (render.clean(text), f'<div style="color:{render.MUTED};max-width:80ch">{render.escape(text)}</div>')
             )
         return self
 

@@ -275,7 +275,7 @@ class Comparison:
         return f'<div style="color:{render.TEXT};display:grid;gap:8px">{inner}</div>'
 
     def __repr__(self) -> str:
-        return f"<Comparison of {len(self.runs)} runs by {self.metric or 'all metrics'}>"
+        return f"<Comparison of {len(self.runs)} runs by {render.clean(self.metric or 'all metrics')}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": self.text(), "text/html": self.html()}

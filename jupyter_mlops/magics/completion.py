@@ -8,7 +8,7 @@ import re
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
@@ -20,19 +20,24 @@ from . import parser
 #: Seconds after which names are asked for again.
 FRESH = 10.0
 _LINE = re.compile(r"^\s*(?:[\w.,\s\[\]]+=\s*)?%{1,2}mlops(?:\s+(.*))?$", re.DOTALL)
+#: A name at the end of an expression that is no attribute.
+_IDENTIFIER = re.compile(r"(?<![\w.])[A-Za-z_]\w*$")
 
 
 class Names:
     """Names of experiments, models, endpoints, deployments, jobs and runs as last heard; asking never blocks."""
 
-    def __init__(self, where: locate.Place) -> None:
+    def __init__(self, where: locate.Place, variables: Mapping[str, Any] | None = None) -> None:
         self._where = where
+        self._variables = {} if variables is None else variables
         self._known: dict[str, list[str]] = {}
         self._asked = 0.0
         self._busy = threading.Lock()
 
     def get(self, kind: str) -> list[str]:
         """What is known of a kind now; asks anew in the background when that is old."""
+        if kind == "variable":
+            return sorted(n for n in list(self._variables) if not n.startswith("_"))
         if time.monotonic() - self._asked > FRESH or not self._asked:
             self.refresh()
         return self._known.get(kind, [])
@@ -132,7 +137,8 @@ def complete(before: str, names: Callable[[str], list[str]]) -> tuple[str, list[
         return fragment, [o for o in options if o.startswith(fragment) and (o.startswith("--") or fragment == "-")]
     place = _place(tree, options, given)
     if verb == "invoke" and place != "endpoint":
-        return None  # an expression
+        word = _IDENTIFIER.search(before)  # the end of an expression
+        return None if word is None else (word.group(), [n for n in names("variable") if n.startswith(word.group())])
     if verb == "delete":
         kinds = ["job", "run", "endpoint", "deployment", "model"]
         positional = [w for w in given if not w.startswith("-")]

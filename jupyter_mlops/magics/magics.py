@@ -91,7 +91,7 @@ class Loaded:
         from .completion import Names, make_matcher
 
         self.environment = settings.enter(where)
-        self.names = Names(where)
+        self.names = Names(where, shell.user_ns)
         self._matcher = make_matcher(self.names)
         shell.register_magics(MlopsMagics)
         if getattr(shell, "Completer", None) is not None:

@@ -60,8 +60,8 @@ FINE = {
     "del": "x = 1\ndel x",
     "del in branch": "x = 1\nif x:\n    del x\nprint(x)",
     "rebound after del": "x = 1\ndel x\nx = 2\nprint(x)",
-    "match": "v = [1]\nmatch v:\n    case [a, *rest]:\n        print(a, rest)\n    case {'k': b, **more}:\n        print(b, more)\n"
-             "    case int() as c:\n        print(c)",
+    "match": "v = [1]\nmatch v:\n    case [a, *rest]:\n        print(a, rest)\n"
+             "    case {'k': b, **more}:\n        print(b, more)\n    case int() as c:\n        print(c)",
     "globals": "globals()['x'] = 1\nprint(x)",
     "exec": "exec('x = 1')\nprint(x)",
     "in dir": "if 'x' in dir():\n    print(x)",
@@ -74,8 +74,8 @@ FINE = {
     "attribute and item": "import os\nos.environ['A'] = 'b'\nos.x = 1",
     "f-string": "x = 1\nf'{x:{x}} {x!r}'",
     "decorator": "import functools\n@functools.cache\ndef f(): pass",
-    "async": "import asyncio\nasync def f():\n    async with a() as b:\n        async for c in b:\n            await c\n"
-             "def a(): pass\nasyncio.run(f())",
+    "async": "import asyncio\nasync def f():\n    async with a() as b:\n"
+             "        async for c in b:\n            await c\ndef a(): pass\nasyncio.run(f())",
     "main guard": "if __name__ == '__main__':\n    print(1)",
     "type checking": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from x import Y\ndef f(y: Y): pass",
     "class in function": "def f():\n    y = 1\n    class A:\n        x = y\n    return A",
@@ -235,7 +235,7 @@ def test_straight_code_that_passes_has_no_name_error(lines: list[str]) -> None:
     found = names(source)
     scope = {"__builtins__": {**vars(builtins), "print": lambda *_: None}, "__name__": "__main__"}
     try:
-        exec(compile(source, "<cell>", "exec"), scope)  # generated right above
+        exec(compile(source, "<cell>", "exec"), scope)  # noqa: S102  (generated right above)
         failed = None
     except NameError as error:
         failed = error.name
