@@ -200,7 +200,10 @@ class StreamingProxy(web.RequestHandler):
         """Called when the upstream's status is known, before anything is sent to the client."""
 
     async def await_upstream(self) -> bool:
-        """Called when nobody accepts the connection, so that nothing was sent; True: try again."""
+        """Whether to ask again, now that the upstream went away before it answered.
+
+        Called only when the request can be repeated: nothing of it was sent, or its whole body is at hand.
+        """
         return False
 
     def upstream_error(self, error: Exception) -> MlopsError:
@@ -299,8 +302,9 @@ class StreamingProxy(web.RequestHandler):
                     self.request.method or "GET", upstream.url, headers=upstream.headers, data=data,
                     allow_redirects=False,
                 )
-            except aiohttp.ClientConnectorError:
-                if not await self.await_upstream():
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                sent = not isinstance(error, aiohttp.ClientConnectorError)
+                if (sent and self._pipe is not None) or not await self.await_upstream():
                     raise
 
     def _on_asked(self, task: asyncio.Task[aiohttp.ClientResponse]) -> None:

@@ -20,6 +20,8 @@ from .operations import ROOT
 PREFIX = ROOT + "/mlflow"
 #: Largest JSON body that is looked at, in bytes; MLflow's own limit for a batch is 1 MB.
 MAX_JSON = 16 * 1024 * 1024
+#: Bodies up to this size, in bytes, are kept until MLflow has answered.
+SMALL = 1024 * 1024
 #: Request headers that go on to MLflow.
 PASSED = frozenset({
     "accept", "accept-encoding", "accept-language", "content-type", "content-length", "content-encoding", "range",
@@ -64,8 +66,11 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
             (k, v) for k, v in self.request.headers.get_all() if k.lower() in PASSED and k.lower() not in HOP_BY_HOP
         )
         headers["Host"] = "localhost"
+        # What is small is kept at hand, so that it can be sent again when MLflow is restarted in between. All that is
+        # not audited may be repeated: MLflow keeps equal points, params and tags once.
+        small = rule.space == "api" and 0 < self._content_length() <= SMALL
         target = found.path + ("?" + query if query else "")
-        return Upstream(self._proxy.api.streams, target, headers, buffer=MAX_JSON if seen else 0)
+        return Upstream(self._proxy.api.streams, target, headers, buffer=MAX_JSON if seen else SMALL if small else 0)
 
     async def await_upstream(self) -> bool:
         if self._patience == 0:
@@ -74,6 +79,8 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
 
     async def inspect(self, upstream: Upstream, body: bytes) -> bytes | None:
         found = self._match
+        if not self._proxy.must_see_body(self.identity, found.rule):
+            return body
         value = await self._proxy.check(self.identity, found, self.request.query, parse_body(body))
         if found.rule.template in ("registered-models/delete", "model-versions/delete"):
             await self._unused(value or {})
