@@ -21,13 +21,17 @@ def iso(milliseconds: Any) -> str | None:
     return text.replace("+00:00", "Z")
 
 
+#: What MLflow's database keeps for infinities.
+_INFINITE = 1.7976931348623157e308
+
+
 def number(value: Any) -> float | None:
     """A metric's value; None for NaN, infinities and what is no number."""
     try:
         result = float(value)
     except (TypeError, ValueError):
         return None
-    return result if math.isfinite(result) else None
+    return result if math.isfinite(result) and abs(result) < _INFINITE else None
 
 
 def progress(text: str) -> dict[str, float] | None:

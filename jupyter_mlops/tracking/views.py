@@ -20,6 +20,9 @@ PROGRESS_TAG = "mlops.progress"
 ENDED = frozenset({"FINISHED", "FAILED", "KILLED"})
 #: Points that one page of a metric's history holds; MLflow's own limit.
 _HISTORY_PAGE = 25_000
+#: Steps from which on a history is not read in full, and how many points are taken then; MLflow's own limit.
+_LONG = 100_000
+_SAMPLE = 2500
 #: Experiments searched at once; MLflow's own limit on the ids of one search is far higher.
 _MANY = 1000
 #: Tags that belong to the machinery and are not shown.
@@ -157,12 +160,15 @@ class MlflowViews(Registry):
             await self.api.post("runs/restore", run_id=run_id)
 
     async def metrics(self, run_id: str, max_points: int = 500, keys: list[str] | None = None) -> dict[str, Any]:
-        """The curves of a run, each thinned to ``max_points``; first and last points stay."""
+        """The curves of a run, each thinned to ``max_points``; first and last points stay.
+
+        ``total`` counts all points, except of histories over ``_LONG`` steps: there it counts those that were read.
+        """
         run = await self._get_run(run_id)
-        present = [m["key"] for m in run.get("data", {}).get("metrics", [])]
+        present = {m["key"]: int(m.get("step", 0)) for m in run.get("data", {}).get("metrics", [])}
         series = {}
         for key in present if keys is None else [k for k in keys if k in present]:
-            points = await self._history(run_id, key)
+            points = await (self._sample if present[key] > _LONG else self._history)(run_id, key)
             # By step, then time, then as logged: the order in which MLflow takes the last value.
             points.sort(key=lambda p: (int(p.get("step", 0)), int(p.get("timestamp", 0))))
             kept = thin(points, max_points)
@@ -174,6 +180,14 @@ class MlflowViews(Registry):
                 "total": len(points),
             }
         return {"run_id": run_id, "status": run["info"].get("status", ""), "metrics": series}
+
+    async def _sample(self, run_id: str, key: str) -> list[dict[str, Any]]:
+        """A very long history, thinned by MLflow itself, first and last steps included."""
+        answer = await self.api.get(
+            "/ajax-api/2.0/mlflow/metrics/get-history-bulk-interval", run_ids=run_id, metric_key=key,
+            max_results=_SAMPLE,
+        )
+        return answer.get("metrics", [])
 
     async def _history(self, run_id: str, key: str) -> list[dict[str, Any]]:
         points: list[dict[str, Any]] = []
