@@ -292,8 +292,12 @@ def ensure(where=None, may=None, timeout=START_TIMEOUT):
         if code is not None and code != 3:  # 3: somebody else holds the lock and will answer soon
             raise LocateError("the control plane ended with code %s at its start" % code,
                               "its log: %s" % os.path.join(where.home, "logs", "control.log"))
-        if code == 3 and waited > SILENT_AFTER:
-            break
+        if code == 3:
+            if waited > SILENT_AFTER:
+                break
+            holder = lock_holder(where)
+            if not alive(holder.get("pid") or 0, holder.get("started")):
+                child = start(where)  # the holder was about to end, and has
         time.sleep(pause)
         pause = min(pause * 1.5, 0.25)
     holder = lock_holder(where)

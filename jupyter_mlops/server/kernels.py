@@ -22,6 +22,7 @@ from jupyter_core.utils import ensure_async
 
 from .. import __version__
 from ..runtime import locate
+from .link import same_minor
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -101,11 +102,6 @@ def _mtime(path: str) -> int:
         return os.stat(path).st_mtime_ns
     except OSError:
         return 0
-
-
-def same_minor(a: str, b: str) -> bool:
-    """Whether two versions agree in their first two numbers."""
-    return re.split(r"[.+]", a)[:2] == re.split(r"[.+]", b)[:2]
 
 
 def interpreter(argv: list[str], env: Mapping[str, str]) -> str | None:

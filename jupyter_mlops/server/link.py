@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import stat
 import time
 from collections.abc import Awaitable, Callable
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..core.errors import MlopsError, Unavailable
 from ..runtime import locate
 from .threads import in_thread
@@ -30,7 +32,7 @@ STEADY = 5.0
 #: Seconds between two looks whether somebody else has started it meanwhile.
 LOOK_EVERY = 1.0
 #: Seconds of silence after which a control plane counts as frozen.
-SILENCE = 2.0
+SILENCE = 3.0
 STARTING, UP, DOWN = "starting", "up", "down"
 
 
@@ -95,10 +97,6 @@ class Link:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await self._hang_up()
-
-    async def _hang_up(self) -> None:
-        """End all requests under way: nobody will answer them."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()
@@ -124,8 +122,8 @@ class Link:
                 self.log.info("Jupyter MLOps: control plane of workspace %r, pid %s", self.place.name, self.pid)
                 await self._stay()
             except Lost as e:
+                # Requests under way are left alone: a dead process ends them, one that was only slow answers them.
                 self._session = None
-                await self._hang_up()
                 self.log.warning("Jupyter MLOps: control plane lost: %s", e)
                 if self._shut_down():
                     self.stopped_on_purpose = True
@@ -187,8 +185,15 @@ class Link:
 
     def _connect_blocking(self) -> tuple[locate.Session, str]:
         session = locate.connect(self.place, may=None if self._may_start else False, fresh=True)
-        # Without a pid it is a control plane elsewhere, named by URL and token.
-        return session, self.place.socket_path if session.pid else ""
+        if not session.pid:  # a control plane elsewhere, named by URL and token
+            return session, ""
+        theirs = str((locate.info(self.place, SILENCE) or {}).get("version") or "")
+        if theirs and not same_minor(theirs, __version__):
+            raise locate.LocateError(
+                f"the control plane that runs has version {theirs}, this Jupyter server {__version__}",
+                "`jupyter mlops down` ends it, and this server starts its own; jobs and endpoints go on",
+            )
+        return session, self.place.socket_path
 
     async def _stay(self) -> None:
         """Follow until the control plane is lost, or suspected and found silent."""
@@ -309,6 +314,11 @@ class Link:
                     raise Unavailable("the answer of the control plane is too long", "ask for fewer items at a time")
                 parts.append(chunk)
             return response.status, response.headers, b"".join(parts)
+
+
+def same_minor(a: str, b: str) -> bool:
+    """Whether two versions agree in their first two numbers."""
+    return re.split(r"[.+]", a)[:2] == re.split(r"[.+]", b)[:2]
 
 
 def check_socket(path: str, what: str) -> None:

@@ -134,9 +134,6 @@ class Relay:
                     since = None
                 elif status in (401, 403, 404):
                     raise Lost(f"the control plane refused the change feed: {answer.get('message') or status}")
-                elif status == 426:
-                    self.log.error("Jupyter MLOps: %s", answer.get("message"))
-                    await asyncio.sleep(WAIT)
                 else:
                     await asyncio.sleep(1.0)
             except TimeoutError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from tornado.httputil import HTTPHeaders
 from jupyter_mlops.core.errors import NotFound
 from jupyter_mlops.server.api import LAUNCH
 from jupyter_mlops.server.base import Refusal, clean_path, clean_query, error_body
-from jupyter_mlops.server.kernels import Interpreters, interpreter, same_minor
+from jupyter_mlops.server.kernels import Interpreters, interpreter
+from jupyter_mlops.server.link import same_minor
 from jupyter_mlops.server.mlflow import is_read
 from jupyter_mlops.server.origin import same_origin
 from jupyter_mlops.server.relay import EVERY, MOST_ITEMS, Relay
@@ -124,6 +126,12 @@ def test_errors_have_one_form() -> None:
         "message": "no 100% x", "code": "not_found", "hint": "look"}
     assert error_body(403, web.HTTPError(403, "not 100%"))["message"] == "not 100%"
     assert "secret" not in str(error_body(500, RuntimeError("secret")))
+
+
+def test_importing_the_extension_loads_nothing_heavy() -> None:
+    heavy = ("aiohttp", "mlflow", "torch", "pandas", "sqlalchemy", "pydantic", "kubernetes")
+    code = f"import sys; from jupyter_mlops.server import MlopsApp; print([m for m in {heavy!r} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 # Events
