@@ -173,31 +173,33 @@ def example(signature: Mapping[str, Any] | None) -> str:
     fields = inputs_of(signature)
     if columns:
         row = [_zero(str(f.get("type"))) for f in fields]
-        if len(columns) > 8:
-            # The whole list would bury the call; a scoring request may leave the names out.
-            return json.dumps({"inputs": [row]})
         return json.dumps({"dataframe_split": {"columns": columns, "data": [row]}})
     shapes = [(f.get("tensor-spec") or {}).get("shape") or [-1] for f in fields]
     if len(fields) == 1 and not fields[0].get("name"):
         return json.dumps({"inputs": _zeros(shapes[0])})
     if fields and all(f.get("name") for f in fields):
         return json.dumps({"inputs": {f["name"]: _zeros(s) for f, s in zip(fields, shapes, strict=True)}})
-    return json.dumps({"inputs": [[0.0]]})
+    return json.dumps({"inputs": [[0]]})
+
+
+def expression(signature: Mapping[str, Any] | None) -> str:
+    """Python code of the request body for the first rows of ``X``."""
+    if columns_of(signature):
+        return '{"dataframe_split": X[:3].to_dict(orient="split")}'
+    return '{"inputs": X[:3].tolist()}'
 
 
 def _zero(kind: str) -> Any:
-    return {"string": "", "boolean": False, "datetime": "2026-01-01T00:00:00", "binary": ""}.get(
-        kind, 0 if kind in ("long", "integer") else 0.0
-    )
+    return {"string": "", "boolean": False, "datetime": "2026-01-01T00:00:00", "binary": ""}.get(kind, 0)
 
 
 def _zeros(shape: list[int]) -> Any:
     count = 1
     for n in shape:
         count *= max(1, n)
-    if count > 256:
-        return "…"
-    value: Any = 0.0
+    if count > 4096:
+        return []  # an image or the like: nobody wants to read that many zeros
+    value: Any = 0
     for n in reversed(shape):
         value = [value] * max(1, n)
     return value

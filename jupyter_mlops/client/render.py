@@ -15,7 +15,7 @@ from typing import Any
 TEXT = "var(--jp-content-font-color1, inherit)"
 MUTED = "var(--jp-content-font-color2, #757575)"
 LINE = "var(--jp-border-color2, rgba(128,128,128,.35))"
-FAINT = "var(--jp-rendermime-table-row-background, rgba(128,128,128,.08))"
+FAINT = "var(--jp-layout-color2, rgba(128,128,128,.12))"
 BRAND = "var(--jp-brand-color1, #1976d2)"
 GOOD = "var(--jp-success-color1, #388e3c)"
 BAD = "var(--jp-error-color1, #d32f2f)"
@@ -100,17 +100,24 @@ def short(text: Any, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def text_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str = "") -> str:
-    """Columns aligned by spaces; numbers to the right."""
+def _right(columns: Sequence[str], rows: Sequence[Sequence[Any]], values_right: bool) -> list[bool]:
+    """Which columns are aligned to the right: those of numbers, or all but the first."""
+    if values_right:
+        return [i > 0 for i in range(len(columns))]
+    return [all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in rows) for i in range(len(columns))]
+
+
+def text_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "", values_right: bool = False
+) -> str:
+    """Columns aligned by spaces; numbers to the right, or all columns but the first."""
     cells = [[short(number(v)) for v in row] for row in rows]
-    raw = list(rows) if not isinstance(rows, list) else rows
     if not cells:
         return empty
-    widths = [max(len(columns[i]), *(len(row[i]) for row in cells)) for i in range(len(columns))]
-    right = [all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in raw) for i in range(len(columns))]
+    right = _right(columns, rows, values_right)
 
     head = [clean(c) for c in columns]
-    widths = [max(w, len(h)) for w, h in zip(widths, head, strict=True)]
+    widths = [max(len(head[i]), *(len(row[i]) for row in cells)) for i in range(len(columns))]
 
     def line(values: Sequence[str]) -> str:
         padded = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
@@ -125,8 +132,19 @@ class Raw(str):
     __slots__ = ()
 
 
+class Code(str):
+    """Text to be copied: shown whole, in the code font, scrolling when it is long."""
+
+    __slots__ = ()
+
+
 def cell(value: Any) -> str:
     """A value as HTML."""
+    if isinstance(value, Code):
+        return (
+            f'<pre style="margin:0;padding:2px 6px;max-width:72ch;overflow-x:auto;background:{FAINT};color:inherit;'
+            f'font-size:12px;border-radius:3px">{escape(value)}</pre>'
+        )
     return value if isinstance(value, Raw) else escape(short(number(value), 120))
 
 
@@ -145,12 +163,14 @@ def code(text: Any, width: int = 60) -> Raw:
     )
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", empty: str = "") -> str:
-    """An HTML table; numbers to the right."""
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", empty: str = "",
+    values_right: bool = False,
+) -> str:
+    """An HTML table; numbers to the right, or all columns but the first."""
     if not rows:
         return f'<div style="color:{MUTED};padding:4px 0">{escape(empty)}</div>' if empty else ""
-    right = [all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in rows) for i in range(len(columns))]
-    side = ["right" if r else "left" for r in right]
+    side = ["right" if r else "left" for r in _right(columns, rows, values_right)]
     head = "".join(
         f'<th scope="col" style="text-align:{s};padding:4px 12px 4px 0;font-weight:600;border-bottom:1px solid {LINE};'
         f'color:{MUTED}">{escape(c)}</th>'
@@ -225,7 +245,7 @@ def curve(
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points]
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
-    left, right, top, bottom = 6, 6, 6, 16
+    left, right, top, bottom = 48, 6, 6, 16
 
     def place(point: tuple[float, float]) -> str:
         across, up = _share(point[0], x0, x1), _share(point[1], y0, y1)
@@ -250,8 +270,8 @@ def curve(
         f'aria-label="{escape(label)}" style="display:block;max-width:100%">'
         f'<line x1="{left}" y1="{height - bottom}" x2="{width - right}" y2="{height - bottom}" '
         f'style="stroke:{LINE}"/>{"".join(marks)}'
-        f'<text x="{left}" y="{top + 4}" style="{small}">{escape(high)}</text>'
-        f'<text x="{left}" y="{height - bottom - 3}" style="{small}">{escape(low)}</text>'
+        f'<text x="{left - 4}" y="{top + 6}" text-anchor="end" style="{small}">{escape(high)}</text>'
+        f'<text x="{left - 4}" y="{height - bottom}" text-anchor="end" style="{small}">{escape(low)}</text>'
         f'<text x="{left}" y="{height - 4}" style="{small}">{escape(number(min(xs)))}</text>'
         f'<text x="{width - right}" y="{height - 4}" text-anchor="end" style="{small}">'
         f"{escape(number(max(xs)))}</text></svg>"
@@ -268,7 +288,7 @@ def legend(names: Sequence[str]) -> Raw:
     return Raw(" ".join(parts))
 
 
-def bars(pairs: Sequence[tuple[str, float | None]], best: int | None = None, width: int = 420) -> str:
+def bars(pairs: Sequence[tuple[str, float | None]], best: int | None = None, width: int = 460) -> str:
     """Horizontal bars as SVG, one a row, with their value; the best is filled in the brand colour."""
     drawable = [(name, v) for name, v in pairs if v is not None and math.isfinite(v)]
     if not drawable:
@@ -276,7 +296,7 @@ def bars(pairs: Sequence[tuple[str, float | None]], best: int | None = None, wid
     low = min(0.0, *(v for _, v in drawable)) if len(drawable) > 1 else min(0.0, drawable[0][1])
     high = max(0.0, *(v for _, v in drawable)) if len(drawable) > 1 else max(0.0, drawable[0][1])
     span = (high / 2 - low / 2) or 0.5
-    label_width, value_width, row = 140, 70, 20
+    label_width, value_width, row = 140, 110, 20
     room = width - label_width - value_width
     zero = label_width + room * (-low / 2) / span
     height = row * len(pairs)

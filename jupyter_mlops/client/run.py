@@ -245,7 +245,8 @@ class Comparison:
 
     def text(self) -> str:
         """Aligned columns; ``*`` marks the best value."""
-        body = render.text_table(self._columns(), self._rows(html=False), "no metrics and no differing parameters")
+        rows = self._rows(html=False)
+        body = render.text_table(self._columns(), rows, "no metrics and no differing parameters", values_right=True)
         return f"{body}\n{self._note()}" if self._note() else body
 
     def _note(self) -> str:
@@ -270,7 +271,8 @@ class Comparison:
                     f'<div style="color:{render.MUTED};margin:8px 0 2px">{render.cell(key)} by step: '
                     f"{render.legend(list(series))}</div>{chart}"
                 )
-        parts.append(render.table(self._columns(), self._rows(html=True), caption=self._note(), empty="no metrics"))
+        rows = self._rows(html=True)
+        parts.append(render.table(self._columns(), rows, self._note(), "no metrics", values_right=True))
         inner = "".join(f"<div>{p}</div>" for p in parts)
         return f'<div style="color:{render.TEXT};display:grid;gap:8px">{inner}</div>'
 

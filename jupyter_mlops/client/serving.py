@@ -100,10 +100,10 @@ class Endpoint(Record):
         )
 
     def python(self, signature: dict[str, Any] | None = None) -> str:
-        """A ready-made call for Python, with ``KEY`` for the key."""
+        """A ready-made call for Python with the variables ``KEY`` and ``X``."""
         return (
-            f"requests.post({self.url!r}, headers={{'Authorization': f'Bearer {{KEY}}'}}, "
-            f"json={payload.example(signature)}).json()"
+            f'requests.post("{self.url}", headers={{"Authorization": f"Bearer {{KEY}}"}}, '
+            f"json={payload.expression(signature)}).json()"
         )
 
     def _line(self) -> str:
@@ -275,9 +275,9 @@ class Deployment(Record):
         if at is not None and self.phase == "Ready":
             pairs += [
                 ("URL", at.url),
-                ("in a notebook", f"%mlops invoke {self.endpoint} X[:3]"),
-                ("from Python", at.python(self.signature)),
-                ("from a shell", at.curl(self.signature)),
+                ("in a notebook", render.Code(f"%mlops invoke {self.endpoint} X[:3]")),
+                ("from Python", render.Code(at.python(self.signature))),
+                ("from a shell", render.Code(at.curl(self.signature))),
                 ("the key", self._key_note()),
             ]
         return pairs

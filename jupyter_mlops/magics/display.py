@@ -151,9 +151,11 @@ def html(data: Mapping[str, Any], shot: Mapping[str, Any]) -> str:
         parts.append(f'<div style="display:flex;flex-wrap:wrap;gap:12px 20px">{"".join(charts)}</div>')
     if shot["log"]:
         parts.append(
-            f'<pre style="margin:0;padding:6px 8px;max-height:220px;overflow:auto;white-space:pre-wrap;'
-            f"overflow-wrap:anywhere;background:{render.FAINT};color:inherit;font-size:12px;line-height:1.4;"
-            f'border-radius:3px">{render.escape(shot["log"])}</pre>'
+            # Reversed, so that it opens at its end.
+            f'<div style="display:flex;flex-direction:column-reverse;max-height:220px;overflow:auto;'
+            f'background:{render.FAINT};border-radius:3px"><pre style="margin:0;padding:6px 8px;white-space:pre-wrap;'
+            'overflow-wrap:anywhere;background:none;color:inherit;font-size:12px;line-height:1.4">'
+            f"{render.escape(shot['log'])}</pre></div>"
         )
     inner = "".join(parts)
     return f'<div style="display:grid;gap:8px;padding:4px 0;color:{render.TEXT}">{inner}</div>'
@@ -168,6 +170,7 @@ class LiveOutput:
         self._shell = context.shell
         self._id = uuid.uuid4().hex
         self._final = False
+        self._finished = False
         # Whatever is published later belongs to the cell that started it, not to the one that then runs.
         self._origin = contextvars.copy_context()
 
@@ -209,13 +212,22 @@ class LiveOutput:
             client.submit(self._watch())
 
     def finish(self) -> None:
-        """Bring the output to its last state, once; called when the job was waited for."""
-        if not self._final and hasattr(self._shell, "kernel"):
-            client = self._job._client
-            try:
-                self._publish(client.call(_take(client.aio, self._job._data)), final=True)
-            except MlopsError:
-                pass  # the output keeps what it showed; the job's own result matters more
+        """Bring the output to its last state; called when the job was waited for.
+
+        Published on behalf of the cell that waits, also when the watcher was first: a headless run (nbclient,
+        papermill) listens to the running cell alone, and would save the output as it was at the start.
+        """
+        if self._finished or not hasattr(self._shell, "kernel"):
+            return
+        from IPython.display import display
+
+        client = self._job._client
+        try:
+            made = client.call(_take(client.aio, self._job._data))
+        except MlopsError:
+            return  # the output keeps what it showed; the job's own result matters more
+        self._final = self._finished = True
+        display(made, raw=True, display_id=self._id, update=True)
 
     def _publish(self, made: dict[str, Any], final: bool = False) -> None:
         from IPython.display import display

@@ -109,6 +109,7 @@ def test_example_is_json(signature) -> None:
     columns_of(signature)
 
 
-def test_example_of_many_columns_is_short() -> None:
+def test_example_names_every_column() -> None:
     wide = {"inputs": [{"type": "double", "name": f"pixel_{i}"} for i in range(64)]}
-    assert len(json.loads(example(wide))["inputs"][0]) == 64
+    split = json.loads(example(wide))["dataframe_split"]
+    assert len(split["columns"]) == len(split["data"][0]) == 64
