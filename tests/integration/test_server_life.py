@@ -124,6 +124,22 @@ def test_a_running_job_is_activity(server: JupyterServer) -> None:
     assert server.get("api/status").json["last_activity"] == quiet, "looking is no activity"
 
 
+def test_an_endpoint_answers_from_outside_by_its_key(server: JupyterServer) -> None:
+    keys = server.call("PUT", WS + "/endpoints/outside", {}).json["keys"]
+
+    def call(key: str) -> Any:
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        return server.call(
+            "POST", "jupyter-mlops/endpoints/outside/invocations", b'{"inputs": [1]}', headers=headers, token=False
+        )
+
+    # It has no deployment yet, which only who holds a key is told.
+    until("the gateway knows it", lambda: "no deployment" in call(keys["primary"]).json["message"])
+    refused = call("wrong")
+    assert refused.status == 401 and refused.json["code"] == "unauthenticated"
+    assert server.call("DELETE", WS + "/endpoints/outside").status < 300
+
+
 def test_two_servers_share_one_control_plane(server: JupyterServer, place: Place) -> None:
     other = JupyterServer(place, "c.MlopsApp.hide_launch = True\n", base_url="/", name="other").wait()
     try:
