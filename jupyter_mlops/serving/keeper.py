@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import http.client
 import json
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jupyter_mlops
@@ -88,11 +89,17 @@ class GatewayKeeper:
             Unavailable: it does not come up; says where its log is.
         """
         info = self.info()
-        if info and info.get("version") != jupyter_mlops.__version__:
-            self.stop(STOP_GRACE)  # the frames between gateway and scorers may have changed with the version
-            info = None
-        if info and self._admin("GET", "/admin/info") is not None:
+        if info and info.get("version") == jupyter_mlops.__version__ and self._admin("GET", "/admin/info") is not None:
             return info
+        with self._one_at_a_time():
+            info = self.info()
+            if info is not None and info.get("version") != jupyter_mlops.__version__:
+                self._end(STOP_GRACE)  # the frames between gateway and scorers may have changed with the version
+            elif info is not None and self._admin("GET", "/admin/info") is not None:
+                return info
+            return self._start()
+
+    def _start(self) -> dict[str, Any]:
         self.places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.places.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.places.logs / "gateway.log"
@@ -118,6 +125,7 @@ class GatewayKeeper:
             if code not in (None, 3):  # 3: another one holds the lock and will answer
                 raise Unavailable(f"the gateway ended at its start{how_it_ended(code)}", f"its log is {path}")
             time.sleep(0.03)
+        end(child.pid, 0)  # not to come up later, when nobody expects it
         raise Unavailable(f"the gateway did not answer within {START_TIMEOUT:g} s", f"its log is {path}")
 
     def info(self) -> dict[str, Any] | None:
@@ -127,10 +135,22 @@ class GatewayKeeper:
 
     def stop(self, grace: float = STOP_GRACE) -> None:
         """End the gateway; requests under way are answered first."""
+        with self._one_at_a_time():
+            self._end(grace)
+
+    def _end(self, grace: float) -> None:
         info = self.info()
         if info:
             end(int(info["pid"]), grace)
         self.places.gateway_json.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Whoever starts or stops waits for the other, lest a gateway that comes up late outlives the order to stop."""
+        self.places.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(self.places.home / "gateway-start.lock", "a") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            yield
 
     async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json",
                      timeout: float = 60.0) -> tuple[int, bytes, str]:

@@ -50,7 +50,8 @@ class ScorerObservation:
 
     ``phase``: ``absent`` (not started, or a ready one died: start it again), ``starting``, ``ready`` (a ping was
     answered), ``failed`` (it will not get better by itself: the model cannot be loaded, or a crash loop). ``reason`` is
-    one line for people. ``crash_loop``: a scorer that was ready died too often. ``restarts`` counts starts after a ready scorer's death. ``signature`` is as MLflow writes it.
+    one line for people. ``crash_loop``: a scorer that had been ready died too often. ``restarts`` counts starts after a
+    ready scorer's death. ``signature`` is as MLflow writes it.
     """
 
     phase: str

@@ -23,6 +23,7 @@ class Echo(mlflow.pyfunc.PythonModel):
         if mode == "exit":
             raise SystemExit(3)
         if mode == "die":
+            time.sleep(params["seconds"])
             os._exit(7)
         if mode == "object":
             return object()

@@ -441,7 +441,8 @@ def test_a_model_that_kills_its_process(bench):
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(bench.call, "echo", {"inputs": ROW, "params": {"mode": "sleep", "seconds": 0.5}})
         time.sleep(0.2)
-        dying = pool.submit(bench.call, "echo", {"inputs": ROW, "params": {"mode": "die"}})
+        # Its own time, in which the answer to the other leaves the process.
+        dying = pool.submit(bench.call, "echo", {"inputs": ROW, "params": {"mode": "die", "seconds": 0.5}})
         assert waiting.result()[0] == 200
         assert dying.result()[0] == 503
     until(lambda: bench.serving.observe("echo", "blue").phase == "absent")
