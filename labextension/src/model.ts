@@ -186,7 +186,9 @@ export class WorkspaceModel implements IDisposable {
   setExpanded(section: SectionName, expanded: boolean): void {
     if (expanded && !this._expanded.has(section)) {
       this._expanded.add(section);
-      void this[section].refresh();
+      if (this._visible && !this.problem) {
+        void this[section].refresh();
+      }
     } else if (!expanded) {
       this._expanded.delete(section);
     }

@@ -1,0 +1,239 @@
+/** A server in memory, of the form that the REST client gives; only for the front end's unit tests. */
+import { MessageLoop } from '@lumino/messaging';
+import { Signal } from '@lumino/signaling';
+import { act } from 'react';
+
+import {
+  ApiError,
+  Compute,
+  IApi,
+  IChange,
+  ILogChunk,
+  IModel,
+  IPage,
+  IPageQuery,
+  IRun,
+  IServed,
+  ISeries,
+  Job,
+  JobPhase
+} from '../src/api';
+import { VERSION } from '../src/version';
+
+export function job(
+  name: string,
+  phase: JobPhase = 'Running',
+  more: Partial<Job['status']> = {}
+): Job {
+  return {
+    kind: 'job',
+    name,
+    parent: '',
+    revision: 1,
+    created_by: 'me',
+    created_at: '2026-01-31T12:00:00.000Z',
+    updated_at: '2026-01-31T12:00:00.000Z',
+    spec: { experiment_name: 'digits', distribution: null },
+    status: {
+      phase,
+      reason: '',
+      run_id: `run-of-${name}`,
+      experiment_id: '1',
+      attempt: 1,
+      queued_at: '2026-01-31T12:00:00.000Z',
+      started_at: '2026-01-31T12:00:01.000Z',
+      ended_at: '',
+      exit_code: null,
+      failed_rank: null,
+      ranks: [],
+      log_tail: [],
+      ...more
+    }
+  };
+}
+
+export function run(id: string, more: Partial<IRun> = {}): IRun {
+  return {
+    run_id: id,
+    name: id,
+    experiment_id: '1',
+    experiment_name: 'digits',
+    status: 'FINISHED',
+    lifecycle_stage: 'active',
+    start_time: '2026-01-31T12:00:00.000Z',
+    end_time: null,
+    user: 'me',
+    source: '',
+    job: '',
+    parent_run_id: '',
+    metrics: { accuracy: 0.9 },
+    params: {},
+    progress: null,
+    ...more
+  };
+}
+
+function page<T>(items: T[], query: IPageQuery = {}): IPage<T> {
+  const from = Number(query.page_token ?? 0);
+  const to = from + (query.limit ?? 50);
+  return { items: items.slice(from, to), next_token: to < items.length ? String(to) : null };
+}
+
+export class FakeApi implements IApi {
+  workspaceName = 'default';
+  /** Calls by name, in order. */
+  calls: string[] = [];
+  /** Thrown by every call while it is set. */
+  broken: ApiError | null = null;
+  readonly = false;
+  version = VERSION;
+  allJobs: Job[] = [];
+  allRuns: IRun[] = [];
+  allModels: IModel[] = [];
+  allEndpoints: IServed[] = [];
+  allComputes: Compute[] = [];
+  series: Record<string, ISeries> = {};
+  logs: Record<number, string> = { 0: '' };
+
+  count(name: string): number {
+    return this.calls.filter(call => call === name).length;
+  }
+
+  private async _called<T>(name: string, answer: () => T): Promise<T> {
+    this.calls.push(name);
+    await Promise.resolve();
+    if (this.broken) {
+      throw this.broken;
+    }
+    return answer();
+  }
+
+  private _find<T>(items: T[], test: (item: T) => boolean): T {
+    const found = items.find(test);
+    if (!found) {
+      throw new ApiError('there is no such thing', 'not_found', 404);
+    }
+    return found;
+  }
+
+  status() {
+    return this._called('status', () => ({
+      version: this.version,
+      workspace: 'default',
+      state: 'up' as const,
+      message: '',
+      readonly: this.readonly
+    }));
+  }
+  resume() {
+    return this.status();
+  }
+  workspace() {
+    return this._called('workspace', () => ({
+      name: 'default',
+      version: VERSION,
+      owner: 'me',
+      role: 'owner',
+      started_at: '',
+      home: '/home/me',
+      url: '',
+      tracking_uri: '',
+      mlflow: { state: 'ready' as const, restarts: 0, version: '3', message: '' },
+      gateway: { state: 'stopped' as const, url: '' },
+      counts: { jobs: 0, running_jobs: 0, endpoints: 0, computes: 1 }
+    }));
+  }
+  jobs(query?: IPageQuery) {
+    return this._called('jobs', () => page(this.allJobs, query));
+  }
+  job(name: string) {
+    return this._called('job', () => this._find(this.allJobs, one => one.name === name));
+  }
+  stopJob(name: string) {
+    return this._called('stopJob', () => this._find(this.allJobs, one => one.name === name));
+  }
+  deleteJob() {
+    return this._called('deleteJob', () => undefined);
+  }
+  log(_name: string, rank: number, query: { offset: number; limit?: number }): Promise<ILogChunk> {
+    return this._called('log', () => {
+      const text = this.logs[rank] ?? '';
+      const offset = query.offset < 0 ? Math.max(0, text.length + query.offset) : query.offset;
+      const part = text.slice(offset, offset + (query.limit ?? 100_000));
+      const next_offset = offset + part.length;
+      return {
+        rank,
+        attempt: 1,
+        offset,
+        next_offset,
+        size: text.length,
+        text: part,
+        complete: false
+      };
+    });
+  }
+  experiments() {
+    return this._called('experiments', () => page([]));
+  }
+  runs(query?: IPageQuery & { experiment?: string }) {
+    return this._called('runs', () =>
+      page(
+        this.allRuns.filter(one => !query?.experiment || one.experiment_name === query.experiment),
+        query
+      )
+    );
+  }
+  run(id: string) {
+    return this._called('run', () => this._find(this.allRuns, one => one.run_id === id));
+  }
+  deleteRun() {
+    return this._called('deleteRun', () => undefined);
+  }
+  metrics(run_id: string) {
+    return this._called('metrics', () => ({ run_id, status: '', metrics: this.series }));
+  }
+  models(query?: IPageQuery) {
+    return this._called('models', () => page(this.allModels, query));
+  }
+  deleteModel() {
+    return this._called('deleteModel', () => undefined);
+  }
+  endpoints(query?: IPageQuery) {
+    return this._called('endpoints', () => page(this.allEndpoints, query));
+  }
+  deleteEndpoint() {
+    return this._called('deleteEndpoint', () => undefined);
+  }
+  computes(query?: IPageQuery) {
+    return this._called('computes', () => page(this.allComputes, query));
+  }
+  mlflowUrl(route = '') {
+    return `/mlflow/#${route}`;
+  }
+  endpointUrl(name: string) {
+    return `/endpoints/${name}/invocations`;
+  }
+}
+
+export class FakeEvents {
+  readonly stream = new Signal<this, { schema_id: string; [key: string]: unknown }>(this);
+
+  emit(
+    items: Partial<IChange>[],
+    state = 'up',
+    schema_id = 'https://jupyter-mlops.github.io/events/changes/v1'
+  ) {
+    this.stream.emit({ schema_id, seq: 1, state, items });
+  }
+}
+
+/** Do something, and wait until React has drawn what came of it. */
+export async function drawn(action: () => unknown): Promise<void> {
+  const page = globalThis as { IS_REACT_ACT_ENVIRONMENT?: boolean };
+  page.IS_REACT_ACT_ENVIRONMENT = true;
+  await act(async () => {
+    await action();
+    MessageLoop.flush();
+  });
+  page.IS_REACT_ACT_ENVIRONMENT = false;
+}

@@ -1,0 +1,251 @@
+import { Widget } from '@lumino/widgets';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+
+import { ApiError } from '../src/api';
+import { WorkspaceModel } from '../src/model';
+import { MlopsPanel } from '../src/panel';
+import { drawn, FakeApi, FakeEvents, job, run } from './fakes';
+
+describe('MlopsPanel', () => {
+  let api: FakeApi;
+  let model: WorkspaceModel;
+  let panel: MlopsPanel;
+  const execute = vi.fn();
+
+  beforeEach(() => {
+    vi.useFakeTimers();
+    execute.mockReset();
+    api = new FakeApi();
+    api.allComputes = [
+      {
+        ...job('local'),
+        kind: 'compute',
+        spec: { type: 'local' },
+        status: {
+          phase: 'Ready',
+          reason: '',
+          cpus: 2,
+          memory_bytes: 8 * 1024 ** 3,
+          gpus: ['H200'],
+          running_jobs: 1
+        }
+      }
+    ];
+    model = new WorkspaceModel(api, new FakeEvents());
+    model.start();
+    panel = new MlopsPanel({ model, execute });
+  });
+
+  afterEach(() => {
+    panel.dispose();
+    model.dispose();
+    vi.useRealTimers();
+  });
+
+  const settle = (ms = 100) => drawn(() => vi.advanceTimersByTimeAsync(ms));
+  const show = async () => {
+    await drawn(() => Widget.attach(panel, document.body));
+    await settle();
+  };
+  const section = (name: string) =>
+    panel.node.querySelector<HTMLElement>(`[data-testid=mlops-section-${name}]`)!;
+  const rows = (name: string) =>
+    Array.from(section(name).querySelectorAll<HTMLElement>('[data-testid=mlops-row]'));
+  const find = (node: HTMLElement, id: string) =>
+    node.querySelector<HTMLButtonElement>(`[data-testid=${id}]`);
+
+  it('says what to do next where nothing is', async () => {
+    await show();
+    expect(panel.title.caption).toBe('MLOps');
+    expect(section('runs').textContent).toContain('mlflow.autolog()');
+    expect(section('jobs').textContent).toContain('%mlops train');
+    expect(section('models').textContent).toContain('%mlops register');
+    expect(section('endpoints').textContent).toContain('%mlops deploy');
+    expect(rows('computes')[0].textContent).toContain('H200');
+    expect(find(panel.node, 'mlops-state')!.textContent).toBe('MLflow ready');
+    expect(find(panel.node, 'mlops-updated')!.textContent).toContain('updated');
+  });
+
+  it('draws the loading state first', async () => {
+    vi.spyOn(api, 'runs').mockReturnValue(new Promise(() => undefined));
+    await show();
+    expect(find(section('runs'), 'mlops-loading')).toBeTruthy();
+    expect(find(section('jobs'), 'mlops-loading')).toBe(null);
+  });
+
+  it('lists runs with their key metric, filters them, and loads more', async () => {
+    api.allRuns = Array.from({ length: 60 }, (_, i) =>
+      run(`run-${i}`, { metrics: { zeta: 1, accuracy: i / 100 } })
+    );
+    await show();
+    expect(rows('runs').length).toBe(50);
+    expect(rows('runs')[7].textContent).toContain('accuracy 0.07');
+    expect(rows('runs')[7].textContent).toContain('Completed');
+    find(section('runs'), 'mlops-more')!.click();
+    await settle();
+    expect(rows('runs').length).toBe(60);
+    const filter = section('runs').querySelector<HTMLInputElement>('[data-testid=mlops-filter]')!;
+    const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value')!.set!;
+    set.call(filter, 'RUN-5 digits');
+    filter.dispatchEvent(new Event('input', { bubbles: true }));
+    await settle();
+    expect(rows('runs').map(row => row.dataset.name)).toContain('run-59');
+    expect(rows('runs').length).toBe(11);
+    set.call(filter, 'nothing like it');
+    filter.dispatchEvent(new Event('input', { bubbles: true }));
+    await settle();
+    expect(section('runs').textContent).toContain('Nothing matches');
+  });
+
+  it('stops running jobs and deletes ended ones', async () => {
+    api.allJobs = [job('a'), job('b', 'Failed', { reason: 'exit code 1' })];
+    api.allRuns = [run('run-of-a', { progress: { done: 1, total: 4 } })];
+    await show();
+    const [a, b] = rows('jobs');
+    expect(a.querySelector('[role=progressbar]')!.getAttribute('aria-valuenow')).toBe('25');
+    expect(a.textContent).toContain('1/4');
+    expect(b.textContent).toContain('exit code 1');
+    find(a, 'mlops-stop')!.click();
+    expect(execute).toHaveBeenLastCalledWith('jupyter-mlops:stop-job', { name: 'a' });
+    expect(find(a, 'mlops-delete')).toBe(null);
+    find(b, 'mlops-delete')!.click();
+    expect(execute).toHaveBeenLastCalledWith('jupyter-mlops:delete-job', { name: 'b' });
+  });
+
+  it('is used by keyboard', async () => {
+    api.allJobs = [job('a', 'Completed'), job('b', 'Completed')];
+    await show();
+    const [a, b] = rows('jobs');
+    const press = (node: HTMLElement, key: string) =>
+      node.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }));
+    expect([a.tabIndex, b.tabIndex]).toEqual([0, -1]);
+    a.focus();
+    press(a, 'ArrowDown');
+    expect(document.activeElement).toBe(b);
+    press(b, 'Enter');
+    expect(execute).toHaveBeenLastCalledWith('jupyter-mlops:open-job', { name: 'b' });
+    press(b, 'Delete');
+    expect(execute).toHaveBeenLastCalledWith('jupyter-mlops:delete-job', { name: 'b' });
+    press(b, 'Home');
+    expect(document.activeElement).toBe(a);
+  });
+
+  it('offers no actions to those who may only look', async () => {
+    api.readonly = true;
+    api.allJobs = [job('a'), job('b', 'Completed')];
+    api.allRuns = [run('r')];
+    await show();
+    expect(panel.node.textContent).toContain('read-only');
+    expect(find(rows('jobs')[0], 'mlops-stop')!.disabled).toBe(true);
+    expect(find(rows('jobs')[1], 'mlops-delete')!.disabled).toBe(true);
+    expect(find(rows('runs')[0], 'mlops-delete')!.disabled).toBe(true);
+    expect(find(rows('runs')[0], 'mlops-open')!.disabled).toBe(false);
+  });
+
+  it('shows endpoints with URL, model version and traffic', async () => {
+    const deployment = {
+      ...job('v1'),
+      kind: 'deployment',
+      spec: { model: 'digits@champion' },
+      status: {
+        phase: 'Ready' as const,
+        reason: '',
+        model_name: 'digits',
+        model_version: '3',
+        restarts: 0,
+        signature: {}
+      }
+    };
+    api.allEndpoints = [
+      {
+        ...job('digits'),
+        kind: 'endpoint',
+        spec: { traffic: { v1: 100 } },
+        status: {
+          phase: 'Ready',
+          reason: '',
+          scoring_uri: 'http://127.0.0.1:1/endpoints/digits/invocations',
+          key_hints: {}
+        },
+        deployments: [deployment]
+      }
+    ];
+    await show();
+    const text = rows('endpoints')[0].textContent!;
+    for (const part of [
+      'Ready',
+      'http://127.0.0.1:1/endpoints/digits/invocations',
+      'digits v3',
+      '100 %'
+    ]) {
+      expect(text).toContain(part);
+    }
+    find(rows('endpoints')[0], 'mlops-copy-call')!.click();
+    expect(execute).toHaveBeenLastCalledWith('jupyter-mlops:copy-call', {
+      name: 'digits',
+      language: 'python'
+    });
+  });
+
+  it('shows models with version and aliases', async () => {
+    api.allModels = [
+      {
+        name: 'digits',
+        description: '',
+        latest_version: '3',
+        aliases: { champion: '2' },
+        created_at: null,
+        updated_at: null
+      }
+    ];
+    await show();
+    expect(rows('models')[0].textContent).toContain('version 3');
+    expect(rows('models')[0].textContent).toContain('@champion → 2');
+  });
+
+  it('draws names as text', async () => {
+    const evil = '<img src=x onerror=alert(1)>';
+    api.allRuns = [run('r', { name: evil, experiment_name: evil, metrics: { [evil]: 1 } })];
+    api.allJobs = [job('a', 'Failed', { reason: evil })];
+    await show();
+    expect(panel.node.querySelector('img')).toBe(null);
+    expect(rows('runs')[0].textContent).toContain(evil);
+  });
+
+  it('shows an error with Retry, and old items with a word of warning', async () => {
+    const error = new ApiError('MLflow does not answer', 'backend_unreachable', 502, 'wait');
+    const runs = vi.spyOn(api, 'runs').mockRejectedValue(error);
+    await show();
+    expect(find(section('runs'), 'mlops-error')!.textContent).toContain(
+      'MLflow does not answer – wait'
+    );
+    api.allRuns = [run('r')];
+    runs.mockRestore();
+    find(section('runs'), 'mlops-error')!.querySelector('button')!.click();
+    await settle();
+    expect(rows('runs').length).toBe(1);
+    vi.spyOn(api, 'runs').mockRejectedValue(error);
+    await settle(30_000);
+    expect(rows('runs').length).toBe(1);
+    expect(find(section('runs'), 'mlops-stale')).toBeTruthy();
+  });
+
+  it('has one message when the server half is missing or of another version', async () => {
+    api.broken = new ApiError('', 'not_installed', 404);
+    await show();
+    expect(find(panel.node, 'mlops-problem')!.textContent).toContain(
+      "pip install 'jupyter-mlops[lab]'"
+    );
+    expect(panel.content.isHidden).toBe(true);
+    api.broken = null;
+    api.version = '3.0.0';
+    find(panel.node, 'mlops-problem')!.querySelector<HTMLElement>(':scope > button')!.click();
+    await settle();
+    expect(find(panel.node, 'mlops-problem')!.textContent).toContain('3.0.0');
+    api.version = '0.1.0';
+    find(panel.node, 'mlops-problem')!.querySelector<HTMLElement>(':scope > button')!.click();
+    await settle();
+    expect(find(panel.node, 'mlops-problem')).toBe(null);
+    expect(panel.content.isHidden).toBe(false);
+  });
+});
