@@ -32,6 +32,7 @@ class Feed:
         self._touched: set[str] = set()
         self._flusher: asyncio.Task[None] | None = None
         self.waiting = 0
+        self._closed = False
 
     def _wake(self) -> None:
         self._event.set()
@@ -79,7 +80,7 @@ class Feed:
             last = rows[-1]["seq"] if rows else since
             visible = [r for r in rows if policy.allowed(identity, _ACTIONS.get(r["kind"], "*"), r["name"])]
             remaining = deadline - asyncio.get_running_loop().time()
-            if visible or remaining <= 0:
+            if visible or remaining <= 0 or self._closed:
                 return last, visible
             since = last
             self.waiting += 1
@@ -94,10 +95,14 @@ class Feed:
         """Keep the newest rows only."""
         await self._store.write(lambda tx: tx.prune_changes(KEEP))
 
+    def release(self) -> None:
+        """Answer all waiters now: the control plane ends."""
+        self._closed = True
+        self._wake()
+
     async def close(self) -> None:
         """Write what was touched last."""
         if self._flusher is not None and not self._flusher.done():
             self._flusher.cancel()
         for kind in sorted(self._touched):
             await self._store.write(lambda tx, kind=kind: tx.record_change(kind))
-        self._wake()

@@ -107,10 +107,12 @@ class ControlPlane:
         """Leave everything durable; jobs and endpoints go on."""
         for task in self._tasks:
             task.cancel()
-        await self.workspace.stop()
+        # Whoever waits for a change or for MLflow is answered while the store is still open.
+        self.feed.release()
+        self.mlflow.on_state = None
+        await asyncio.gather(self.mlflow.stop(), self.workspace.stop())
         if not await self.store.read(lambda tx: tx.count("endpoint")):
             await asyncio.to_thread(self.serving.stop_gateway)
-        await self.mlflow.stop()
         await self.feed.close()
         await self.tokens.prune()
         self.store.close()

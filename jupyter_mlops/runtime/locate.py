@@ -25,7 +25,7 @@ import threading
 import time
 from hashlib import sha256
 
-from .processes import alive, start_time  # noqa: F401 - start_time is part of this module's interface
+from .processes import alive, start_time
 
 VERSION_HEADER = "Jupyter-Mlops-Version"
 START_TIMEOUT = 20.0
@@ -316,6 +316,14 @@ class Session:
         self.token = token
         self.workspace = workspace
         self.pid = pid
+        self._started = start_time(pid) if pid else ""
+
+    def live(self):
+        """Whether the control plane that gave the token still runs, as far as can be seen from here.
+
+        When it does not, its port may be somebody else's by now: ask before each use of the token.
+        """
+        return not self._started or alive(self.pid, self._started)
 
     @property
     def tracking_uri(self):
@@ -347,7 +355,7 @@ def connect(where=None, may=None, role=None, fresh=False):
     key = (os.getpid(), where.home, where.name, role)  # the pid: a forked child is another holder
     with _lock:
         kept = _sessions.get(key)
-        if kept is not None and not fresh:
+        if kept is not None and not fresh and kept.live():
             return kept
         answer = ensure(where, may)
         if kept is not None and kept.pid == answer["pid"] and kept.url == answer["url"] and _accepted(kept):

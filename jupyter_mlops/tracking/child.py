@@ -61,6 +61,7 @@ class MlflowChild:
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._lean_failures = 0
+        self._ending = False
         self.state = "stopped"
         self.message = ""
         self.pid: int | None = None
@@ -137,11 +138,15 @@ class MlflowChild:
     async def start(self) -> None:
         """Watch the process from now on (and start it, when :meth:`spawn` has not); returns at once."""
         if self._task is None or self._task.done():
+            self._ending = False
+            self._ready.clear()
             self.spawn()
             self._task = asyncio.create_task(self._watch())
 
     async def ready(self, timeout: float = 10.0) -> bool:
         """Wait until it answers; whether it does within ``timeout`` seconds."""
+        if self._ending:
+            return False
         if self._ready.is_set():
             # Dead, but not yet noticed: the next requests wait for the restart instead of failing.
             if self._process is not None and self._process.poll() is None:
@@ -149,7 +154,7 @@ class MlflowChild:
             self._ready.clear()
         try:
             await asyncio.wait_for(self._ready.wait(), timeout)
-            return True
+            return not self._ending
         except TimeoutError:
             return False
 
@@ -162,7 +167,9 @@ class MlflowChild:
         return await self.ready(max(0.0, until - loop.time()))
 
     async def stop(self) -> None:
-        """End the process and the watching."""
+        """End the process and the watching; whoever waits for it is told at once."""
+        self._ending = True
+        self._ready.set()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
