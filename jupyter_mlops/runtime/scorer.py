@@ -353,7 +353,8 @@ class Scorer:
         took = time.monotonic() - self.begun
         self.status.write("ready", ready_after_s=round(took, 3), loader=self.model.loader)
         print("ready after %.2f s (%s)" % (took, self.model.loader), flush=True)
-        watch = asyncio.ensure_future(self.bound_log())
+        watch = asyncio.ensure_future(self.watch())
+        watch.add_done_callback(lambda _: stop.set())
         await stop.wait()
         self.draining = True
         server.close()
@@ -362,7 +363,8 @@ class Scorer:
             os.unlink(self.path)
         if self.tasks:
             await asyncio.wait(list(self.tasks), timeout=self.grace)
-        self.status.write("stopped", "stopped")
+        with contextlib.suppress(OSError):
+            self.status.write("stopped", "stopped")
         print("stopped", flush=True)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -432,10 +434,10 @@ class Scorer:
     def send_error(self, writer, ident, code, message):
         self.send(writer, frames.ERROR, ident, error_body(code, message))
 
-    async def bound_log(self):
-        """Begin the log anew when it is too long; its file is in append mode, so that is safe."""
-        while True:
-            await asyncio.sleep(30)
+    async def watch(self):
+        """Begin the log anew when it is too long (it is in append mode), until the deployment's folder is gone."""
+        while os.path.isdir(os.path.dirname(self.status.path)):
+            await asyncio.sleep(10)
             with contextlib.suppress(OSError):
                 if os.fstat(1).st_size > LOG_LIMIT:
                     os.ftruncate(1, 0)

@@ -243,8 +243,11 @@ class Gateway:
         }
 
     async def watch(self) -> None:
-        """Take up changed files. Polled: a handful of stat calls works on every file system and cannot be lost."""
-        while True:
+        """Take up changed files, until the workspace folder is gone.
+
+        Polled: a handful of stat calls works on every file system and cannot be lost.
+        """
+        while self.places.home.is_dir():
             await asyncio.sleep(POLL)
             try:
                 self.routes.reload()
@@ -351,6 +354,7 @@ async def serve(places: Places) -> None:
     })
     print(f"listening on 127.0.0.1:{gateway.port}", flush=True)
     watching = asyncio.create_task(gateway.watch())
+    watching.add_done_callback(lambda _: stop.set())
     await stop.wait()
     print("stopping", flush=True)
     watching.cancel()
