@@ -11,6 +11,7 @@ import {
 } from '@jupyterlab/apputils';
 import { refreshIcon, stopIcon } from '@jupyterlab/ui-components';
 import { TranslationBundle } from '@jupyterlab/translation';
+import { CommandRegistry } from '@lumino/commands';
 import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { DisposableSet, IDisposable } from '@lumino/disposable';
 
@@ -140,9 +141,9 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     id: string,
     label: string,
     run: (args: Args) => unknown,
-    more: Omit<Parameters<typeof commands.addCommand>[1], 'execute' | 'label'> = {}
+    { describedBy, ...more }: Omit<CommandRegistry.ICommandOptions, 'execute' | 'label'>
   ) => {
-    added.add(commands.addCommand(id, { label, execute: run, ...more }));
+    added.add(commands.addCommand(id, { label, execute: run, describedBy, ...more }));
   };
 
   add(
@@ -277,7 +278,8 @@ export function addCommands(options: Commands.IOptions): IDisposable {
         if (!name) {
           return;
         }
-        const [title, body] = question(text(args, 'name') || name);
+        const known = kind === 'run' ? model.runs.items.find(run => run.run_id === name)?.name : '';
+        const [title, body] = question(text(args, 'name') || known || name);
         if (await confirmed(model.settings.confirmDelete, title, body, trans.__('Delete'))) {
           await attempt(trans.__('Not deleted'), () => remove(name));
           await refresh();

@@ -146,11 +146,14 @@ const launcher: JupyterFrontEndPlugin<void> = {
   description: 'A card for the MLflow UI in the launcher.',
   autoStart: true,
   requires: [ILauncher],
-  activate: (app: JupyterFrontEnd, launch: ILauncher) => {
+  optional: [ITranslator],
+  activate: (app: JupyterFrontEnd, launch: ILauncher, translator: ITranslator | null) => {
+    // The category is JupyterLab's, so its translation is too.
+    const trans = (translator ?? nullTranslator).load('jupyterlab');
     launch.add({
       command: CommandIDs.openMlflow,
       args: { isLauncher: true },
-      category: 'Other',
+      category: trans.__('Other'),
       rank: 600
     });
   }

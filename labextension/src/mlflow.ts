@@ -5,6 +5,9 @@ import { IFrame } from '@jupyterlab/ui-components';
 import type { IApi } from './api';
 import { mlopsIcon } from './icons';
 
+/** A name, so it is the same in all languages. */
+const PRODUCT = 'MLflow';
+
 /** Its assistant panel would cover the page on the first visit. */
 const ASSISTANT_KEY = 'mlflow.assistant.fab.autoOpenedOnFirstLoad_v1';
 /** Which half of the UI comes first; a later choice of the user stays. */
@@ -39,7 +42,7 @@ export class MlflowFrame extends IFrame {
     });
     this.addClass('jp-Mlops-frame');
     this.node.dataset.testid = 'mlops-mlflow';
-    this.node.querySelector('iframe')?.setAttribute('title', 'MLflow');
+    this.node.querySelector('iframe')?.setAttribute('title', PRODUCT);
   }
 
   /** The page that was last asked for. */
@@ -98,7 +101,7 @@ export function createMlflowWidget(api: IApi, page: string): MainAreaWidget<Mlfl
   });
   const widget = new MainAreaWidget({ content, reveal });
   widget.id = 'jupyter-mlops-mlflow';
-  widget.title.label = 'MLflow';
+  widget.title.label = PRODUCT;
   widget.title.icon = mlopsIcon;
   widget.title.closable = true;
   return widget;
