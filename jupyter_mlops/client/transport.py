@@ -1,4 +1,8 @@
-"""One HTTP request to the control plane: token, version, errors, and following it when it was restarted or moved."""
+"""One HTTP request to the control plane: token, version, errors, and following it when it was restarted or moved.
+
+A local control plane is called over its unix socket, whose owner is checked each time: so a token never goes to
+somebody else who took the port of one that ended.
+"""
 
 from __future__ import annotations
 
@@ -72,6 +76,7 @@ class Transport:
         self._role = role
         self._fixed = locate.Session(url, token or "", self.where.name) if url else None
         self._http: aiohttp.ClientSession | None = None
+        self._socket = ""
         self.session: locate.Session | None = None
 
     async def connect(self, fresh: bool = False) -> locate.Session:
@@ -90,11 +95,29 @@ class Transport:
         assert self.session is not None
         return self.session
 
-    def _client(self) -> aiohttp.ClientSession:
-        if self._http is None or self._http.closed:
+    async def _client(self) -> aiohttp.ClientSession:
+        path = self._local_socket()
+        if self._http is None or self._http.closed or path != self._socket:
+            await self.close()
             # No connection is reused: a request that fails on a stale one could not be told from a half-done one.
-            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), trust_env=False)
+            connector: aiohttp.BaseConnector = (
+                aiohttp.UnixConnector(path, force_close=True) if path else aiohttp.TCPConnector(force_close=True)
+            )
+            self._http, self._socket = aiohttp.ClientSession(connector=connector, trust_env=False), path
         return self._http
+
+    def _local_socket(self) -> str:
+        """Path of the control plane's socket; empty for one on another machine.
+
+        Raises:
+            Unavailable: somebody else owns it.
+        """
+        if self._fixed is not None or (os.environ.get("JUPYTER_MLOPS_URL") and os.environ.get("JUPYTER_MLOPS_TOKEN")):
+            return ""
+        path = self.where.socket_path
+        if os.stat(path).st_uid != os.getuid():
+            raise Unavailable(f"the socket {path} belongs to somebody else", "set XDG_RUNTIME_DIR to a private folder")
+        return path
 
     async def close(self) -> None:
         """End open connections."""
@@ -192,7 +215,7 @@ class Transport:
         if body is not None:
             data = json.dumps(body, allow_nan=False).encode()
             send["Content-Type"] = "application/json"
-        async with self._client().request(
+        async with (await self._client()).request(
             method,
             URL(f"{base}{path}{'?' + query if query else ''}", encoded=True),
             data=data() if callable(data) else data,

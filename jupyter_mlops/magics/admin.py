@@ -87,7 +87,7 @@ def doctor(a: argparse.Namespace, context: Context) -> Report:
 
     found: dict[str, Any] = {"checks": [], "processes": [], "folders": [], "ports": []}
     try:
-        state = context.client.status()
+        state = _settled(context)
         found = context.client.call(context.client.aio.doctor())
     except MlopsError as error:
         check("control plane", False, error.message, error.hint)
@@ -130,6 +130,16 @@ def doctor(a: argparse.Namespace, context: Context) -> Report:
     report.table(["port or socket", "of"], [[p["address"], p["what"]] for p in found["ports"]], "Ports")
     report.table(["folder", "size"], [[f["path"], render.size(f["bytes"])] for f in found["folders"]], "Folders")
     return report
+
+
+def _settled(context: Context, timeout: float = 30.0) -> dict[str, Any]:
+    """The workspace's state, once MLflow has had the time to start."""
+    begun = time.monotonic()
+    while True:
+        state = context.client.status()
+        if state["mlflow"]["state"] not in ("starting", "restarting") or time.monotonic() - begun > timeout:
+            return state
+        time.sleep(0.3)
 
 
 def _plugin() -> bool:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: The cell's body begins in the line below ``%%mlops``.
 _FIRST_LINE = 2
 
+#: Most processes that a spec may ask for.
+_MOST = 1024
+
 
 def train(a: argparse.Namespace, context: Context) -> Job:
     """Check, submit and show a job; returns at once unless ``--wait``."""
@@ -78,6 +81,8 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
         spec["tags"] = dict(a.tag)
     if a.grace is not None:
         spec["limits"] = {"grace": a.grace}
+    if a.processes > _MOST:
+        raise Refused(f"{a.processes} processes are more than any machine runs", f"at most {_MOST} can be asked for")
     if a.processes > 1:
         if find_spec("torch") is None:
             raise Refused(

@@ -221,8 +221,10 @@ def register(a: argparse.Namespace, context: Context) -> ModelVersion:
         return client.register(context.run(a.run).id, a.name, a.alias, a.artifact, a.description)
     experiment = a.experiment or context.experiment
     if not a.metric:
-        table = client.runs(experiment, limit=50)
-        known = sorted({k for r in table for k in r.metrics})
+        try:
+            known = sorted({k for r in client.runs(experiment, limit=50) for k in r.metrics})
+        except NotFound:
+            known = []
         hint = "metrics here: " + ", ".join(known[:8]) if known else f"experiment {experiment!r} has no metrics"
         raise ParameterError("best needs --metric", hint)
     lower = lower_is_better(a.metric) if a.lower is None else a.lower
