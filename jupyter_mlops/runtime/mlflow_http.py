@@ -28,14 +28,17 @@ def in_job():
     return bool(os.environ.get("JUPYTER_MLOPS_JOB"))
 
 
+def rank():
+    """Rank of this process among those of its job; 0 when there is one, or none."""
+    try:
+        return int(os.environ.get("RANK", "0")) if in_job() else 0
+    except ValueError:
+        return 0
+
+
 def silent():
     """Whether this process is a further rank of a job, which logs nothing unless asked to."""
-    if not in_job() or os.environ.get("JUPYTER_MLOPS_LOG_ALL_RANKS") == "1":
-        return False
-    try:
-        return int(os.environ.get("RANK", "0")) > 0
-    except ValueError:
-        return False
+    return rank() > 0 and os.environ.get("JUPYTER_MLOPS_LOG_ALL_RANKS") != "1"
 
 
 def own_run():

@@ -2,7 +2,7 @@
 
 In a job the first run that is started is the job's own, made before by the control plane; later and nested runs hang
 beneath it. How that run ends is the job's to say, so its terminal status is held back. Ranks above 0 read, but what
-they write is dropped, unless ``JUPYTER_MLOPS_LOG_ALL_RANKS=1``.
+they write is dropped, unless ``JUPYTER_MLOPS_LOG_ALL_RANKS=1``: then each has runs of its own beneath the job's.
 """
 
 import os
@@ -47,9 +47,9 @@ def registry_store_for(uri):
 
 
 def _take_own_run():
-    """The job's run, for the first who asks in this process; ``""`` afterwards and outside jobs."""
+    """The job's run, for the first who asks in this process; ``""`` afterwards, in further ranks and outside jobs."""
     run_id = http.own_run()
-    if not run_id:
+    if not run_id or http.rank() > 0:
         return ""
     with _lock:
         if _handed_out.get(os.getpid()):
@@ -87,6 +87,8 @@ class TrackingStore(PlainTracking):
                 return self._resume_own(own, tags, run_name)
             if http.own_run():
                 tags.append(_tag(PARENT_TAG, http.own_run()))
+                if http.rank() > 0 and not run_name and "mlflow.runName" not in named:
+                    run_name = "rank %d" % http.rank()
         elif http.own_run():
             _take_own_run()
         if INTERPRETER_TAG not in named:

@@ -25,7 +25,7 @@ from .child import MlflowChild
 #: Seconds that a call waits for a child that is starting again.
 WAIT = 10.0
 #: Seconds of silence after which a call fails.
-READ_TIMEOUT = 60.0
+READ_TIMEOUT = 30.0
 
 API = "/api/2.0/mlflow/"
 

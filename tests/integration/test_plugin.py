@@ -266,6 +266,7 @@ def test_autolog_in_a_job_that_fails(shared_plane, jobs):
 
 DDP = """
     import os, mlflow, torch, torch.distributed as dist
+    from sklearn.linear_model import LinearRegression
     from torch.nn.parallel import DistributedDataParallel
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -282,8 +283,8 @@ DDP = """
         mlflow.set_tag("rank", rank)
         mlflow.log_text(str(rank), f"rank-{rank}.txt")
         mlflow.log_dict({"rank": rank}, "same.json")
-        info = mlflow.sklearn.log_model(__import__("sklearn.linear_model").linear_model.LinearRegression(), name="m", pip_requirements=["scikit-learn"],
-                                        registered_model_name=os.environ["MODEL"])
+        mlflow.sklearn.log_model(LinearRegression(), name="m", pip_requirements=["scikit-learn"],
+                                 registered_model_name=os.environ["MODEL"])
         with mlflow.start_run(nested=True):
             mlflow.log_metric("inner", rank)
     print("run", run.info.run_id)
@@ -303,6 +304,28 @@ def test_two_ranks_make_one_run(shared_plane, jobs):
     assert len(shared_plane.get("models/ddp")["versions"]) == 1
     beneath = children(shared_plane, run["run_id"])
     assert len(beneath) == 1 and beneath[0]["metrics"] == {"inner": 0.0}
+
+
+def test_further_ranks_log_when_asked(shared_plane):
+    spec = {"command": "sleep 300", "experiment_name": "jobs", "interpreter": sys.executable, "limits": {"grace": 0}}
+    shared_plane.put("jobs/asked", spec)
+    own = wait_for(lambda: shared_plane.get("jobs/asked")["status"]["run_id"], 30)
+    code = """
+        import json, os, mlflow
+        with mlflow.start_run() as run:
+            mlflow.log_metric("seen", 1)
+        print(json.dumps(run.info.run_id))
+    """
+    env = {"JUPYTER_MLOPS_JOB": "asked", "JUPYTER_MLOPS_RUN_ID": own, "RANK": "3", "JPY_SESSION_NAME": "",
+           "MLFLOW_EXPERIMENT_NAME": "jobs"}
+    try:
+        assert script(shared_plane, code, **env) == own
+        made = script(shared_plane, code, JUPYTER_MLOPS_LOG_ALL_RANKS="1", **env)
+    finally:
+        shared_plane.post("jobs/asked/actions/stop")
+    row = shared_plane.get(f"runs/{made}")
+    assert made != own and row["parent_run_id"] == own and row["name"] == "rank 3" and row["metrics"] == {"seen": 1.0}
+    assert shared_plane.get(f"runs/{own}")["metrics"] == {}
 
 
 def test_logging_goes_on_over_restarts_and_a_new_port(plane):
