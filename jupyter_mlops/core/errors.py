@@ -98,11 +98,39 @@ class TooLarge(MlopsError):
     status = 413
 
 
+class UnsupportedMedia(MlopsError):
+    """The content type is not understood."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
 class Refused(MlopsError):
     """Well formed, but it cannot be done (no such GPU, no signature, no interpreter …)."""
 
     code = "refused"
     status = 422
+
+
+class ModelError(MlopsError):
+    """The input was right, but the model raised; 424 as in Azure ML, since neither client nor gateway is at fault."""
+
+    code = "model_error"
+    status = 424
+
+
+class RequestTimeout(MlopsError):
+    """The body did not arrive in time."""
+
+    code = "request_timeout"
+    status = 408
+
+
+class TooManyRequests(MlopsError):
+    """More requests at once than are taken; try again in a moment."""
+
+    code = "too_many_requests"
+    status = 429
 
 
 class VersionMismatch(MlopsError):
@@ -136,8 +164,9 @@ class BackendTimeout(MlopsError):
 BY_CODE: dict[str, type[MlopsError]] = {
     cls.code: cls
     for cls in (
-        MlopsError, ParameterError, Unauthenticated, Forbidden, NotFound, Conflict, Gone, PreconditionFailed,
-        TooLarge, Refused, VersionMismatch, Unavailable, BackendUnreachable, BackendTimeout,
+        MlopsError, ParameterError, Unauthenticated, Forbidden, NotFound, RequestTimeout, Conflict, Gone,
+        PreconditionFailed, TooLarge, UnsupportedMedia, Refused, ModelError, VersionMismatch, TooManyRequests,
+        BackendUnreachable, Unavailable, BackendTimeout,
     )
 }
 

@@ -35,11 +35,11 @@ from aiohttp import web
 
 import jupyter_mlops
 
-from ..core.errors import MlopsError, TooLarge, Unauthenticated
+from ..core.errors import MlopsError, RequestTimeout, TooLarge, TooManyRequests, Unauthenticated, UnsupportedMedia
 from ..runtime.processes import start_time
 from . import keys
 from .link import RETRY_AFTER, ScorerDown
-from .payload import UnsupportedMedia, canonical
+from .payload import canonical
 from .places import Places, write_json
 from .routes import Endpoint, Routes
 
@@ -58,20 +58,6 @@ ACCESS_LOG_LIMIT = 5_000_000
 
 _PATH = re.compile(r"/endpoints/([a-z][a-z0-9-]{0,39})/(invocations|health)\Z")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-
-
-class TooMany(MlopsError):
-    """More is under way than the gateway holds at once."""
-
-    code = "too_many_requests"
-    status = 429
-
-
-class RequestTimeout(MlopsError):
-    """The body did not arrive in time."""
-
-    code = "request_timeout"
-    status = 408
 
 
 class AccessLog:
@@ -174,7 +160,7 @@ class Gateway:
                 return self.respond(200, {"status": "ready", "deployment": deployment.name})
             return self.refusal(ScorerDown("the deployment does not answer", "it may be starting"))
         if deployment.link.in_flight >= MAX_IN_FLIGHT:
-            raise TooMany("too many requests are under way", "try again in a moment")
+            raise TooManyRequests("too many requests are under way", "try again in a moment")
         encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding != "identity":
             raise UnsupportedMedia("compressed bodies are not understood", "send the body as it is")
@@ -266,7 +252,7 @@ class Held:
         self.bytes += count
         self.gateway.held += count
         if self.gateway.held > MAX_BYTES:
-            raise TooMany("too many large requests are under way", "try again in a moment")
+            raise TooManyRequests("too many large requests are under way", "try again in a moment")
 
     def release(self) -> None:
         self.gateway.held -= self.bytes

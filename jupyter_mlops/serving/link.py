@@ -6,19 +6,12 @@ import asyncio
 import json
 from typing import Any
 
-from ..core.errors import BackendTimeout, MlopsError, ParameterError, Unavailable
+from ..core.errors import BackendTimeout, ModelError, ParameterError, Unavailable
 from ..runtime import frames
 
 #: Seconds that a client is told to wait before it asks a scorer that is down again.
 RETRY_AFTER = 2
 CONNECT_TIMEOUT = 2.0
-
-
-class ModelError(MlopsError):
-    """The input was right, but the model raised; 424 as in Azure ML, since neither client nor gateway is at fault."""
-
-    code = "model_error"
-    status = 424
 
 
 class ScorerDown(Unavailable):

@@ -17,20 +17,13 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from ..core.errors import MlopsError
+from ..core.errors import UnsupportedMedia
 from ..runtime import frames
 from .signature import CODES, Column, Signature, Tensor, quote
 from .values import check_column, check_params, check_tensor, describe, fail, pack_block
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 FORM_HINT = 'send {"dataframe_split": {"columns": [...], "data": [[...]]}} or one of ' + ", ".join(FORMS[1:])
-
-
-class UnsupportedMedia(MlopsError):
-    """The body's content type is none that can be scored."""
-
-    code = "unsupported_media_type"
-    status = 415
 
 
 def canonical(signature: Signature, body: bytes, content_type: str) -> bytes:

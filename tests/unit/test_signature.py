@@ -12,10 +12,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jupyter_mlops.core.errors import MlopsError, ParameterError, Refused
+from jupyter_mlops.core.errors import MlopsError, ParameterError, Refused, UnsupportedMedia
 from jupyter_mlops.runtime import scorer
 from jupyter_mlops.serving import signature as sig
-from jupyter_mlops.serving.payload import UnsupportedMedia, canonical
+from jupyter_mlops.serving.payload import canonical
 
 FRAME = [
     {"type": "double", "name": "x", "required": True},

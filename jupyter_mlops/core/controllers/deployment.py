@@ -85,6 +85,8 @@ class DeploymentController(Controller):
         if found is None:
             return
         if deleting:
+            # The gateway forgets it first: nobody is sent to a scorer that is going away.
+            await self.workspace.controllers["endpoint"].reconcile("", parent)
             await asyncio.to_thread(self._serving.stop, parent, name)
             await asyncio.to_thread(self._serving.remove, parent, name)
             await store.write(lambda tx: tx.remove("deployment", name, parent=parent))
@@ -133,6 +135,9 @@ class DeploymentController(Controller):
             loop.call_later(0.1, self.wake, *key)
             return
         was_ready = d.status.get("phase") == "Ready"
+        if seen.crash_loop:
+            await self._fail(d, seen.reason, seen.log_tail)
+            return
         if seen.phase == "failed" and not was_ready:
             self._crashes[key] = self._crashes.get(key, 0) + 1
             # A model that cannot be loaded fails alike each time; one that had served gets its chances.

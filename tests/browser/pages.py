@@ -1,0 +1,154 @@
+"""JupyterLab in Chromium with a token, below a prefix, over a seeded workspace."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import wait_for
+from jupyter import Jupyter, run
+
+SEED = """
+import os
+os.environ["MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING"] = "false"
+import mlflow, numpy as np
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+X, y = load_digits(return_X_y=True)
+for c in (0.01, 1.0):
+    with mlflow.start_run(run_name=f"logistic-{c}") as r:
+        model = LogisticRegression(C=c, max_iter=200).fit(X[:1000], y[:1000])
+        mlflow.log_param("C", c)
+        for step in range(20):
+            mlflow.log_metric("test_accuracy", 0.5 + 0.45 * (1 - np.exp(-step / 6)) * min(1, 0.9 + c / 10), step=step)
+        mlflow.log_text("confusion: none\\n", "report.txt")
+        mlflow.log_text("<script>document.title = 'owned'</script>", "page.html")
+        last = mlflow.sklearn.log_model(model, name="model", input_example=X[:3])
+"""
+
+LIVE = """%%mlops train -n live-demo
+import math, time, mlflow
+mlflow.log_param("epochs", 40)
+for step in range(40):
+    mlflow.log_metrics({"loss": math.exp(-step / 12), "accuracy": 1 - math.exp(-step / 9)}, step=step)
+    mlflow.set_tag("mlops.progress", f"{step + 1}/40")
+    print(f"epoch {step + 1}/40 loss {math.exp(-step / 12):.3f}", flush=True)
+    time.sleep(PAUSE)
+"""
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """A running JupyterLab whose workspace has runs, a model, an endpoint and an ended job."""
+    jupyter = Jupyter(lab=True).start().up()
+    try:
+        _, _, client = jupyter.kernel("seed.ipynb")
+        run(client, "%load_ext jupyter_mlops")
+        run(client, SEED)
+        run(client, "%mlops register best digits --metric test_accuracy --alias champion")
+        run(client, "%mlops deploy digits@champion --endpoint digits")
+        run(client, LIVE.replace("live-demo", "ended").replace("PAUSE", "0.02"))
+        client.stop_channels()
+        sessions = jupyter.call("GET", "api/sessions")[1]
+        for session in sessions:
+            jupyter.call("DELETE", f"api/sessions/{session['id']}")
+        yield jupyter
+    finally:
+        jupyter.stop()
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    """One Chromium for all."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with playwright.sync_playwright() as pw:
+        b = pw.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-quic"])
+        yield b
+        b.close()
+
+
+class Page:
+    """A page on JupyterLab that remembers what went wrong."""
+
+    def __init__(self, browser, jupyter: Jupyter, *, dark: bool = False) -> None:
+        self.jupyter = jupyter
+        self.bad: list[str] = []
+        self.context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+        self.page = self.context.new_page()
+        self.page.on("pageerror", lambda e: self.bad.append(f"page error: {e}"))
+        self.page.on("response", self._response)
+        if dark:
+            folder = jupyter.folder / "settings" / "@jupyterlab" / "apputils-extension"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "themes.jupyterlab-settings").write_text('{"theme": "JupyterLab Dark"}')
+
+    def _response(self, response) -> None:
+        if response.status >= 400 and "jupyter-mlops" in response.url:
+            self.bad.append(f"{response.status} {response.request.method} {response.url}")
+
+    def open(self, path: str = "lab"):
+        """Load JupyterLab and wait until it is there."""
+        separator = "&" if "?" in path else "?"
+        self.page.goto(f"{self.jupyter.url}{path}{separator}token={self.jupyter.token}")
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
+        return self.page
+
+    def panel(self):
+        """Open our panel."""
+        tab = self.page.locator('.jp-SideBar [data-id="jupyter-mlops-panel"]')
+        tab.wait_for(timeout=30_000)
+        if not self.page.locator("#jupyter-mlops-panel").is_visible():
+            tab.click()
+        self.page.locator("#jupyter-mlops-panel").wait_for()
+        return self.page.locator("#jupyter-mlops-panel")
+
+    def close(self) -> None:
+        self.context.close()
+
+
+@pytest.fixture
+def open_page(browser, lab):
+    """Makes pages; all are closed at the end."""
+    pages: list[Page] = []
+
+    def make(**options) -> Page:
+        pages.append(Page(browser, lab, **options))
+        return pages[-1]
+
+    yield make
+    for page in pages:
+        page.close()
+
+
+def notebook(path: Path, *cells: str) -> None:
+    """Write a notebook of code cells."""
+    path.write_text(json.dumps({
+        "cells": [
+            {"cell_type": "code", "execution_count": None, "id": f"c{i}", "metadata": {}, "outputs": [], "source": c}
+            for i, c in enumerate(cells)
+        ],
+        "metadata": {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}},
+        "nbformat": 4, "nbformat_minor": 5,
+    }))
+
+
+def run_all(page) -> None:
+    """Run all cells of the notebook that is open, when its kernel is ready."""
+    page.wait_for_function(
+        """() => { const w = window.jupyterapp.shell.currentWidget; const s = w && w.sessionContext;
+        return s && s.session && s.session.kernel && s.session.kernel.status === 'idle'; }""", timeout=60_000)
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+
+
+def keep_screenshot(page, name: str) -> None:
+    """Save a picture where MLOPS_SCREENSHOTS names a folder (docs/ is made from it)."""
+    folder = os.environ.get("MLOPS_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+__all__ = ["LIVE", "Page", "keep_screenshot", "notebook", "run_all", "wait_for"]
