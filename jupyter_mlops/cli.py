@@ -45,7 +45,9 @@ def _show(result: Any, as_json: bool) -> None:
         value = result.to_dict() if hasattr(result, "_repr_mimebundle_") else _plain(result)
         print(json.dumps({} if value is None else value, indent=2, default=str))
     elif result is not None:
-        print(result.text() if hasattr(result, "text") else result)
+        text = result.text() if hasattr(result, "text") else str(result)
+        empty = hasattr(result, "__len__") and hasattr(result, "text") and not len(result)
+        print(_spoken(text) if empty else text)
 
 
 def _plain(value: Any) -> Any:
@@ -66,7 +68,12 @@ def _fail(error: MlopsError, as_json: bool) -> None:
     for line in getattr(error, "lines", []):
         print(f"  | {line}", file=sys.stderr)
     if error.hint:
-        print(f"  hint: {error.hint}", file=sys.stderr)
+        print(f"  hint: {_spoken(error.hint)}", file=sys.stderr)
+
+
+def _spoken(text: str) -> str:
+    """Advice that was written for a notebook, as one types it here."""
+    return text.replace("%mlops", "jupyter mlops")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class AsyncClient:
                 answer = await self.changes(since, wait)
             except Gone:
                 since = None
-                yield {"op": "reset", "kind": "", "name": "", "parent": "", "seq": 0}
+                yield {"op": "reset", "kind": "", "name": "", "parent": "", "phase": "", "revision": 0, "seq": 0}
                 continue
             except Unavailable:
                 await asyncio.sleep(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 from ..core.errors import BackendTimeout, MlopsError, Refused
@@ -140,7 +140,7 @@ class Endpoint(Record):
 
 
 class Deployment(Record):
-    """One model version behind an endpoint."""
+    """One model version behind an endpoint; ``await deployment`` or ``deployment.wait()`` until it is ready."""
 
     @property
     def name(self) -> str:
@@ -251,6 +251,9 @@ class Deployment(Record):
         asked = self.model.rpartition("/")[2]
         served = str(self.details.get("model_version") or "")
         return self.phase == "Ready" and (not asked.isdigit() or not served or served == asked)
+
+    def __await__(self) -> Generator[Any, None, Deployment]:
+        return asyncio.to_thread(self.wait).__await__()
 
     def delete(self) -> None:
         """Delete it."""

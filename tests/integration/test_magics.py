@@ -122,7 +122,8 @@ def cli(shared_plane, folder):
 
 
 def test_loading_sets_addresses_only(kernel) -> None:
-    names = kernel.value("{k: v for k, v in __import__('os').environ.items() if k.startswith(('MLFLOW_', 'JUPYTER_M'))}")
+    kernel.run("import os")
+    names = kernel.value("{k: v for k, v in os.environ.items() if k.startswith(('MLFLOW_', 'JUPYTER_M'))}")
     assert names["MLFLOW_TRACKING_URI"].endswith("/jupyter-mlops/mlflow")
     assert names["MLFLOW_EXPERIMENT_NAME"] == "digits"
     assert not any("TOKEN" in name for name in names)
