@@ -37,7 +37,7 @@ def registry_store(store_uri, tracking_uri=None, **_):
 
 
 _LINKS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
-_own_setting = []
+_own_setting: "list[bool]" = []
 
 
 def _print_links(wanted):
@@ -52,7 +52,9 @@ def _print_links(wanted):
 
 def __getattr__(name):
     if name == "ArtifactRepository":
-        from .mlflow_artifacts import ArtifactRepository as found
+        from . import mlflow_artifacts
+
+        found = mlflow_artifacts.ArtifactRepository
     elif name == "NotebookContext":
         found = _make_context()
     else:

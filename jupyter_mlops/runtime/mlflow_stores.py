@@ -33,7 +33,8 @@ _KNOWN_OF_JOB = frozenset([
     "mlops.job", INTERPRETER_TAG,
 ])
 _lock = threading.Lock()
-_handed_out = {}
+#: pid → the run that was handed out in it; a forked child starts anew.
+_handed_out: "dict[int, str]" = {}
 
 
 def tracking_store_for(uri):
@@ -114,7 +115,9 @@ class TrackingStore(PlainTracking):
                 run_status, end_time = None, None
         return super().update_run_info(run_id, run_status, end_time, run_name)
 
-    def create_logged_model(self, experiment_id, name=None, source_run_id=None, tags=None, **options):
+    def create_logged_model(
+        self, experiment_id, name=None, source_run_id=None, tags=None, params=None, model_type=None
+    ):
         from mlflow.entities import LoggedModelTag
 
         tags = list(tags or [])
@@ -122,7 +125,7 @@ class TrackingStore(PlainTracking):
             tags.append(LoggedModelTag(INTERPRETER_TAG, sys.executable))
         if not source_run_id and http.own_run():
             source_run_id = http.own_run()
-        return super().create_logged_model(experiment_id, name, source_run_id, tags, **options)
+        return super().create_logged_model(experiment_id, name, source_run_id, tags, params, model_type)
 
 
 class RegistryStore(PlainRegistry):
@@ -178,7 +181,9 @@ class SilentTracking(TrackingStore):
         found = self.get_experiment_by_name(name)
         return found.experiment_id if found is not None else self.get_run(http.own_run()).info.experiment_id
 
-    def create_logged_model(self, experiment_id, name=None, source_run_id=None, tags=None, **options):
+    def create_logged_model(
+        self, experiment_id, name=None, source_run_id=None, tags=None, params=None, model_type=None
+    ):
         from mlflow.entities import LoggedModel, LoggedModelStatus
 
         model_id = "m-" + uuid.uuid4().hex
