@@ -7,12 +7,9 @@ import atexit
 import concurrent.futures
 import functools
 import os
-import re
 import secrets
-import sys
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -20,7 +17,9 @@ from ..core.errors import Conflict, MlopsError, NotFound, ParameterError, Precon
 from ..runtime.locate import Place
 from . import payload
 from .aio import AsyncClient
+from .deploy import Deployed, deploy
 from .job import Job, JobTable
+from .logs import tail_of, text_of
 from .model import Model, ModelTable, ModelVersion
 from .run import Comparison, Run, RunTable
 from .serving import Deployment, DeploymentTable, Endpoint, EndpointTable, unknown_key
@@ -31,8 +30,6 @@ T = TypeVar("T")
 #: Tag by which a repeated submission knows its own job.
 SUBMISSION = "mlops.submission"
 
-#: Deployment names that :meth:`Client.deploy_version` makes by itself.
-_AUTOMATIC = re.compile(r"v\d+$")
 
 
 class Client:
@@ -298,13 +295,13 @@ class Client:
 
     def job_log(self, name: str, rank: int = 0, tail: int | None = None) -> str:
         """The log of a rank, or its last ``tail`` lines."""
-        return self.call(_text_of(lambda offset: self.aio.job_log(name, rank, offset), tail))
+        return self.call(text_of(lambda offset: self.aio.job_log(name, rank, offset), tail))
 
     def follow_job_log(self, name: str, rank: int = 0, tail: int | None = None) -> Iterator[str]:
         """Pieces of a rank's log as they come, until the job ends."""
         offset = 0
         if tail is not None:
-            text, offset = self.call(_tail_of(lambda at: self.aio.job_log(name, rank, at), tail))
+            text, offset = self.call(tail_of(lambda at: self.aio.job_log(name, rank, at), tail))
             if text:
                 yield text
         yield from self._iterate(self.aio.follow_job_log(name, rank, offset))
@@ -352,102 +349,16 @@ class Client:
         return Deployment(self, self.call(self.aio.get_deployment(endpoint, name)))
 
     def deploy(self, model: str, endpoint: str, name: str | None = None, **options: Any) -> Deployment:
-        """Serve a model version at an endpoint, which is made when it is not there; see :meth:`deploy_version`."""
-        return self.deploy_version(model, endpoint, name, **options)[0]
+        """Serve a model version at an endpoint, made when it is not there; options as :func:`.deploy.deploy`."""
+        return deploy(self, model, endpoint, name, **options)[0]
 
-    def deploy_version(
-        self, model: str, endpoint: str, name: str | None = None, *, env: dict[str, str] | None = None,
-        interpreter: str | None = None, wait: bool = True, timeout: float | None = 600,
-        told: Callable[[Deployment], None] | None = None,
-    ) -> tuple[Deployment, list[str]]:
-        """Serve ``model`` (``NAME@ALIAS``, resolved now, ``NAME/VERSION`` or ``NAME``) at ``endpoint``.
-
-        A deployment never changes, so without ``name`` each version gets its own (``v3``): the endpoint's requests
-        go to it once it is ready, and an older one that was named in this way is removed.
-
-        Args:
-            interpreter: path of the Python that serves; None: this one; empty: the one that made the model.
-            told: called with the deployment whenever its phase changes.
-
-        Returns:
-            the deployment, and names of those that it replaced.
-
-        Raises:
-            DeploymentFailed: it did not start; the endpoint goes on as before.
-        """
-        from ..core.resources import check_name
-
-        check_name(endpoint, "endpoint name")
-        version = self.version(model)
-        automatic = name is None
-        name = check_name(name or f"v{version.version}", "deployment name")
-        spec: dict[str, Any] = {"model": version.reference}
-        if env:
-            spec["environment_variables"] = env
-        if interpreter is None or interpreter:
-            spec["interpreter"] = interpreter or sys.executable
-        new = not any(e.name == endpoint for e in self.endpoints())
-        at = self.create_endpoint(endpoint)
-        try:
-            deployment = self._put_deployment(endpoint, name, spec)
-        except MlopsError:
-            if new:  # leave nothing half made
-                self.delete_endpoint(endpoint)
-            raise
-        removed: list[str] = []
-        if wait:
-            deployment.wait(timeout, told)
-            if at.traffic.get(name) != 100:
-                self.route(endpoint, {name: 100})
-            if automatic:
-                removed = [d.name for d in self.deployments(endpoint) if d.name != name and _AUTOMATIC.match(d.name)]
-                for old in removed:
-                    self.delete_deployment(endpoint, old)
-            deployment.at = self._addressed(endpoint)
-        return deployment, removed
-
-    def _put_deployment(self, endpoint: str, name: str, spec: dict[str, Any]) -> Deployment:
-        try:
-            there = self.deployment(endpoint, name)
-        except NotFound:
-            pass
-        else:
-            if there.phase in ("Failed", "Deleting"):
-                if there.phase == "Failed":
-                    self.delete_deployment(endpoint, name)
-                self._gone(lambda: self.deployment(endpoint, name), f"deployment {endpoint}/{name}")
-        try:
-            return Deployment(self, self.call(self.aio.put_deployment(endpoint, name, spec)))
-        except Refused as error:
-            if "interpreter" in spec or "Python" not in error.message:
-                raise
-            # The model does not say which Python made it; ours is the best guess.
-            spec = {**spec, "interpreter": sys.executable}
-            return Deployment(self, self.call(self.aio.put_deployment(endpoint, name, spec)))
-
-    def _gone(self, look: Callable[[], Any], what: str, timeout: float = 30) -> None:
-        begun = time.monotonic()
-        while True:
-            try:
-                look()
-            except NotFound:
-                return
-            if time.monotonic() - begun > timeout:
-                raise Conflict(f"{what} is still being deleted", "try again in a moment")
-            time.sleep(0.2)
-
-    def _addressed(self, name: str) -> Endpoint:
-        """The endpoint once it has taken its new traffic in, or after two seconds as it is."""
-        begun = time.monotonic()
-        while True:
-            endpoint = self.endpoint(name)
-            if (endpoint.phase == "Ready" and endpoint.url) or time.monotonic() - begun > 2:
-                return endpoint
-            time.sleep(0.1)
+    def deploy_version(self, model: str, endpoint: str, name: str | None = None, **options: Any) -> Deployed:
+        """As :func:`.deploy.deploy`: the deployment, and names of those that it replaced."""
+        return deploy(self, model, endpoint, name, **options)
 
     def deployment_log(self, endpoint: str, name: str, tail: int | None = None) -> str:
         """A scorer's log, or its last ``tail`` lines."""
-        return self.call(_text_of(lambda offset: self.aio.deployment_log(endpoint, name, offset), tail))
+        return self.call(text_of(lambda offset: self.aio.deployment_log(endpoint, name, offset), tail))
 
     def invoke(self, endpoint: str, data: Any) -> Any:
         """Score rows and return a numpy array, DataFrame or list."""
@@ -502,30 +413,3 @@ def _close(reference: weakref.ref[Client]) -> None:
             shared_loop().run(client.aio.close(), timeout=2)
         except Exception:  # nothing may disturb the end of the process
             pass
-
-
-Chunk = Callable[[int], Coroutine[Any, Any, dict[str, Any]]]
-
-
-async def _text_of(read: Chunk, tail: int | None) -> str:
-    """A whole log, or its last lines."""
-    if tail is not None:
-        return (await _tail_of(read, tail))[0]
-    parts = []
-    offset = 0
-    while True:
-        answer = await read(offset)
-        parts.append(answer["text"])
-        if answer["next_offset"] >= answer["size"] or answer["next_offset"] == offset:
-            return "".join(parts)
-        offset = answer["next_offset"]
-
-
-async def _tail_of(read: Chunk, tail: int) -> tuple[str, int]:
-    """The last ``tail`` lines and the offset behind them."""
-    answer = await read(-max(4096, min(tail * 200, 200_000)))
-    end = answer["next_offset"]
-    lines = answer["text"].splitlines(keepends=True)
-    if answer["offset"] > 0 and lines:
-        lines = lines[1:]  # it begins in the middle of a line
-    return "".join(lines[-tail:]) if tail > 0 else "", end

@@ -1,7 +1,7 @@
 """One parser for magics, CLI, completion and help.
 
-:data:`VERBS` describes each verb once. A verb's parser is built when it is asked for, so that loading the extension
-costs nothing. Errors and ``--help`` are exceptions: nothing here prints or exits.
+:data:`.verbs.VERBS` describes each verb once. A verb's parser is built when it is asked for, so that loading the
+extension costs nothing. Errors and ``--help`` are exceptions: nothing here prints or exits.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..core.errors import ParameterError
-
-PHASES = ("Queued", "Starting", "Running", "Stopping", "Completed", "Failed", "Canceled")
+from .verbs import VERBS
 
 
 class HelpRequested(Exception):
@@ -93,229 +91,6 @@ class _Help(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         raise HelpRequested(parser.format_help())
-
-
-def pair(text: str) -> tuple[str, str]:
-    """``KEY=VALUE`` as a pair; a type for arguments."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, value
-
-
-def count(text: str) -> int:
-    """A whole number from 1; a type for arguments."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return value
-
-
-def whole(text: str) -> int:
-    """A whole number from 0; a type for arguments."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return value
-
-
-def seconds(text: str) -> float:
-    """A positive number of seconds; a type for arguments."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
-# -- the verbs -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One verb: ``home`` is ``module:function`` of its command, ``build`` adds its arguments.
-
-    ``face`` is ``both``, ``magic`` or ``cli``; ``rest`` names what follows ``--``; ``examples`` are without prefix.
-    """
-
-    name: str
-    summary: str
-    home: str
-    build: Callable[[argparse.ArgumentParser], None]
-    examples: tuple[str, ...] = ()
-    rest: str = ""
-    cell: bool = False
-
-
-def _nothing(p: argparse.ArgumentParser) -> None:
-    pass
-
-
-def _experiment(p: argparse.ArgumentParser, what: str = "experiment name") -> None:
-    p.add_argument("-e", "--experiment", metavar="NAME", help=what)
-
-
-def _yes(p: argparse.ArgumentParser) -> None:
-    p.add_argument("-y", "--yes", action="store_true", help="do not ask")
-
-
-def _log(p: argparse.ArgumentParser) -> None:
-    p.add_argument("values", nargs="*", type=pair, metavar="KEY=VALUE", help="numbers become metrics, text parameters")
-    p.add_argument("--step", type=int, metavar="N", help="step of the metrics (default 0)")
-    p.add_argument("--run", metavar="RUN", help="run id or name; default: the active run, else a new one")
-    p.add_argument("--name", metavar="NAME", help="name of a new run")
-    _experiment(p, "experiment of a new run")
-    p.add_argument("--param", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a parameter")
-    p.add_argument("--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a tag")
-    p.add_argument("--artifact", action="append", default=[], metavar="PATH", help="a file or folder to keep")
-
-
-def _runs(p: argparse.ArgumentParser) -> None:
-    p.add_argument("run", nargs="?", metavar="RUN", help="show this run only")
-    _experiment(p, "only this experiment")
-    p.add_argument("--filter", metavar="EXPR", help="MLflow search filter, e.g. \"metrics.accuracy > 0.9\"")
-    p.add_argument("--order-by", metavar="EXPR", help="e.g. \"metrics.accuracy DESC\"")
-    p.add_argument("-n", "--limit", type=count, default=20, metavar="N", help="at most so many (default 20)")
-
-
-def _compare(p: argparse.ArgumentParser) -> None:
-    p.add_argument("runs", nargs="*", metavar="RUN", help="run ids, names or variables")
-    _experiment(p, "compare the runs of this experiment")
-    p.add_argument("-m", "--metric", metavar="METRIC", help="the metric that decides")
-    p.add_argument("-n", "--limit", type=count, default=5, metavar="N", help="of an experiment: the best N (default 5)")
-
-
-def _register(p: argparse.ArgumentParser) -> None:
-    p.add_argument("run", metavar="RUN|best", help="run id, name or variable; best: the best run with a model")
-    p.add_argument("name", metavar="MODEL", help="name of the registered model")
-    p.add_argument("-m", "--metric", metavar="METRIC", help="what best means")
-    order = p.add_mutually_exclusive_group()
-    order.add_argument("--max", dest="lower", action="store_const", const=False, help="highest is best")
-    order.add_argument("--min", dest="lower", action="store_const", const=True, help="lowest is best")
-    _experiment(p, "where to look for the best run (default: this notebook's)")
-    p.add_argument("-a", "--alias", metavar="ALIAS", help="alias for the new version, e.g. champion")
-    p.add_argument("--artifact", metavar="NAME", help="which model, when the run has several")
-    p.add_argument("--description", metavar="TEXT", help="description of the version")
-
-
-def _models(p: argparse.ArgumentParser) -> None:
-    p.add_argument("name", nargs="?", metavar="MODEL", help="show this model with its versions")
-
-
-def _deploy(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", metavar="MODEL", help="NAME@ALIAS, NAME/VERSION, or NAME for the newest version")
-    p.add_argument("-e", "--endpoint", metavar="NAME", help="endpoint name (default: the model's)")
-    p.add_argument("--name", metavar="NAME", help="deployment name (default: v and the version)")
-    p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE",
-                   help="environment of the scorer")
-    p.add_argument("--no-wait", action="store_true", help="return at once")
-    p.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help="longest wait in seconds (default 600)")
-
-
-def _invoke(p: argparse.ArgumentParser) -> None:
-    p.add_argument("endpoint", metavar="ENDPOINT", help="endpoint name")
-    p.add_argument("data", nargs="?", metavar="DATA",
-                   help="notebook: an expression, e.g. X[:3]; terminal: JSON, @FILE or -")
-
-
-def _endpoints(p: argparse.ArgumentParser) -> None:
-    p.add_argument("name", nargs="?", metavar="ENDPOINT", help="show this endpoint with its deployments")
-    p.add_argument("--rotate-key", choices=("primary", "secondary"), help="replace a key")
-
-
-def _delete(p: argparse.ArgumentParser) -> None:
-    p.add_argument("kind", choices=("job", "run", "endpoint", "deployment", "model"), metavar="KIND",
-                   help="job, run, endpoint, deployment or model")
-    p.add_argument("name", metavar="NAME", help="its name; ENDPOINT/NAME for a deployment, MODEL/3 for one version")
-    _yes(p)
-
-
-def _train(p: argparse.ArgumentParser) -> None:
-    p.add_argument("script", nargs="?", metavar="SCRIPT", help="a Python script; in the cell form the cell is the code")
-    p.add_argument("-n", "--name", metavar="NAME", help="name of the job; a taken one gets a number")
-    p.add_argument("-p", "--processes", type=count, default=1, metavar="N",
-                   help="processes; more than one start through torch.distributed.run")
-    _experiment(p, "experiment of its run (default: this notebook's)")
-    p.add_argument("--compute", default="local", metavar="NAME", help="where it runs (default local)")
-    p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE", help="environment of the job")
-    p.add_argument("--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a tag of its run")
-    p.add_argument("--grace", type=float, default=None, metavar="S", help="seconds to end by itself when stopped")
-    p.add_argument("-w", "--wait", action="store_true", help="return when it has ended")
-
-
-def _jobs(p: argparse.ArgumentParser) -> None:
-    p.add_argument("name", nargs="?", metavar="JOB", help="show this job only")
-    p.add_argument("--phase", choices=PHASES, metavar="PHASE", help="only jobs in this phase: " + ", ".join(PHASES))
-    p.add_argument("-n", "--limit", type=count, default=20, metavar="N", help="at most so many (default 20)")
-
-
-def _logs(p: argparse.ArgumentParser) -> None:
-    p.add_argument("name", metavar="JOB", help="job name or variable; ENDPOINT/DEPLOYMENT for a scorer's log")
-    p.add_argument("--rank", type=whole, default=0, metavar="R", help="which process (default 0)")
-    p.add_argument("-t", "--tail", type=whole, metavar="N", help="only the last N lines")
-    p.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
-
-
-def _stop(p: argparse.ArgumentParser) -> None:
-    p.add_argument("name", metavar="JOB", help="job name or variable")
-    p.add_argument("-w", "--wait", action="store_true", help="return when it has ended")
-
-
-def _config(p: argparse.ArgumentParser) -> None:
-    p.add_argument("key", nargs="?", metavar="KEY", help="what to set")
-    p.add_argument("value", nargs="?", metavar="VALUE", help="its value; an empty one removes the setting")
-
-
-def _down(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--all", action="store_true", help="stop jobs and endpoints too")
-    p.add_argument("--force", action="store_true", help="end a control plane that does not answer")
-    _yes(p)
-
-
-def _help(p: argparse.ArgumentParser) -> None:
-    p.add_argument("verb_name", nargs="?", metavar="VERB", help="a verb")
-
-
-VERBS: dict[str, Verb] = {
-    v.name: v
-    for v in (
-        Verb("status", "what runs, and which tracking server is in force", "admin:status", _nothing, ("status",)),
-        Verb("log", "log metrics, parameters, tags and files", "tracking:log", _log,
-             ("log loss=0.3 acc=0.9 optimizer=adam --step 5", "log --artifact plot.png --run RUN")),
-        Verb("runs", "list runs", "tracking:runs", _runs,
-             ("runs", "runs --experiment digits --order-by \"metrics.accuracy DESC\" -n 5")),
-        Verb("compare", "put runs side by side", "tracking:compare", _compare,
-             ("compare --experiment digits --metric accuracy", "compare RUN1 RUN2")),
-        Verb("register", "register a run's model", "tracking:register", _register,
-             ("register best digits --metric accuracy --alias champion", "register RUN digits")),
-        Verb("models", "list registered models", "tracking:models", _models, ("models", "models digits")),
-        Verb("deploy", "serve a model at an endpoint", "serving:deploy", _deploy,
-             ("deploy digits@champion --endpoint digits",)),
-        Verb("invoke", "call an endpoint", "serving:invoke", _invoke, ("invoke digits X[:3]",)),
-        Verb("endpoints", "list endpoints, replace keys", "serving:endpoints", _endpoints,
-             ("endpoints", "endpoints digits", "endpoints digits --rotate-key primary")),
-        Verb("train", "run a script or a cell as a job that outlives the kernel", "jobs:train", _train,
-             ("train script.py -n digits --processes 2 -- --epochs 3",), rest="arguments of the script", cell=True),
-        Verb("jobs", "list jobs", "jobs:jobs", _jobs, ("jobs", "jobs NAME")),
-        Verb("logs", "show a job's log", "jobs:logs", _logs, ("logs NAME --tail 20", "logs NAME --rank 1 -f")),
-        Verb("stop", "stop a job", "jobs:stop", _stop, ("stop NAME --wait",)),
-        Verb("delete", "delete something", "admin:delete", _delete, ("delete job NAME", "delete deployment digits/v1")),
-        Verb("config", "show settings and where each comes from; set one", "admin:config", _config,
-             ("config", "config experiment digits")),
-        Verb("doctor", "check everything, list what is ours", "admin:doctor", _nothing, ("doctor",)),
-        Verb("env", "print what other tools need to reach MLflow", "admin:env", _nothing, ("env",)),
-        Verb("down", "stop the control plane; jobs and endpoints go on", "admin:down", _down, ("down", "down --all")),
-        Verb("help", "show help", "admin:help_text", _help, ("help train",)),
-    )
-}
 
 
 def program(face: str) -> str:

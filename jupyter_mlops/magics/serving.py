@@ -32,6 +32,10 @@ def deploy(a: argparse.Namespace, context: Context) -> Deployment:
         wait=not a.no_wait, timeout=a.timeout, told=lambda d: progress.tell(d.phase, d.reason),
     )
     progress.done()
+    if a.no_wait:
+        taking = [d for d in context.client.endpoint(endpoint).traffic if d != deployment.name]
+        if taking:
+            context.say(f"requests still go to {taking[0]}; the same command without --no-wait lets this one take over")
     for name in removed:
         context.say(f"deployment {endpoint}/{name} was replaced and is removed")
     return deployment
