@@ -124,10 +124,10 @@ export interface IEndpointStatus {
 
 export type Endpoint = IResource<{ traffic?: Record<string, number> }, IEndpointStatus>;
 
-/** A model's signature as MLflow writes it: JSON texts in JSON. */
+/** A model's signature as MLflow writes it; columns or one tensor. */
 export interface ISignature {
-  inputs?: string | null;
-  outputs?: string | null;
+  inputs?: unknown;
+  outputs?: unknown;
 }
 
 export interface IDeploymentStatus {
@@ -422,7 +422,7 @@ export class Api implements IApi {
       method,
       // With 'no-store', Jupyter adds a number to the query, which a strict server would refuse.
       cache: 'no-cache',
-      headers: { 'Jupyter-Mlops-Version': VERSION }
+      headers: { 'Content-Type': 'application/json', 'Jupyter-Mlops-Version': VERSION }
     };
     if (method !== 'GET' && method !== 'DELETE') {
       init.body = '{}';

@@ -9,6 +9,8 @@ import type uPlot from 'uplot';
 import { formatNumber } from './format';
 
 const HEIGHT = 132;
+/** Fewer points than this are marked, so that the steps can be seen. */
+const MAX_MARKED = 24;
 
 /** Theme variables that differ well from each other, in light and in dark themes. */
 const COLORS = [
@@ -133,7 +135,11 @@ export class MetricChart implements IDisposable {
           width: 1.5,
           dash: DASHES[i % DASHES.length],
           spanGaps: true,
-          points: { show: this._data[0].length <= 24, size: 5 }
+          points: {
+            show: (_: uPlot, _series: number, first: number, last: number) =>
+              last - first < MAX_MARKED,
+            size: 5
+          }
         }))
       ],
       hooks: {

@@ -43,13 +43,8 @@ const MAX_EXAMPLE = 256;
 
 /** A request body that fits the model's signature; one row of made-up values. */
 export function exampleBody(signature: ISignature | null | undefined): unknown {
-  let columns: IColumn[];
-  try {
-    const inputs: unknown = JSON.parse(signature?.inputs || '[]');
-    columns = Array.isArray(inputs) ? inputs : [];
-  } catch {
-    columns = [];
-  }
+  const inputs = signature?.inputs;
+  const columns: IColumn[] = Array.isArray(inputs) ? inputs : [];
   const tensor = columns.length === 1 && !columns[0].name ? columns[0]['tensor-spec'] : undefined;
   if (tensor?.shape) {
     const shape = tensor.shape.map((size, i) => (i === 0 || size < 0 ? 1 : size));

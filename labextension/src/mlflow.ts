@@ -28,7 +28,14 @@ export const route = {
 };
 
 export class MlflowFrame extends IFrame {
-  constructor(private readonly _api: IApi) {
+  /**
+   * @param _api - knows where the UI is
+   * @param _page - the page to show first, once {@link open} is called
+   */
+  constructor(
+    private readonly _api: IApi,
+    private _page: string
+  ) {
     super({
       // MLflow refuses writes from an opaque origin, so it must share ours.
       sandbox: [
@@ -45,6 +52,11 @@ export class MlflowFrame extends IFrame {
     this.node.querySelector('iframe')?.setAttribute('title', PRODUCT);
   }
 
+  /** Whether a page was asked for since the tab was made. */
+  get isOpen(): boolean {
+    return this._isOpen;
+  }
+
   /** The page that was last asked for. */
   get page(): string {
     return this._page;
@@ -56,13 +68,14 @@ export class MlflowFrame extends IFrame {
       if (localStorage.getItem(WORKFLOW_KEY) === null) {
         localStorage.setItem(WORKFLOW_KEY, '"machine_learning"');
       }
-      if (!this._page) {
+      if (!this._isOpen) {
         localStorage.setItem(DARK_KEY, String(document.body.dataset.jpThemeLight === 'false'));
       }
     } catch {
       // Storage may be forbidden; then the UI starts as it likes.
     }
     this._page = page;
+    this._isOpen = true;
     const url = this._api.mlflowUrl(page);
     const frame = this.node.querySelector('iframe');
     if (frame?.contentWindow && frame.src) {
@@ -73,7 +86,7 @@ export class MlflowFrame extends IFrame {
     }
   }
 
-  private _page = '';
+  private _isOpen = false;
 }
 
 /** Resolves when MLflow answers, or after some time: then its own page tells what is wrong. */
@@ -93,9 +106,9 @@ async function whenReady(api: IApi, wanted: () => boolean): Promise<void> {
 }
 
 export function createMlflowWidget(api: IApi, page: string): MainAreaWidget<MlflowFrame> {
-  const content = new MlflowFrame(api);
+  const content = new MlflowFrame(api, page);
   const reveal = whenReady(api, () => !content.isDisposed).then(() => {
-    if (!content.isDisposed && !content.page) {
+    if (!content.isDisposed && !content.isOpen) {
       content.open(page);
     }
   });

@@ -44,6 +44,14 @@ describe('Api', () => {
     );
   });
 
+  it('sends actions as JSON', async () => {
+    const { api, seen } = connect(() => json({}));
+    await api.stopJob('a');
+    expect(seen[0].method).toBe('POST');
+    expect(seen[0].headers.get('Content-Type')).toBe('application/json');
+    expect(await seen[0].text()).toBe('{}');
+  });
+
   it('goes to another workspace with the same connection', async () => {
     const { api, seen } = connect(() => json({}));
     await api.in('team').workspace();

@@ -195,12 +195,15 @@ describe('codegen', () => {
 
   it('makes a body of the signature', () => {
     const tensor = {
-      inputs: '[{"type":"tensor","tensor-spec":{"dtype":"float64","shape":[-1,3]}}]'
+      inputs: [{ type: 'tensor', 'tensor-spec': { dtype: 'float64', shape: [-1, 3] } }]
     };
     expect(exampleBody(tensor)).toEqual({ inputs: [[0, 0, 0]] });
     const columns = {
-      inputs:
-        '[{"name":"age","type":"long"},{"name":"city","type":"string"},{"name":"ok","type":"boolean"}]'
+      inputs: [
+        { name: 'age', type: 'long' },
+        { name: 'city', type: 'string' },
+        { name: 'ok', type: 'boolean' }
+      ]
     };
     expect(exampleBody(columns)).toEqual({
       dataframe_split: { columns: ['age', 'city', 'ok'], data: [[0, 'text', true]] }

@@ -285,7 +285,7 @@ export function LiveView(props: ILiveProps): JSX.Element {
   const view = job.view;
   const ended = isTerminal(view.phase);
   const isStatic = job.connection === 'static';
-  const now = useNow(ended || isStatic ? 0 : 1000);
+  const now = useNow(ended || isStatic ? 30_000 : 1000);
   const done = percent(view.progress);
   // A snapshot of a job that still ran says nothing about the time since.
   const until = view.endedAt || (isStatic ? job.storedAt : '');
@@ -319,7 +319,7 @@ export function LiveView(props: ILiveProps): JSX.Element {
           <span className="jp-Mlops-muted">{trans.__('%1 processes', view.processes)}</span>
         )}
         {ended && view.endedAt && !isStatic && (
-          <span className="jp-Mlops-muted">{relativeTime(view.endedAt, Date.now(), trans)}</span>
+          <span className="jp-Mlops-muted">{relativeTime(view.endedAt, now, trans)}</span>
         )}
         <span className="jp-Mlops-spring" />
         {!isStatic && (

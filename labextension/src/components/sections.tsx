@@ -349,7 +349,7 @@ function Endpoints({ model, trans, execute }: ISectionProps): JSX.Element {
                 <span className="jp-Mlops-word" aria-live="polite">
                   {word}
                 </span>
-                {status.reason && (
+                {status.phase !== 'Ready' && status.reason && (
                   <span className="jp-Mlops-reason" title={status.reason}>
                     {status.reason}
                   </span>
