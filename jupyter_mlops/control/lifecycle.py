@@ -96,10 +96,11 @@ async def serve(where: locate.Place, lock: Lock, idle: float, mlflow: MlflowChil
     plane.port = listener.getsockname()[1]
     socket_path = os.path.join(where.runtime_dir, "control.sock")
     server = HTTPServer(make_app(plane), max_body_size=2 * MAX_BODY, xheaders=False, idle_connection_timeout=300)
-    server.add_socket(listener)
-    server.add_socket(bind_unix_socket(socket_path, 0o600))
+    # Callers wait in the listener's queue until tokens are known: none is refused for having come early.
     await plane.remember_jobs()
     await plane.start()
+    server.add_socket(listener)
+    server.add_socket(bind_unix_socket(socket_path, 0o600))
     plane.write_record(socket_path)
     log.info("control plane of %s at %s, pid %d", where.name, plane.url, os.getpid())
     loop = asyncio.get_running_loop()

@@ -24,6 +24,7 @@ from ..core.workspace import Workspace
 from ..runtime import locate
 from ..serving.local import LocalServing
 from ..tracking.child import MlflowChild
+from ..tracking.proxy import Proxy
 from ..tracking.views import MlflowViews
 from .feed import Feed
 from .tokens import Tokens
@@ -155,10 +156,11 @@ class ControlPlane:
 
     async def _close_intents(self) -> None:
         """Changes that passed to MLflow when somebody died: find out what became of them."""
-        for intent in await self.store.open_intents():
-            if intent.request_id:
-                continue  # its sender asks again with the same id; the proxy reconciles then
-            await self.store.outcome(intent.id, "unknown")
+        left = await self.store.open_intents()
+        while left and not await self.mlflow.ready(60):
+            pass
+        if left:
+            await Proxy(self.store, self.views.api).settle(left)
 
     # -- callers ---------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 from ..core.errors import BackendUnreachable, Forbidden, MlopsError, NotFound, ParameterError
 from ..core.identity import Identity
 from .api import MlflowApi, NotSent
-from .rules import Match, Rule, artifact_owner, check_artifact_name, check_graphql, check_locations, pairs
+from .rules import RULES, Match, Rule, artifact_owner, check_artifact_name, check_graphql, check_locations, pairs
 from .shape import quoted
 
 if TYPE_CHECKING:
@@ -266,6 +266,21 @@ class Proxy:
         else:
             await self._store.outcome(intent.id, "unknown")
         return status, data
+
+    async def settle(self, intents: list[Intent]) -> None:
+        """Find out what became of changes that were under way when a control plane died.
+
+        What MLflow carried out gets its outcome and answer; the rest is ``unknown``, and a repeat tries again.
+        """
+        for intent in intents:
+            rule = next((r for r in RULES if r.audit and r.operation == intent.detail.get("call")), None)
+            found = await self.find(rule, intent.detail.get("body", {}), intent.request_id) if rule else None
+            if intent.id not in {i.id for i in await self._store.open_intents()}:
+                continue  # its sender was faster
+            if found is not None:
+                await self._store.outcome(intent.id, "done", 200, json.dumps(found).encode())
+            else:
+                await self._store.outcome(intent.id, "unknown")
 
     async def find(self, rule: Rule, body: dict[str, Any], request_id: str | None) -> dict[str, Any] | None:
         """MLflow's answer to a creating call that was carried out before; None when it was not."""

@@ -367,7 +367,12 @@ def test_a_killed_child_loses_nothing_and_open_intents_are_found_out(plane):
     plane.start().mlflow_ready()
     assert locate.start_time(state["pid"]) == ""
     plane._tokens.clear()
+
+    def outcome():
+        return next(r["outcome"] for r in plane.get("audit?limit=5")["items"] if r["action"] == "runs/write")
+
+    wait_for(lambda: outcome() == "done", 20)
     repeated = plane.post(API + "runs/create", {"experiment_id": "0", "run_name": "twice"}, headers=again)
     assert repeated["run"]["info"]["run_id"] == created["run"]["info"]["run_id"]
-    rows = plane.get("audit?limit=5")["items"]
-    assert next(r["outcome"] for r in rows if r["action"] == "runs/write") == "done"
+    found = plane.post(API + "runs/search", {"experiment_ids": ["0"], "filter": "run_name = 'twice'"})
+    assert len(found["runs"]) == 1
