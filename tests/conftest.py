@@ -18,12 +18,7 @@ import pytest
 
 from jupyter_mlops.runtime import locate
 
-try:  # only where the extension's tests run
-    import jupyter_server  # noqa: F401
-
-    pytest_plugins = ["pytest_jupyter.jupyter_server"]
-except ImportError:
-    pass
+pytest_plugins = ["pages"]  # fixtures of the browser tests
 
 REPO = Path(__file__).resolve().parent.parent
 

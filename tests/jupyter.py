@@ -92,7 +92,8 @@ class Jupyter:
     def call(self, method: str, path: str, body=None, *, headers=None, token: bool = True, timeout: float = 30):
         """(status, JSON or bytes) of a request below the base URL."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, method=method, headers=headers or {})
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        request = urllib.request.Request(self.url + path, data, method=method, headers=headers)
         if token:
             request.add_header("Authorization", f"token {self.token}")
         try:

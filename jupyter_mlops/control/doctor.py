@@ -83,7 +83,7 @@ def examine(plane: ControlPlane, state: dict[str, Any]) -> schemas.Doctor:
         checks.append(schemas.Check(name=name, ok=ok, message=message, hint="" if ok else hint))
 
     mlflow = state["mlflow"]
-    check("mlflow", mlflow["state"] == "ready", f"MLflow is {mlflow['state']} {mlflow.get('message') or ''}".strip(),
+    check("mlflow", mlflow["state"] == "ready", mlflow.get("message") or f"MLflow is {mlflow['state']}",
           f"see {home / 'logs' / 'mlflow.log'}")
     free = shutil.disk_usage(home).free
     check("disk", free > LOW_DISK, f"{free / 1e9:.1f} GB free at {home}", "delete old jobs and runs, or move the "

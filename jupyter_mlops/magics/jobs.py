@@ -67,7 +67,8 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
             )
         check_cell(context.cell, context.names, _FIRST_LINE)
         notebook = context.notebook
-        spec["cell"] = {"source": context.cell, "notebook": notebook, "cell_id": context.cell_id}
+        # An empty first line in place of the magic's: tracebacks then count lines as the notebook does.
+        spec["cell"] = {"source": "\n" + context.cell, "notebook": notebook, "cell_id": context.cell_id}
         spec["display_name"] = a.name or (Path(notebook).stem if notebook else settings.folder_experiment(cwd))
     else:
         if a.script is None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from ..core.errors import BackendTimeout, ModelError, ParameterError, Unavailable
+from ..core.errors import BackendTimeout, MlopsError, ModelError, ParameterError, Unavailable
 from ..runtime import frames
 
 #: Seconds that a client is told to wait before it asks a scorer that is down again.

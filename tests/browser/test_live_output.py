@@ -6,7 +6,7 @@ import json
 
 import pytest
 from conftest import wait_for
-from pages import LIVE, browser, keep_screenshot, lab, notebook, open_page, run_all  # noqa: F401
+from pages import LIVE, keep_screenshot, notebook, run_all
 
 pytestmark = pytest.mark.browser
 MIME = "application/vnd.jupyter-mlops.job+json"
@@ -40,14 +40,14 @@ def test_closing_and_reopening(open_page, lab):
     live.get_by_text("Completed").first.wait_for(timeout=60_000)
     text = live.inner_text()
     assert "epoch 40/40" in text
-    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
 
     def saved():
+        page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
         outputs = [o for c in json.loads(path.read_text())["cells"] for o in c["outputs"]]
         found = [o["data"] for o in outputs if MIME in o.get("data", {})]
         return found and found[0][MIME]["snapshot"]["phase"] == "Completed" and found[0]
 
-    data = wait_for(saved, 20)
+    data = wait_for(saved, 20, 0.5)
     assert "loss" in data[MIME]["snapshot"]["metrics"]
     assert "<svg" in "".join(data["text/html"]) and "<script" not in "".join(data["text/html"])
     assert "Completed" in "".join(data["text/plain"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
-from pages import browser, keep_screenshot, lab, open_page  # noqa: F401
+from pages import keep_screenshot
 
 pytestmark = pytest.mark.browser
 

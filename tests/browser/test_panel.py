@@ -6,7 +6,7 @@ import re
 
 import pytest
 from conftest import wait_for
-from pages import browser, keep_screenshot, lab, open_page  # noqa: F401
+from pages import keep_screenshot
 
 pytestmark = pytest.mark.browser
 
