@@ -35,7 +35,8 @@ def folder_size(path: Path) -> int:
 def _what(command: list[str]) -> str:
     text = " ".join(command)
     for mark, what in (
-        ("jupyter_mlops.control", "control plane"), ("jupyter_mlops.tracking.serve", "MLflow"), ("mlflow server", "MLflow"),
+        ("jupyter_mlops.control", "control plane"), ("jupyter_mlops.tracking.serve", "MLflow"),
+        ("mlflow server", "MLflow"),
         ("jupyter_mlops.serving.gateway", "gateway"), ("jupyter_mlops.runtime.scorer", "scorer"),
         ("jupyter_mlops.runtime.supervisor", "job supervisor"), ("torch.distributed.run", "torchrun agent"),
         ("jupyter_mlops.runtime.launch", "job rank"),

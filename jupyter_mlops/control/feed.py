@@ -105,4 +105,4 @@ class Feed:
         if self._flusher is not None and not self._flusher.done():
             self._flusher.cancel()
         for kind in sorted(self._touched):
-            await self._store.write(lambda tx, kind=kind: tx.record_change(kind))
+            await self.note(kind, "")

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from tornado.httpserver import HTTPServer

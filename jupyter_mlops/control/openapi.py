@@ -15,10 +15,11 @@ from .operations import API, Operation
 _REF = "#/components/schemas/{model}"
 _DESCRIPTIONS = {
     400: "malformed request", 401: "no valid token", 403: "not allowed", 404: "no such thing", 405: "no such verb",
-    408: "the request came too slowly", 409: "in conflict with what is there", 410: "the feed does not reach back that far", 412: "precondition failed",
-    413: "too large", 415: "content type not understood", 422: "cannot be done", 426: "versions do not match",
-    424: "the model failed on this input", 429: "too many requests",
-    502: "a system behind us does not answer", 503: "busy or starting", 504: "a system behind us is too slow",
+    408: "the request came too slowly", 409: "in conflict with what is there",
+    410: "the feed does not reach back that far", 412: "precondition failed", 413: "too large",
+    415: "content type not understood", 422: "cannot be done", 424: "the model failed on this input",
+    426: "versions do not match", 429: "too many requests", 502: "a system behind us does not answer",
+    503: "busy or starting", 504: "a system behind us is too slow",
 }
 #: What any operation may answer.
 COMMON_ERRORS = (400, 401, 403, 404, 405, 426, 503)

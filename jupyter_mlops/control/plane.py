@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from ..core.errors import MlopsError, NotFound, Refused, Unauthenticated
 from ..core.identity import Identity
 from ..core.resources import TERMINAL
 from ..core.resources.base import Resource, utcnow
-from ..core.store import Store
+from ..core.store import Store, Transaction
 from ..core.workspace import Workspace
 from ..runtime import locate
 from ..serving.local import LocalServing
@@ -47,6 +48,10 @@ def user_name() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return str(os.getuid())
+
+
+def _set_compute(name: str, status: dict[str, Any], tx: Transaction) -> None:
+    tx.set_status("compute", name, status)
 
 
 class ControlPlane:
@@ -192,7 +197,7 @@ class ControlPlane:
         """Read the runs of jobs whose tokens outlived a restart."""
 
         def work(tx: Any) -> dict[str, str]:
-            live, _ = tx.list("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
+            live, _ = tx.page("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
             return {j.name: j.status.get("run_id", "") for j in live}
 
         self._job_runs.update(await self.store.read(work))
@@ -241,8 +246,8 @@ class ControlPlane:
         """Bring the status of computes up to date, at most every few seconds."""
 
         def look(tx: Any) -> tuple[list[Resource], list[Resource]]:
-            computes, _ = tx.list("compute", limit=1000)
-            live, _ = tx.list("job", phases=["Starting", "Running", "Stopping"], limit=10_000)
+            computes, _ = tx.page("compute", limit=1000)
+            live, _ = tx.page("job", phases=["Starting", "Running", "Stopping"], limit=10_000)
             return computes, live
 
         computes, live = await self.store.read(look)
@@ -257,9 +262,7 @@ class ControlPlane:
                 except MlopsError as e:
                     status.update(phase="Unreachable", reason=e.message)
             if any(compute.status.get(k) != v for k, v in status.items()):
-                await self.store.write(
-                    lambda tx, name=compute.name, status=status: tx.set_status("compute", name, status)
-                )
+                await self.store.write(partial(_set_compute, compute.name, status))
         if stale:
             self._facts_at = time.monotonic()
 
@@ -310,8 +313,8 @@ class ControlPlane:
         """Stop every job and take every endpoint down; their records stay."""
 
         def work(tx: Any) -> tuple[list[str], list[tuple[str, str]]]:
-            live, _ = tx.list("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
-            deployments, _ = tx.list("deployment", limit=10_000)
+            live, _ = tx.page("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
+            deployments, _ = tx.page("deployment", limit=10_000)
             return [j.name for j in live], [(d.parent, d.name) for d in deployments]
 
         jobs, deployments = await self.store.read(work)

@@ -119,7 +119,7 @@ class Transaction:
         row = self._row(kind, name, parent)
         return bool(row is not None and row.deleting)
 
-    def list(
+    def page(
         self,
         kind: str,
         *,
@@ -319,7 +319,7 @@ class Transaction:
                 detail=json.dumps({**detail, "token": identity.token_id}), outcome=outcome, request_id=request_id,
             )
         )
-        return int(result.inserted_primary_key[0])
+        return int((result.inserted_primary_key or [0])[0])
 
     def audit_rows(self, limit: int, before: int | None = None) -> tuple[list[dict[str, Any]], int | None]:
         """Audit rows, newest first, and the mark of the next page."""

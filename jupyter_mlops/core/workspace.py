@@ -93,7 +93,7 @@ class Workspace:
         policy.require(identity, f"{kind}s/read", name)
         return await self.store.read(lambda tx: tx.get(kind, name, parent))
 
-    async def list(
+    async def page(
         self,
         identity: Identity,
         kind: str,
@@ -114,7 +114,7 @@ class Workspace:
         def work(tx: Any) -> tuple[list[Resource], int | None]:
             if parent:
                 tx.get("endpoint", parent)
-            return tx.list(kind, parent=parent, phases=phases, limit=limit, before=before)
+            return tx.page(kind, parent=parent, phases=phases, limit=limit, before=before)
 
         items, mark = await self.store.read(work)
         if identity.role == "job" and kind == "job":
@@ -218,7 +218,7 @@ class Workspace:
         """``endpoint/deployment`` names that serve a model (version)."""
 
         def work(tx: Any) -> list[str]:
-            found, _ = tx.list("deployment", limit=10_000)
+            found, _ = tx.page("deployment", limit=10_000)
             return [
                 f"{d.parent}/{d.name}"
                 for d in found

@@ -117,7 +117,8 @@ def private_dir(path):
         os.makedirs(p, mode=0o700, exist_ok=True)
         info = os.lstat(p)
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
-            raise LocateError("%s is not a folder of this user" % p, "remove it, or set XDG_RUNTIME_DIR to a private folder")
+            raise LocateError("%s is not a folder of this user" % p,
+                              "remove it, or set XDG_RUNTIME_DIR to a private folder")
         if stat.S_IMODE(info.st_mode) & 0o077:
             os.chmod(p, 0o700)
     return path
@@ -225,7 +226,7 @@ def is_ours(uri, where=None):
 
 
 def may_start():
-    """Whether this process may start a control plane: a POSIX host, not inside a job, no remote URL, package complete."""
+    """Whether this process may start a control plane: a POSIX host, not in a job, no remote URL, package complete."""
     if os.name != "posix" or os.environ.get("JUPYTER_MLOPS_JOB") or os.environ.get("JUPYTER_MLOPS_TOKEN"):
         return False
     from importlib.util import find_spec
@@ -252,7 +253,8 @@ def start(where):
             os.replace(log_path, log_path + ".1")
     except OSError:
         pass
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_", "JUPYTER_MLOPS_", "PYDEVD_"))}
+    foreign = ("MLFLOW_", "_MLFLOW_", "JUPYTER_MLOPS_", "PYDEVD_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     # A user's own proxy, artifact or TLS settings for MLflow clients must not reach our server.
     with open(log_path, "ab") as log:
         return subprocess.Popen(
@@ -335,7 +337,7 @@ class Session:
 
 
 _lock = threading.Lock()
-_sessions = {}
+_sessions = {}  # type: dict
 
 
 def connect(where=None, may=None, role=None, fresh=False):

@@ -185,7 +185,7 @@ def _dataframe(blocks, blob, rows):
     import pandas as pd
 
     offset = 0
-    parts = []
+    parts = []  # type: list
     for block in blocks:
         if "size" in block:
             # A copy, because the frame's bytes are read-only and models may write into their input.

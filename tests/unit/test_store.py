@@ -102,11 +102,11 @@ async def test_numbers_are_not_used_again_after_pruning(store):
 async def test_paging_newest_first(store):
     for i in range(5):
         await put(store, f"c{i}", {})
-    page, mark = await store.read(lambda tx: tx.list("compute", limit=2))
+    page, mark = await store.read(lambda tx: tx.page("compute", limit=2))
     assert [r.name for r in page] == ["c4", "c3"]
-    page, mark = await store.read(lambda tx: tx.list("compute", limit=2, before=mark))
+    page, mark = await store.read(lambda tx: tx.page("compute", limit=2, before=mark))
     assert [r.name for r in page] == ["c2", "c1"]
-    page, mark = await store.read(lambda tx: tx.list("compute", limit=2, before=mark))
+    page, mark = await store.read(lambda tx: tx.page("compute", limit=2, before=mark))
     assert ([r.name for r in page], mark) == (["c0"], None)
 
 

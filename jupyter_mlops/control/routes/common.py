@@ -18,7 +18,7 @@ def etag(resource: Resource) -> dict[str, str]:
 
 async def listing(call: Call, kind: str, model: type[BaseModel], **options: Any) -> Answer:
     """A page of resources."""
-    items, token = await call.plane.workspace.list(
+    items, token = await call.plane.workspace.page(
         call.identity, kind, limit=call.query.limit, page_token=call.query.page_token, **options
     )
     return Answer(body=model(items=[r.model_dump() for r in items], next_token=token))

@@ -47,7 +47,7 @@ class DeploymentController(Controller):
 
     async def active(self) -> list[Key]:
         def work(tx: Any) -> list[Key]:
-            found, _ = tx.list(
+            found, _ = tx.page(
                 "deployment", phases=["Pending", "Preparing", "Starting", "Ready", "Deleting"], limit=10_000
             )
             return [(r.parent, r.name) for r in found] + tx.deleting_keys("deployment")

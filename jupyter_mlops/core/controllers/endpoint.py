@@ -19,8 +19,8 @@ class Serving(Protocol):
 
     def new_key(self) -> str: ...
     def hash_key(self, key: str) -> dict[str, str]: ...
-    def publish(self, endpoint: str, config: dict[str, Any]) -> None: ...
-    def unpublish(self, endpoint: str) -> None: ...
+    def publish(self, endpoint: str, config: dict[str, Any]) -> bool: ...
+    def unpublish(self, endpoint: str) -> bool: ...
     def ensure_gateway(self) -> dict[str, Any]: ...
     def remove(self, endpoint: str, deployment: str | None = None) -> None: ...
 
@@ -39,7 +39,7 @@ class EndpointController(Controller):
 
     async def active(self) -> list[Key]:
         def work(tx: Any) -> list[Key]:
-            found, _ = tx.list("endpoint", limit=10_000)
+            found, _ = tx.page("endpoint", limit=10_000)
             return [("", r.name) for r in found]
 
         return await self.workspace.store.read(work)
@@ -75,7 +75,7 @@ class EndpointController(Controller):
         store = self.workspace.store
 
         def look(tx: Any) -> tuple[Resource | None, bool, dict[str, Any], list[Resource]]:
-            deployments, _ = tx.list("deployment", parent=name, limit=200)
+            deployments, _ = tx.page("deployment", parent=name, limit=200)
             kept = [d for d in deployments if not tx.deleting("deployment", d.name, name)]
             return tx.find("endpoint", name), tx.deleting("endpoint", name), tx.private("endpoint", name), kept
 
@@ -124,7 +124,7 @@ class EndpointController(Controller):
         from ..identity import SYSTEM
 
         def spread(tx: Any) -> list[Resource]:
-            deployments, _ = tx.list("deployment", parent=name, limit=200)
+            deployments, _ = tx.page("deployment", parent=name, limit=200)
             for d in deployments:
                 tx.mark_deleting("deployment", d.name, identity=SYSTEM, parent=name, audit=False)
             return deployments

@@ -71,7 +71,7 @@ class JobController(Controller):
 
     async def active(self) -> list[Key]:
         def work(tx: Any) -> list[Key]:
-            live, _ = tx.list("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
+            live, _ = tx.page("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
             return [("", r.name) for r in live] + tx.deleting_keys("job")
 
         return await self.workspace.store.read(work)
