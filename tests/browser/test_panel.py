@@ -84,7 +84,7 @@ def test_open_job_shows_its_live_view(open_page):
     live = page.locator('[data-testid="mlops-live"]')
     live.wait_for(timeout=20_000)
     live.locator('[data-testid="mlops-live-chart"]').first.wait_for(timeout=20_000)
-    assert "Completed" in live.inner_text()
+    live.get_by_text("Completed").first.wait_for(timeout=30_000)
     assert not view.bad
 
 
