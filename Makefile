@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
-# Two workers: the tests wait more than they compute.
-WORKERS ?= 2
+# Three workers on two cores: the tests wait more than they compute.
+WORKERS ?= 3
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: demo test lint front-end bench test-faults clean setup chromium

@@ -60,9 +60,9 @@ def lab():
         jupyter.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium):
-    """One Chromium for all."""
+    """One Chromium for a module: while it is there, its event loop runs in this thread."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with playwright.sync_playwright() as pw:
         b = pw.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-quic"])
@@ -140,7 +140,7 @@ def notebook(path: Path, *cells: str) -> None:
 def run_all(page) -> None:
     """Run all cells of the notebook that is open, when its kernel is ready."""
     page.wait_for_function(
-        """() => { const w = window.jupyterapp.shell.currentWidget; const s = w && w.sessionContext;
+        """() => { const w = window.jupyterapp?.shell.currentWidget; const s = w && w.sessionContext;
         return s && s.session && s.session.kernel && s.session.kernel.status === 'idle'; }""", timeout=60_000)
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
