@@ -88,6 +88,10 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
         found = self._match
         if not self._proxy.must_see_body(self.identity, found.rule):
             return body
+        if found.rule.template == "/v1/traces":
+            kind, run_id = (self.request.headers.get(n, "") for n in ("Content-Type", "X-Mlflow-Run-Id"))
+            await self._proxy.check_spans(self.identity, body, kind, run_id)
+            return body
         value = await self._proxy.check(self.identity, found, self.request.query, parse_body(body))
         if found.rule.template in ("registered-models/delete", "model-versions/delete"):
             await self._unused(value or {})

@@ -17,7 +17,17 @@ from urllib.parse import parse_qs
 from ..core.errors import BackendUnreachable, Forbidden, MlopsError, NotFound, ParameterError
 from ..core.identity import Identity
 from .api import MlflowApi, NotSent
-from .rules import RULES, Match, Rule, artifact_owner, check_artifact_name, check_graphql, check_locations, pairs
+from .rules import (
+    RULES,
+    Match,
+    Rule,
+    artifact_owner,
+    check_artifact_name,
+    check_graphql,
+    check_locations,
+    check_spans,
+    pairs,
+)
 from .shape import quoted
 
 if TYPE_CHECKING:
@@ -81,7 +91,7 @@ class JobScope:
                 raise Forbidden("a job may not choose where artifacts lie")
             for key, value in pairs(body):
                 if key in _RUN_TAGS and value:
-                    await self._require_run(identity, str(value))
+                    await self.require_run(identity, str(value))
         if rule.scope == ("free",):
             return
         found = False
@@ -97,15 +107,15 @@ class JobScope:
         if kind == "artifact":
             kind, value = artifact_owner(value)
         if kind == "run":
-            await self._require_run(identity, value)
+            await self.require_run(identity, value)
         elif kind == "model":
             answer = await self._find(f"logged-models/{_safe(value)}")
-            await self._require_run(identity, answer.get("model", {}).get("info", {}).get("source_run_id", ""))
+            await self.require_run(identity, answer.get("model", {}).get("info", {}).get("source_run_id", ""))
         else:
             answer = await self._find(f"/api/3.0/mlflow/traces/{_safe(value)}")
             info = answer.get("trace", {}).get("trace_info", {})
             metadata = info.get("trace_metadata") or {}
-            await self._require_run(identity, metadata.get("mlflow.sourceRun", ""))
+            await self.require_run(identity, metadata.get("mlflow.sourceRun", ""))
 
     async def _find(self, path: str) -> dict[str, Any]:
         try:
@@ -113,7 +123,8 @@ class JobScope:
         except NotFound:
             return {}
 
-    async def _require_run(self, identity: Identity, run_id: str) -> None:
+    async def require_run(self, identity: Identity, run_id: str) -> None:
+        """Raise Forbidden unless the run is the job's own or beneath it."""
         if not await self.owns(identity.run_id, run_id):
             raise Forbidden(
                 f"job {identity.job!r} may only write to its own run and the runs beneath it",
@@ -187,12 +198,23 @@ class Proxy:
             await self._scope.check(identity, match, query, body)
         return body
 
+    async def check_spans(self, identity: Identity, body: bytes, content_type: str, run_id: str) -> None:
+        """Refuse OpenTelemetry spans that must not go on; ``run_id`` is the run that they ask to be linked to.
+
+        Raises:
+            MlopsError
+        """
+        check_spans(body, content_type)
+        if identity.role == "job" and run_id:
+            await self._scope.require_run(identity, run_id)
+
     def _as_jobs(self, identity: Identity, rule: Rule, body: dict[str, Any] | None) -> dict[str, Any] | None:
         """What a job creates hangs beneath its run."""
         if rule.operation == "POST runs/create" and body is not None:
-            tags = _tag_list(body)
+            tags = [t for t in _tag_list(body) if t.get("key") != PARENT_TAG or t.get("value")]
             if not any(t.get("key") == PARENT_TAG for t in tags):
-                body = {**body, "tags": [*tags, {"key": PARENT_TAG, "value": identity.run_id}]}
+                tags.append({"key": PARENT_TAG, "value": identity.run_id})
+            body = {**body, "tags": tags}
         if rule.operation == "POST logged-models" and body is not None and not (
             body.get("source_run_id") or body.get("sourceRunId")
         ):

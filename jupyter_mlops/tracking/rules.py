@@ -6,6 +6,7 @@ so that MLflow sees exactly what was decided on.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ RULES: tuple[Rule, ...] = (
     _write("traces/{trace_id}/assessments", "POST", scope=_TRACE, check=True),
     _write("traces/{trace_id}/assessments/{assessment_id}", "PATCH", scope=_TRACE, check=True),
     _write("traces/{trace_id}/assessments/{assessment_id}", "DELETE", action="runs/delete"),
-    _write("/v1/traces", space="root", scope=("free",)),
+    _write("/v1/traces", space="root", scope=("free",), check=True),
     # Datasets
     _read("datasets/search", "GET POST", action="experiments/read"),
     _read("datasets/{dataset_id}", action="experiments/read"),
@@ -350,6 +351,26 @@ def check_locations(rule: Rule, body: dict[str, Any]) -> None:
         source = body.get("source")
         if source not in _PROMPT_SOURCES:
             _check_location("source", source if source is not None else "")
+
+
+def check_spans(body: bytes, content_type: str) -> None:
+    """Refuse OpenTelemetry spans that would give their trace a tag which says where its artifacts lie.
+
+    MLflow makes such tags of attributes without a look at their names, and reads and deletes what they point at. In
+    the binary form texts are plain bytes, so a search finds every one; JSON is written anew without escapes first.
+
+    Raises:
+        Forbidden: naming the tag.
+        ParameterError: it is not the JSON that it says it is.
+    """
+    if content_type.partition(";")[0].strip().lower() == "application/json":
+        try:
+            body = json.dumps(json.loads(body), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        except (ValueError, RecursionError):
+            raise ParameterError("the body is not valid JSON") from None
+    for key in _LOCATION_KEYS:
+        if f"mlflow.traceTag.{key}".encode() in body:
+            raise Forbidden(f"{key} is not a tag for spans to set", "artifacts are kept by this workspace")
 
 
 def _check_location(key: str, value: Any) -> None:
