@@ -18,12 +18,14 @@ from typing import Any
 
 from ..core.errors import Conflict, Refused
 from ..runtime import bundle, processes
-from ..runtime.jobfolder import TERMINAL, Attempt, JobFolder, private_folder
+from ..runtime.jobfolder import DELETED, TERMINAL, Attempt, JobFolder, private_folder
 from . import environment, machine
 from .base import JobRef, LogChunk, Observation, RankObservation
 
 #: Seconds between two adopting supervisors for the same attempt, doubled each time up to the most.
 _RETRY, _RETRY_MOST = 1.0, 30.0
+#: Seconds between SIGTERM and SIGKILL for processes whose job folder and supervisor are gone.
+_STRAY_GRACE = 10.0
 
 
 class LocalCompute:
@@ -37,6 +39,7 @@ class LocalCompute:
         self._limit = max_processes
         self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
         self._adopted: dict[tuple[str, int], tuple[float, float]] = {}  # when, and how long to wait before the next
+        self._stray_since: dict[str, float] = {}
         self._lock = threading.Lock()
 
     # -- before
@@ -116,7 +119,7 @@ class LocalCompute:
                 return
             spec = folder.spec()
             if not spec:
-                raise Refused(f"job {job.name} has no spec.json in its folder", "submit it again")
+                raise Refused(f"job {job.name} has no spec.json: {DELETED}", "submit it again")
             interpreter = _interpreter(spec)
             ranks = environment.for_ranks(
                 interpreter, spec.get("environment_variables") or {}, env, _processes(spec), machine.cpus()
@@ -164,6 +167,8 @@ class LocalCompute:
         if state.get("phase") in TERMINAL:
             self._forget(place)
             return _observation(place, state)
+        if not os.path.isdir(place.path) and self._strays(place):
+            return Observation(phase="stopping", reason=DELETED, attempt=place.number)
         if self._supervised(place, state):
             return _observation(place, state or {"phase": "starting"})
         with self._lock:
@@ -181,6 +186,20 @@ class LocalCompute:
                 self._supervise(place, None)
         return _observation(place, state or {"phase": "starting"})
 
+    def _strays(self, place: Attempt) -> bool:
+        """Whether processes run whose job folder is gone; their supervisor ends them, and where it is dead we do."""
+        child = self._children.get((place.job.path, place.number))
+        if child is not None and child.poll() is None:
+            return True
+        family = processes.family([], set(), place.job.marker)
+        since = self._stray_since.setdefault(place.job.path, time.monotonic())
+        number = signal.SIGKILL if time.monotonic() - since > _STRAY_GRACE else signal.SIGTERM
+        for pid, started in family.items():
+            processes.send(pid, started, number)
+        if not family:
+            del self._stray_since[place.job.path]
+        return bool(family)
+
     def _supervised(self, place: Attempt, state: dict[str, Any]) -> bool:
         child = self._children.get((place.job.path, place.number))
         if child is not None and child.poll() is None:
@@ -193,8 +212,8 @@ class LocalCompute:
         folder = JobFolder(job.folder)
         place = folder.attempt(attempt)
         state = place.state()
-        if state.get("phase") in TERMINAL:
-            return
+        if state.get("phase") in TERMINAL or not os.path.isdir(folder.path):
+            return  # without its folder it is being ended already, see `observe`
         if folder.stop_wish(place.number) is None:
             folder.ask_stop(place.number, grace)
         if state.get("boot_id") == processes.boot_id():

@@ -14,7 +14,7 @@ from . import policy
 from .controllers.base import Controller
 from .errors import Conflict, NotFound, ParameterError
 from .identity import SYSTEM, Identity
-from .resources import KINDS, TERMINAL, check_name
+from .resources import ACTIVE, KINDS, TERMINAL, check_name
 from .resources.base import Resource, Spec
 from .store import Store
 
@@ -151,6 +151,8 @@ class Workspace:
             await self._check_traffic(name, plain.get("traffic", {}))
 
         def work(tx: Any) -> tuple[Resource, bool]:
+            if parent:
+                tx.get("endpoint", parent)  # it may be gone since it was looked for above
             if parent and tx.deleting("endpoint", parent):
                 raise Conflict(f"endpoint {parent!r} is being deleted", "wait a moment, then try again")
             return tx.put(
@@ -190,6 +192,11 @@ class Workspace:
                 raise Conflict(f"job {name!r} has not ended", f"stop it first: %mlops stop {name}")
             if kind == "compute" and name == "local":
                 raise Conflict("the compute `local` is this machine; it cannot be deleted")
+            if kind == "compute":
+                live, _ = tx.page("job", phases=ACTIVE, limit=10_000)
+                users = [job.name for job in live if job.spec.get("compute") == name]
+                if users:
+                    raise Conflict(f"compute {name!r} is in use by {', '.join(users[:5])}", "stop these jobs first")
             tx.mark_deleting(kind, name, identity=identity, parent=parent)
             if kind not in self.controllers:
                 tx.remove(kind, name, parent=parent)

@@ -13,6 +13,8 @@ SCHEMA = 1
 TERMINAL = ("completed", "failed", "canceled")
 #: Environment of every process of a job; by it strays are found.
 MARKER = "JUPYTER_MLOPS_JOB_DIR"
+#: Why an attempt ends whose folder is gone.
+DELETED = "the job's folder was deleted"
 _MAX_JSON = 16 * 1024 * 1024
 
 

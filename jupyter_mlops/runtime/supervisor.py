@@ -245,6 +245,8 @@ class Supervisor:
         grace = self.job.stop_wish(self.attempt.number)
         if grace is not None:
             self._stop(grace, "stopped")
+        elif not os.path.isdir(self.attempt.path):
+            self._stop(None, jobfolder.DELETED)  # nobody could see it, or stop it, any more
         elif self.signal:
             self._stop(None, "stopped: the supervisor got signal %d" % self.signal)
 

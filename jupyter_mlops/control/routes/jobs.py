@@ -68,7 +68,10 @@ async def get_job_log(call: Call) -> Answer:
     if rank >= processes:
         raise NotFound(f"job {name!r} has no rank {rank}", f"its ranks are 0 to {processes - 1}")
     attempt = call.query.attempt or int(job.status.get("attempt") or 0) or 1
-    driver = call.plane.driver_for(job.spec["compute"])
+    try:
+        driver = call.plane.driver_for(job.spec["compute"])
+    except NotFound:
+        driver = call.plane.driver_for("local")  # the compute is gone; what is left of its jobs lies here
     chunk = await asyncio.to_thread(
         driver.read_log, call.plane.jobs.ref(name), attempt, rank, call.query.offset, call.query.limit
     )
@@ -105,5 +108,5 @@ async def put_compute(call: Call) -> Answer:
     responses={204: None, 202: schemas.Nothing}, errors=(409,),
 )
 async def delete_compute(call: Call) -> Answer:
-    """Jobs that run there go on; ``local`` cannot be removed."""
+    """Refused while jobs run there; ``local`` cannot be removed."""
     return await deleting(call, "compute", call.path["name"])

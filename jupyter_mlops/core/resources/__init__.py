@@ -6,7 +6,7 @@ from .base import NAME, Condition, Resource, Spec, Status, check_name, generate_
 from .compute import ComputeSpec, ComputeStatus
 from .deployment import DeploymentSpec, DeploymentStatus
 from .endpoint import EndpointSpec, EndpointStatus
-from .job import TERMINAL, CellSource, JobPhase, JobSpec, JobStatus, RankStatus
+from .job import ACTIVE, TERMINAL, CellSource, JobPhase, JobSpec, JobStatus, RankStatus
 
 #: kind → (spec model, status model). A new kind is one module and one line here.
 KINDS: dict[str, tuple[type[Spec], type[Status]]] = {
@@ -17,7 +17,7 @@ KINDS: dict[str, tuple[type[Spec], type[Status]]] = {
 }
 
 __all__ = [
-    "KINDS", "NAME", "TERMINAL", "CellSource", "ComputeSpec", "ComputeStatus", "Condition", "DeploymentSpec",
+    "ACTIVE", "KINDS", "NAME", "TERMINAL", "CellSource", "ComputeSpec", "ComputeStatus", "Condition", "DeploymentSpec",
     "DeploymentStatus", "EndpointSpec", "EndpointStatus", "JobPhase", "JobSpec", "JobStatus", "RankStatus", "Resource",
     "Spec", "Status", "check_name", "generate_name", "utcnow",
 ]

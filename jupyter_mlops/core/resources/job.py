@@ -15,6 +15,7 @@ from .base import Model, Spec, Status
 
 JobPhase = Literal["Queued", "Starting", "Running", "Stopping", "Completed", "Failed", "Canceled"]
 TERMINAL = frozenset({"Completed", "Failed", "Canceled"})
+ACTIVE = ["Queued", "Starting", "Running", "Stopping"]
 
 #: How a job's end is told to MLflow.
 RUN_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLED"}
