@@ -7,7 +7,6 @@ import logging
 import re
 import socket
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from pydantic import BaseModel, ValidationError
 from tornado import web
@@ -148,7 +147,7 @@ class OperationHandler(BaseHandler):
     async def _serve(self, *arguments: str) -> None:
         operation = self._operations[self.request.method or ""]
         policy.require(self.identity, operation.action) if self.identity.role != "job" else None
-        path = {name: unquote(value) for name, value in zip(self._parameters, arguments, strict=True)}
+        path = dict(zip(self._parameters, arguments, strict=True))  # decoded by tornado, once
         if path.get("ws", self.plane.name) != self.plane.name:
             raise NotFound(f"workspace {path['ws']!r} is not served here", f"this is workspace {self.plane.name!r}")
         for name, value in path.items():

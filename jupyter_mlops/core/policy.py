@@ -33,7 +33,7 @@ ROLES: dict[str, Role] = {
     # A job may see what its cell may need and write its own run; the proxy narrows run and artifact writes further.
     "job": Role(
         ("workspaces/read", "jobs/read", "experiments/*", "runs/*", "models/*", "computes/read"),
-        ("*/delete", "*/delete/*"),
+        ("*/delete", "*/delete/*", "runs/restore"),
     ),
 }
 

@@ -102,8 +102,8 @@ async def put_alias(call: Call) -> Answer:
 
 
 @operation(
-    "DELETE", _WS + "/models/{model}/aliases/{alias}", "Remove an alias", "models/write", responses={204: None},
-    errors=_BACKEND,
+    "DELETE", _WS + "/models/{model}/aliases/{alias}", "Remove an alias", "models/aliases/delete",
+    responses={204: None}, errors=_BACKEND,
 )
 async def delete_alias(call: Call) -> Answer:
     name, alias = call.path["model"], call.path["alias"]
