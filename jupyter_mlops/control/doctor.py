@@ -50,6 +50,7 @@ def processes(home: Path, runtime_dir: Path) -> list[schemas.ProcessInfo]:
     """Processes of this user that belong to the workspace: named on the command line or in the environment."""
     found = []
     marks = (str(home), str(runtime_dir))
+    artifacts = (home / "artifacts").absolute().as_uri()
     me = os.getuid()
     for process in psutil.process_iter(["pid", "cmdline", "uids"]):
         try:
@@ -62,7 +63,7 @@ def processes(home: Path, runtime_dir: Path) -> list[schemas.ProcessInfo]:
             if not ours:
                 environment = process.environ()
                 ours = environment.get("JUPYTER_MLOPS_JOB_DIR", "").startswith(str(home) + "/jobs/")
-                ours = ours or environment.get("_MLFLOW_SERVER_ARTIFACT_DESTINATION", "").endswith(f"{home}/artifacts")
+                ours = ours or environment.get("_MLFLOW_SERVER_ARTIFACT_DESTINATION", "") == artifacts
             if ours:
                 what = _what(command)
                 found.append(schemas.ProcessInfo(

@@ -99,6 +99,7 @@ async def serve(where: locate.Place, lock: Lock, idle: float, mlflow: MlflowChil
     await plane.remember_jobs()
     await plane.start()
     server.add_socket(listener)
+    Path(socket_path).unlink(missing_ok=True)  # whatever lies there: the folder and the lock are ours
     server.add_socket(bind_unix_socket(socket_path, 0o600))
     plane.write_record(socket_path)
     log.info("control plane of %s at %s, pid %d", where.name, plane.url, os.getpid())
@@ -119,21 +120,23 @@ def main(home: str | None, name: str | None, idle: float) -> int:
     """Entry of the process. Returns its exit code."""
     os.umask(0o077)
     where = locate.place(home, name)
-    Path(where.home).mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(where.home, 0o700)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("tornado.access", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    locate.private_dir(where.runtime_dir)
-    lock = Lock(Path(where.home))
-    if not lock.take():
-        return LOCKED
-
-    # MLflow takes longest to start: it goes first, all else is imported meanwhile.
     from ..tracking.child import MlflowChild
 
     mlflow = MlflowChild(where.home, where.runtime_dir)
-    mlflow.spawn()
+    try:
+        Path(where.home).mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chmod(where.home, 0o700)
+        locate.private_dir(where.runtime_dir)
+        lock = Lock(Path(where.home))
+        if not lock.take():
+            return LOCKED
+        mlflow.spawn()  # takes longest to start: it goes first, all else is imported meanwhile
+    except (OSError, locate.LocateError) as e:
+        log.error("the workspace folder %s cannot be used: %s", where.home, e)
+        return 1
     from ..core.errors import MlopsError
 
     try:

@@ -14,7 +14,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from . import schema
-from .errors import Conflict, NotFound, PreconditionFailed, Refused
+from .errors import Conflict, NotFound, PreconditionFailed, Refused, Unavailable
 from .identity import Identity
 from .resources.base import Resource, utcnow
 
@@ -353,7 +353,8 @@ class Store:
         self._writer = ThreadPoolExecutor(1, "store-writer")
         self._readers = ThreadPoolExecutor(2, "store-reader")
         self._engine = sa.create_engine(
-            f"sqlite:///{path}", poolclass=sa.pool.SingletonThreadPool, pool_size=8,
+            # Not as text: a "%" or "?" in the folder's name would be read as part of an address.
+            sa.URL.create("sqlite", database=str(path)), poolclass=sa.pool.SingletonThreadPool, pool_size=8,
             connect_args={"timeout": 30, "check_same_thread": False},
         )
         sa.event.listen(self._engine, "connect", self._on_connect)
@@ -374,7 +375,14 @@ class Store:
 
         Raises:
             Refused: it was written by a newer version than this code.
+            Unavailable: the disk is full, the path too long, the file no database …
         """
+        try:
+            self._open()
+        except sa.exc.DatabaseError as error:
+            raise self._unavailable(error) from error
+
+    def _open(self) -> None:
         existed = self.path.exists() and self.path.stat().st_size > 0
         with self._engine.connect() as connection:
             revision = None
@@ -412,17 +420,26 @@ class Store:
 
     @contextmanager
     def _transaction(self, begin: str):  # type: ignore[no-untyped-def]
-        with self._engine.connect() as connection:
-            connection.exec_driver_sql(begin)
-            tx = Transaction(connection)
-            try:
-                yield tx
-                connection.exec_driver_sql("COMMIT")
-            except BaseException:
-                connection.exec_driver_sql("ROLLBACK")
-                raise
+        try:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql(begin)
+                tx = Transaction(connection)
+                try:
+                    yield tx
+                    connection.exec_driver_sql("COMMIT")
+                except BaseException:
+                    with suppress(sa.exc.OperationalError):  # a full disk has rolled back already
+                        connection.exec_driver_sql("ROLLBACK")
+                    raise
+        except sa.exc.OperationalError as error:
+            raise self._unavailable(error) from error
         if tx.changed and self.on_commit is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self.on_commit)
+
+    def _unavailable(self, error: sa.exc.DatabaseError) -> Unavailable:
+        """What a full or failing disk means to a caller; nothing of the transaction is there."""
+        return Unavailable(f"{self.path.name} of the workspace cannot be used: {error.orig}",
+                           f"nothing was changed; look at the disk of {self.path.parent}")
 
     def _run(self, begin: str, function: Callable[[Transaction], T]) -> T:
         with self._transaction(begin) as tx:

@@ -172,11 +172,9 @@ def reserved_port(where):
     """The port that this workspace keeps; chosen and written on first use, before any control plane runs."""
     path = os.path.join(where.home, "port")
     for _ in range(2):
-        try:
-            with open(path, encoding="ascii") as f:
-                return int(f.read())
-        except (OSError, ValueError):
-            pass
+        port = _kept_port(path)
+        if port:
+            return port
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
@@ -190,11 +188,23 @@ def reserved_port(where):
             finally:
                 os.unlink(temporary)
         except FileExistsError:
+            if not _kept_port(path):
+                os.unlink(path)  # left empty by a crash of the machine, say
             continue
         except OSError:
             return port
         return port
     return port
+
+
+def _kept_port(path):
+    """The port in a file; 0 when there is none that can be one."""
+    try:
+        with open(path, encoding="ascii") as f:
+            port = int(f.read(16))
+    except (OSError, ValueError):
+        return 0
+    return port if 0 < port < 65536 else 0
 
 
 def url_for(port):
@@ -217,11 +227,9 @@ def is_ours(uri, where=None):
         return True
     where = where or place()
     known = {str(read_json(os.path.join(where.home, "control.json")).get("url"))}
-    try:
-        with open(os.path.join(where.home, "port"), encoding="ascii") as f:
-            known.add(url_for(int(f.read())))
-    except (OSError, ValueError):
-        pass
+    port = _kept_port(os.path.join(where.home, "port"))
+    if port:
+        known.add(url_for(port))
     return match.group(1) in known
 
 
@@ -243,7 +251,19 @@ def lock_holder(where):
 
 
 def start(where):
-    """Start a control plane in its own session, without waiting; a second one ends by itself at the lock."""
+    """Start a control plane in its own session, without waiting; a second one ends by itself at the lock.
+
+    Raises:
+        LocateError: the workspace folder cannot be written.
+    """
+    try:
+        return _start(where)
+    except OSError as error:
+        raise LocateError("the workspace folder %s cannot be used: %s" % (where.home, error),
+                          "make room or change its permissions, or set JUPYTER_MLOPS_HOME to another folder")
+
+
+def _start(where):
     os.makedirs(where.home, mode=0o700, exist_ok=True)
     logs = os.path.join(where.home, "logs")
     os.makedirs(logs, mode=0o700, exist_ok=True)
@@ -292,7 +312,7 @@ def ensure(where=None, may=None, timeout=START_TIMEOUT):
         code = child.poll()
         waited = time.monotonic() - begun
         if code is not None and code != 3:  # 3: somebody else holds the lock and will answer soon
-            raise LocateError("the control plane ended with code %s at its start" % code,
+            raise LocateError("the control plane ended with code %s at its start%s" % (code, _last_error(where)),
                               "its log: %s" % os.path.join(where.home, "logs", "control.log"))
         if code == 3:
             if waited > SILENT_AFTER:
@@ -308,6 +328,17 @@ def ensure(where=None, may=None, timeout=START_TIMEOUT):
                           "end it with: jupyter mlops down --force")
     raise LocateError("the control plane did not answer within %d s" % timeout,
                       "its log: %s" % os.path.join(where.home, "logs", "control.log"))
+
+
+def _last_error(where):
+    """What the control plane logged last, when that was an error of its own; with a colon before it."""
+    try:
+        with open(os.path.join(where.home, "logs", "control.log"), "rb") as f:
+            f.seek(max(0, os.fstat(f.fileno()).st_size - 2000))
+            last = f.read().decode("utf-8", "replace").strip().splitlines()[-1]
+    except (OSError, IndexError):
+        return ""
+    return ": " + last.partition(": ")[2][:500] if " ERROR " in last else ""
 
 
 class Session:

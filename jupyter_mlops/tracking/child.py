@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..runtime import locate
@@ -101,13 +102,21 @@ class MlflowChild:
         """Whether the one-process form is used; False after it failed to start twice."""
         return self._lean_failures < LEAN_TRIES
 
+    @property
+    def _database_uri(self) -> str:
+        # Relative to the child's working folder: a "%" or "?" in a folder's name would be read as part of the address.
+        return "sqlite:///" + os.path.relpath(self.database, self.home)
+
+    @property
+    def _artifacts_uri(self) -> str:
+        return Path(self.artifacts).absolute().as_uri()
+
     def _command(self) -> list[str]:
         if self.lean:
             return [sys.executable, "-m", "jupyter_mlops.tracking.serve", self.socket]
-        uri = "sqlite:///" + self.database
         return [
-            sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", uri,
-            "--serve-artifacts", "--artifacts-destination", self.artifacts, "--default-artifact-root",
+            sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", self._database_uri,
+            "--serve-artifacts", "--artifacts-destination", self._artifacts_uri, "--default-artifact-root",
             "mlflow-artifacts:/", "--uvicorn-opts", f"--uds {self.socket} --log-level warning",
         ]
 
@@ -115,12 +124,11 @@ class MlflowChild:
         # The user's own settings for MLflow clients and our addresses are no business of the server.
         mine = ("MLFLOW_", "_MLFLOW_", "JUPYTER_MLOPS_", "UVICORN_", "FLASK_")
         env = {k: v for k, v in os.environ.items() if not k.startswith(mine)}
-        uri = "sqlite:///" + self.database
         env.update({
-            "_MLFLOW_SERVER_FILE_STORE": uri,
-            "_MLFLOW_SERVER_REGISTRY_STORE": uri,
+            "_MLFLOW_SERVER_FILE_STORE": self._database_uri,
+            "_MLFLOW_SERVER_REGISTRY_STORE": self._database_uri,
             "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
-            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": self.artifacts,
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": self._artifacts_uri,
             "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",

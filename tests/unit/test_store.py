@@ -8,7 +8,7 @@ import sqlite3
 import pytest
 
 from jupyter_mlops.core import schema
-from jupyter_mlops.core.errors import Conflict, NotFound, PreconditionFailed, Refused
+from jupyter_mlops.core.errors import Conflict, NotFound, PreconditionFailed, Refused, Unavailable
 from jupyter_mlops.core.identity import Identity
 from jupyter_mlops.core.store import Store
 
@@ -163,3 +163,26 @@ def test_migrations_and_tables_agree(tmp_path):
         declared = {c.name: (str(c.type), bool(c.nullable)) for c in table.columns}
         assert made == declared, table.name
         assert {i["name"] for i in inspector.get_indexes(table.name)} == {i.name for i in table.indexes}
+
+
+async def test_a_full_disk_changes_nothing_and_says_so(tmp_path):
+    store = Store(tmp_path / "store.db")
+    store.open()
+    try:
+        pages = await store.write(lambda tx: tx.connection.exec_driver_sql("PRAGMA page_count").scalar())
+        await store.write(lambda tx: tx.connection.exec_driver_sql(f"PRAGMA max_page_count={pages}").scalar())
+        spec = {"type": "local", "description": "x" * 200_000}
+        with pytest.raises(Unavailable, match="full"):
+            await store.write(lambda tx: tx.put("compute", "big", spec, identity=ANN))
+        assert await store.read(lambda tx: tx.find("compute", "big")) is None
+        await store.write(lambda tx: tx.connection.exec_driver_sql("PRAGMA max_page_count=1000000").scalar())
+        await store.write(lambda tx: tx.put("compute", "big", spec, identity=ANN))
+        assert (await store.read(lambda tx: tx.get("compute", "big"))).spec == spec
+    finally:
+        store.close()
+
+
+def test_a_database_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "store.db").write_text("no database " * 100)
+    with pytest.raises(Unavailable, match="not a database"):
+        Store(tmp_path / "store.db").open()
