@@ -147,7 +147,7 @@ export class LiveJob implements IDisposable {
     if (this._log.lines.length || this._logRead) {
       return this._log.lines;
     }
-    if (this.rank === 0 && this._stored?.snapshot.log) {
+    if (this.rank === this._keptRank && this._stored?.snapshot.log) {
       return (this._storedLines ??= this._stored.snapshot.log.split('\n'));
     }
     return this._job?.status.log_tail ?? [];
@@ -181,7 +181,7 @@ export class LiveJob implements IDisposable {
       exit_code: view.exitCode,
       processes: view.processes,
       metrics: view.metrics,
-      log: (this.rank === 0 ? this.lines : this._firstRankLines).slice(-TAIL).join('\n'),
+      log: this._keptLines().slice(-TAIL).join('\n'),
       progress: view.progress,
       taken_at: this.takenAt
     };
@@ -205,13 +205,11 @@ export class LiveJob implements IDisposable {
     }
   }
 
+  /** Show the log of a rank; from then on it is not changed for the one that failed. */
   selectRank(rank: number): void {
+    this._chosen = true;
     if (rank !== this.rank) {
-      if (this.rank === 0) {
-        this._firstRankLines = this.lines;
-      }
-      this.rank = rank;
-      this._resetLog();
+      this._setRank(rank);
       this._changed.emit();
       this.refresh();
     }
@@ -310,6 +308,11 @@ export class LiveJob implements IDisposable {
       this._resetLog();
     }
     const ended = isTerminal(job.status.phase);
+    // What went wrong stands in the log of the rank that failed, which the snapshot holds as well.
+    this._keptRank = job.status.failed_rank ?? 0;
+    if (!this._chosen && this.rank !== this._keptRank) {
+      this._setRank(this._keptRank);
+    }
     this._partial = false;
     const [run, metrics] = await Promise.all([this._readRun(), this._readMetrics()]);
     await this._readLog();
@@ -384,6 +387,22 @@ export class LiveJob implements IDisposable {
     throw error;
   };
 
+  /** The lines for the notebook: those of the first rank, or of the one that failed. */
+  private _keptLines(): readonly string[] {
+    if (this.rank === this._keptRank) {
+      return this.lines;
+    }
+    return this._keptRank === 0 ? this._firstRankLines : (this._job?.status.log_tail ?? []);
+  }
+
+  private _setRank(rank: number): void {
+    if (this.rank === 0) {
+      this._firstRankLines = this.lines;
+    }
+    this.rank = rank;
+    this._resetLog();
+  }
+
   private _resetLog(): void {
     this._log = new LogBuffer();
     this._logRead = false;
@@ -399,6 +418,8 @@ export class LiveJob implements IDisposable {
   private _stored: IJobOutput | null;
   private _storedLines: string[] | undefined;
   private _firstRankLines: readonly string[] = [];
+  private _keptRank = 0;
+  private _chosen = false;
   private _runId: string;
   private _attempt = 0;
   private _log = new LogBuffer();

@@ -100,7 +100,7 @@ export class MlopsPanel extends SidePanel {
       this.addWidget(new Section(name, options, trans, labels[name]));
       options.model.setExpanded(name, true);
     }
-    (this.content as AccordionPanel).setRelativeSizes(SECTIONS.map(name => SHARES[name]));
+    this._share();
     options.model.changed.connect(this._onChanged, this);
     this._onChanged();
   }
@@ -115,6 +115,7 @@ export class MlopsPanel extends SidePanel {
 
   protected onAfterShow(msg: Message): void {
     super.onAfterShow(msg);
+    this._shareAnew();
     this._model.setVisible(true);
   }
 
@@ -125,6 +126,7 @@ export class MlopsPanel extends SidePanel {
 
   protected onAfterAttach(msg: Message): void {
     super.onAfterAttach(msg);
+    this._shareAnew();
     this._model.setVisible(this.isVisible);
   }
 
@@ -135,7 +137,24 @@ export class MlopsPanel extends SidePanel {
 
   /** Lists say nothing while there is one message for all of them. */
   private _onChanged(): void {
-    this.content.setHidden(this._model.problem !== null);
+    const hidden = this._model.problem !== null;
+    if (this.content.isHidden !== hidden) {
+      this.content.setHidden(hidden);
+      this._shareAnew();
+    }
+  }
+
+  private _share(): void {
+    (this.content as AccordionPanel).setRelativeSizes(SECTIONS.map(name => SHARES[name]));
+  }
+
+  /** JupyterLab saves the sizes of a panel that was never drawn as equal ones, and restores those. */
+  private _shareAnew(): void {
+    const sizes = (this.content as AccordionPanel).relativeSizes();
+    const equal = sizes.every(size => Math.abs(size - 1 / sizes.length) < 1e-6);
+    if (sizes.length === SECTIONS.length && equal) {
+      this._share();
+    }
   }
 
   private readonly _model: WorkspaceModel;

@@ -125,6 +125,32 @@ describe('LiveJob', () => {
     expect(live.lines).toEqual(['one', 'two']);
   });
 
+  it('goes over to the log of the rank that failed, unless another was chosen', async () => {
+    const fail = () => {
+      api.allJobs = [job('a', 'Failed', { ended_at: new Date().toISOString(), failed_rank: 1 })];
+      tell('Failed');
+    };
+    open();
+    await settle();
+    expect(live.lines).toEqual(['one', 'two']);
+    fail();
+    await settle(5000);
+    expect([live.rank, live.lines]).toEqual([1, ['other']]);
+    expect(live.output()?.snapshot.log).toBe('other');
+    live.selectRank(0);
+    await settle(5000);
+    expect([live.rank, live.lines]).toEqual([0, ['one', 'two']]);
+    live.dispose();
+
+    api.allJobs = [job('a')];
+    open();
+    await settle();
+    live.selectRank(0);
+    fail();
+    await settle(5000);
+    expect([live.rank, live.lines]).toEqual([0, ['one', 'two']]);
+  });
+
   it('loads earlier output', async () => {
     api.logs[0] = Array.from({ length: 5000 }, (_, i) => `line ${i}\n`).join('');
     open();

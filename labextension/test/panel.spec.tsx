@@ -1,4 +1,4 @@
-import { Widget } from '@lumino/widgets';
+import { AccordionPanel, Widget } from '@lumino/widgets';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
 import { ApiError } from '../src/api';
@@ -53,6 +53,20 @@ describe('MlopsPanel', () => {
     Array.from(section(name).querySelectorAll<HTMLElement>('[data-testid=mlops-row]'));
   const find = (node: HTMLElement, id: string) =>
     node.querySelector<HTMLButtonElement>(`[data-testid=${id}]`);
+
+  it('gives its sections their shares where JupyterLab restored equal ones', async () => {
+    const content = panel.content as AccordionPanel;
+    await show();
+    content.setRelativeSizes([0.2, 0.2, 0.2, 0.2, 0.2]);
+    panel.hide();
+    panel.show();
+    const [runs, , , , computes] = content.relativeSizes();
+    expect(runs).toBeGreaterThan(2 * computes);
+    content.setRelativeSizes([0.1, 0.6, 0.1, 0.1, 0.1]);
+    panel.hide();
+    panel.show();
+    expect(content.relativeSizes()[1]).toBeCloseTo(0.6);
+  });
 
   it('says what to do next where nothing is', async () => {
     await show();

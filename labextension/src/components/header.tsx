@@ -168,7 +168,7 @@ export function Header(props: {
         <Message
           tone="warn"
           testId="mlops-down"
-          title={trans.__('The control plane does not run')}
+          title={trans.__('The control plane cannot be reached')}
           action={
             model.readonly
               ? undefined
