@@ -25,9 +25,12 @@ class JobFailed(MlopsError):
 
     def __init__(self, job: Job, lines: list[str]) -> None:
         reason = job.reason or ("it was stopped" if job.status == "Canceled" else "no reason is known")
+        rank = job.details.get("failed_rank")
+        hint = f"the whole log: %mlops logs {job.name}{f' --rank {rank}' if rank else ''}"
+        if job.exit_code == -9:
+            hint = f"a sudden SIGKILL often means that memory ran out; {hint}"
         super().__init__(
-            f"job {job.name} {'was canceled' if job.status == 'Canceled' else 'failed'}: {reason}",
-            f"the whole log: %mlops logs {job.name}",
+            f"job {job.name} {'was canceled' if job.status == 'Canceled' else 'failed'}: {reason}", hint,
             {"job": job.name, "phase": job.status, "exit_code": job.exit_code, "log_tail": lines},
         )
         self.job = job
@@ -182,10 +185,10 @@ class Job(Record):
         kept = self.details.get("log_tail") or []
         if not kept:
             try:
-                kept = self.logs(self.details.get("failed_rank") or 0, tail=count).splitlines()
+                kept = self.logs(self.details.get("failed_rank") or 0, tail=count).split("\n")
             except MlopsError:
                 return []
-        return [str(line) for line in kept[-count:]]
+        return render.log_lines("\n".join(map(str, kept)))[-count:]
 
     def __await__(self) -> Generator[Any, None, Job]:
         return self._awaited().__await__()

@@ -7,6 +7,7 @@ notebook or another front end has none.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -94,6 +95,18 @@ def clean(text: Any) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+
+
+def log_lines(text: str) -> list[str]:
+    """Lines of a log as a terminal shows them in the end: progress bars folded, without colours and controls."""
+    lines = []
+    for line in text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []:
+        parts = [part for part in line.split("\r") if part]
+        lines.append(clean(_ESCAPES.sub("", parts[-1].replace("\t", "    "))) if parts else "")
+    return lines
+
+
 def short(text: Any, width: int = 60) -> str:
     """Text of at most ``width`` characters."""
     text = clean(text)
@@ -108,10 +121,11 @@ def _right(columns: Sequence[str], rows: Sequence[Sequence[Any]], values_right: 
 
 
 def text_table(
-    columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "", values_right: bool = False
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str = "", values_right: bool = False,
+    width: int = 60,
 ) -> str:
-    """Columns aligned by spaces; numbers to the right, or all columns but the first."""
-    cells = [[short(number(v)) for v in row] for row in rows]
+    """Columns aligned by spaces; numbers to the right, or all columns but the first. A cell is cut at ``width``."""
+    cells = [[short(number(v), width) for v in row] for row in rows]
     if not cells:
         return empty
     right = _right(columns, rows, values_right)
@@ -159,8 +173,16 @@ def pill(state: str) -> Raw:
 def code(text: Any, width: int = 60) -> Raw:
     """Text in the code font."""
     return Raw(
-        f'<code style="background:none;color:inherit;white-space:nowrap">{escape(short(text, width))}</code>'
+        '<code style="background:none;color:inherit;padding:0;font-size:inherit;white-space:nowrap">'
+        f"{escape(short(text, width))}</code>"
     )
+
+
+def _wrap(value: Any) -> str:
+    """Sentences may break, so that a long reason does not push a table out of sight; names and numbers do not."""
+    if isinstance(value, str) and not isinstance(value, Raw) and len(value) > 40 and " " in value.strip():
+        return "min-width:30ch;overflow-wrap:anywhere"
+    return "white-space:nowrap"
 
 
 def table(
@@ -176,10 +198,12 @@ def table(
         f'color:{MUTED}">{escape(c)}</th>'
         for c, s in zip(columns, side, strict=True)
     )
-    style = "padding:3px 12px 3px 0;vertical-align:top;white-space:nowrap;font-variant-numeric:tabular-nums"
+    style = "padding:3px 12px 3px 0;vertical-align:top;font-variant-numeric:tabular-nums"
     body = "".join(
         '<tr style="background:none">'
-        + "".join(f'<td style="text-align:{s};{style}">{cell(v)}</td>' for v, s in zip(row, side, strict=True))
+        + "".join(
+            f'<td style="text-align:{s};{style};{_wrap(v)}">{cell(v)}</td>' for v, s in zip(row, side, strict=True)
+        )
         + "</tr>"
         for row in rows
     )

@@ -25,7 +25,7 @@ class Report:
         """Add a table; ``state`` is the index of a column to be shown as a state."""
         if rows:
             html = [[render.pill(str(v)) if i == state else v for i, v in enumerate(row)] for row in rows]
-            text = render.text_table(columns, rows)
+            text = render.text_table(columns, rows, width=160)
             text = f"{render.clean(title)}\n{text}" if title else text
             self._parts.append((text, render.table(columns, html, caption=title)))
         return self

@@ -49,8 +49,8 @@ class Run(Record):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Last value of each metric."""
-        return self._data.get("metrics") or {}
+        """Last value of each metric; NaN and infinities, which JSON does not know, are NaN."""
+        return {k: math.nan if v is None else v for k, v in (self._data.get("metrics") or {}).items()}
 
     @property
     def params(self) -> dict[str, str]:
@@ -166,6 +166,10 @@ class RunTable(Table[Run]):
         return row | {f"params.{k}": v for k, v in run.params.items()}
 
 
+#: Rows of a comparison that are shown at once in HTML; the others unfold.
+_ROWS = 14
+
+
 class Comparison:
     """Runs side by side: metrics, and the parameters in which they differ."""
 
@@ -226,7 +230,8 @@ class Comparison:
 
     def _rows(self, html: bool) -> list[list[Any]]:
         rows: list[list[Any]] = []
-        for key in self.metrics[:20]:
+        most = 200 if html else 20
+        for key in self.metrics[:most]:
             best = self._best_index(key)
             row: list[Any] = [key]
             for index, run in enumerate(self.runs):
@@ -236,7 +241,7 @@ class Comparison:
                 else:
                     row.append(f"{render.number(value)} *" if index == best else value)
             rows.append(row)
-        for key in self.params[:20]:
+        for key in self.params[:most]:
             rows.append([key, *(r.params.get(key, "") for r in self.runs)])
         return rows
 
@@ -247,7 +252,9 @@ class Comparison:
         """Aligned columns; ``*`` marks the best value."""
         rows = self._rows(html=False)
         body = render.text_table(self._columns(), rows, "no metrics and no differing parameters", values_right=True)
-        return f"{body}\n{self._note()}" if self._note() else body
+        left = max(0, len(self.metrics) - 20) + max(0, len(self.params) - 20)
+        more = f"{left} more rows: .df() has them all" if left else ""
+        return "\n".join(part for part in (body, more, self._note()) if part)
 
     def _note(self) -> str:
         if not self.same:
@@ -272,7 +279,15 @@ class Comparison:
                     f"{render.legend(list(series))}</div>{chart}"
                 )
         rows = self._rows(html=True)
-        parts.append(render.table(self._columns(), rows, self._note(), "no metrics", values_right=True))
+        split = len(rows) if len(rows) <= _ROWS else min(_ROWS, max(1, len(self.metrics)))
+        shown, rest = rows[:split], rows[split:]
+        parts.append(render.table(self._columns(), shown, self._note(), "no metrics", values_right=True))
+        if rest:
+            parts.append(
+                f'<details><summary style="cursor:pointer;color:{render.MUTED}">{len(rest)} more rows: parameters '
+                f'in which they differ{", and further metrics" if split < len(self.metrics) else ""}</summary>'
+                f"{render.table(self._columns(), rest, values_right=True)}</details>"
+            )
         inner = "".join(f"<div>{p}</div>" for p in parts)
         return f'<div style="color:{render.TEXT};display:grid;gap:8px">{inner}</div>'
 

@@ -40,7 +40,7 @@ def snapshot(data: Mapping[str, Any], curves: Mapping[str, Any], log: str, progr
         log: the end of rank 0's log.
     """
     status, spec = data.get("status") or {}, data.get("spec") or {}
-    lines = [render.clean(line)[:_WIDTH] for line in log.splitlines()[-_LINES:]]
+    lines = [line[:_WIDTH] for line in render.log_lines(log)[-_LINES:]]
     return {
         "phase": status.get("phase") or "Queued",
         "reason": status.get("reason") or "",
@@ -153,8 +153,9 @@ def html(data: Mapping[str, Any], shot: Mapping[str, Any]) -> str:
         parts.append(
             # Reversed, so that it opens at its end.
             f'<div style="display:flex;flex-direction:column-reverse;max-height:220px;overflow:auto;'
-            f'background:{render.FAINT};border-radius:3px"><pre style="margin:0;padding:6px 8px;white-space:pre-wrap;'
-            'overflow-wrap:anywhere;background:none;color:inherit;font-size:12px;line-height:1.4">'
+            f'background:{render.FAINT};border-radius:3px"><pre style="flex:none;margin:0;padding:6px 8px;'
+            'overflow:visible;white-space:pre-wrap;overflow-wrap:anywhere;background:none;color:inherit;'
+            'font-family:var(--jp-code-font-family, monospace);font-size:12px;line-height:1.4">'
             f"{render.escape(shot['log'])}</pre></div>"
         )
     inner = "".join(parts)

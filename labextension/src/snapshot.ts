@@ -273,7 +273,12 @@ export function toHtml(output: IJobOutput): string {
   }
   if (snapshot.log) {
     const log = escapeHtml(snapshot.log);
-    parts.push(`<pre style="${SMALL};max-height:240px;overflow:auto;margin:4px 0 0">${log}</pre>`);
+    // Reversed, so that it opens at its end.
+    parts.push(
+      '<div style="display:flex;flex-direction:column-reverse;max-height:240px;overflow:auto;margin:4px 0 0">' +
+        `<pre style="${SMALL};flex:none;margin:0;overflow:visible;white-space:pre-wrap;overflow-wrap:anywhere;` +
+        `background:none;color:inherit;font-family:var(--jp-code-font-family, monospace)">${log}</pre></div>`
+    );
   }
   if (!isTerminal(snapshot.phase) && snapshot.taken_at) {
     parts.push(`<div style="${SMALL};${MUTED}">as of ${escapeHtml(snapshot.taken_at)}</div>`);

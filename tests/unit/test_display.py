@@ -153,6 +153,26 @@ def test_comparison_shows_what_differs() -> None:
         Comparison([Run(OFF, a_run())], "nope")
 
 
+def test_a_long_comparison_unfolds() -> None:
+    few = Comparison([Run(OFF, a_run(1)), Run(OFF, a_run(2))], "accuracy")
+    assert "<details>" not in few.html()
+    many = {f"p{i}": "1" for i in range(30)}
+    long = Comparison([Run(OFF, a_run(1, params=many)), Run(OFF, a_run(2))], "accuracy").html()
+    head, _, rest = long.partition("<details>")
+    assert ">accuracy<" in head and ">p12<" not in head and ">p9<" in rest
+
+
+def test_metrics_that_json_lacks_are_nan() -> None:
+    run = Run(OFF, a_run(metrics={"loss": None}))
+    assert math.isnan(run.metrics["loss"]) and "nan" in run._repr_mimebundle_()["text/plain"]
+
+
+def test_long_sentences_break_in_tables_and_names_do_not() -> None:
+    html = render.table(["job", "reason"], [["a" * 50, "rank 1 ended with exit code 1: " + "bad batch " * 5]])
+    name, reason = html.split("<td ")[1:]
+    assert "nowrap" in name and "nowrap" not in reason
+
+
 def test_missing_values_in_a_comparison() -> None:
     runs = [Run(OFF, a_run(n, metrics=m)) for n, m in ((1, {"a": None}), (2, {}), (3, {"a": 1.0}))]
     found = Comparison(runs, "a")
@@ -212,6 +232,14 @@ def test_bundle_has_three_forms_and_the_contract() -> None:
     json.dumps(made, allow_nan=False)
 
 
+def test_a_log_is_shown_as_a_terminal_leaves_it() -> None:
+    log = "\x1b[32mgreen\x1b[0m\ttext\r\n 10%|#  |\r100%|###|\r\n\x1b]0;title\x07end\n"
+    assert render.log_lines(log) == ["green    text", "100%|###|", "end"]
+    assert render.log_lines("") == [] and render.log_lines("\n\na") == ["", "", "a"]
+    shot = snapshot(a_job(), {}, log)
+    assert shot["log"] == "green    text\n100%|###|\nend" and "32m" not in bundle(a_job(), shot)["text/html"]
+
+
 def test_bundle_is_bounded() -> None:
     steps = list(range(5000))
     curves = {f"metric {i} {'x' * 200}": {"steps": steps, "values": [i / 3 for i in steps]} for i in range(40)}
@@ -238,3 +266,11 @@ def test_a_failed_job_tells_its_last_lines() -> None:
     lines = error._render_traceback_()
     assert lines[0] == "JobFailed: job digits-abc123 failed: exit code 3 of rank 1"
     assert "  | end" in lines and lines[-1].startswith("  hint:") and not any("\x1b" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [({"failed_rank": 1, "exit_code": 1}, "%mlops logs digits-abc123 --rank 1"), ({"exit_code": -9}, "memory ran out")],
+)
+def test_a_failed_job_says_where_to_look(status: dict, hint: str) -> None:
+    assert hint in JobFailed(Job(OFF, a_job(phase="Failed", **status)), []).hint
