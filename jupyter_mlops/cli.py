@@ -64,7 +64,8 @@ def _fail(error: MlopsError, as_json: bool) -> None:
     if as_json:
         print(json.dumps(error.body(), default=str), file=sys.stderr)
         return
-    print(f"jupyter mlops: {error.message}", file=sys.stderr)
+    print(f"jupyter mlops: {error.message.removeprefix('jupyter mlops: ').removeprefix('jupyter mlops ')}",
+          file=sys.stderr)
     for line in getattr(error, "lines", []):
         print(f"  | {line}", file=sys.stderr)
     if error.hint:

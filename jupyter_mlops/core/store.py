@@ -106,7 +106,8 @@ class Transaction:
         """
         found = self.find(kind, name, parent)
         if found is None:
-            raise NotFound(f"{kind} {name!r} does not exist", f"list what is there with: %mlops {kind}s")
+            verb = f"endpoints {parent}" if kind == "deployment" else f"{kind}s"
+            raise NotFound(f"{kind} {name!r} does not exist", f"list what is there with: %mlops {verb}")
         return found
 
     def private(self, kind: str, name: str, parent: str = "") -> dict[str, Any]:

@@ -144,14 +144,18 @@ def logs(a: argparse.Namespace, context: Context) -> Any:
         raise ParameterError(f"job {job.name} has no rank {a.rank}", f"its ranks are 0 to {job.processes - 1}")
     if not a.follow:
         text = job.logs(a.rank, a.tail)
-        if not text and not job.done:
-            context.say(f"job {job.name} ({job.phase}) has written nothing yet")
+        if not text:
+            context.say(f"job {job.name} ({job.phase}) has written nothing{'' if job.done else ' yet'}")
         _print(text)
         return None
+    written = False
     try:
         for text in job.follow(a.rank, a.tail):
             sys.stdout.write(text)
             sys.stdout.flush()
+            written |= bool(text)
+        if not written:
+            context.say(f"job {job.name} ({job.status}) has written nothing")
     except KeyboardInterrupt:
         context.say(f"Interrupted: job {job.name} goes on.")
         raise

@@ -7,7 +7,6 @@ import re
 import threading
 from typing import Any
 
-from IPython.core.displayhook import DisplayHook
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import (
     Magics,
@@ -15,7 +14,6 @@ from IPython.core.magic import (
     magics_class,
     needs_local_scope,
     no_var_expand,
-    output_can_be_silenced,
 )
 
 from ..core.errors import ParameterError
@@ -34,12 +32,12 @@ class MlopsMagics(Magics):
 
     @no_var_expand
     @needs_local_scope
-    @output_can_be_silenced
     @line_cell_magic
     def mlops(self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:
         from .context import Context
 
-        silent = DisplayHook.semicolon_at_end_of_expression(line)
+        # IPython's own test of this reads the line as Python, and fails where it is none.
+        silent = line.rstrip().endswith(";")
         if silent:
             line = line.rstrip().removesuffix(";")
         names = self.shell.user_ns if local_ns is None else {**self.shell.user_ns, **local_ns}
@@ -63,7 +61,7 @@ class MlopsMagics(Magics):
         completion = _loaded.get(id(self.shell))
         if completion is not None:
             completion.names.refresh()
-        return result
+        return None if silent else result
 
 
 MlopsMagics.mlops.__doc__ = parser.overview("magic")

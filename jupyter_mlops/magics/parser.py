@@ -36,7 +36,11 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise ParameterError(f"{self.prog}: {_clearer(message)}", f"see: {self.prog} --help")
+        close, known = "", _CHOICES.search(message)
+        if known:
+            close = nearest(known.group(1), [word.strip(" '") for word in known.group(2).split(",")])
+        hint = f"did you mean {close}? " if close else ""
+        raise ParameterError(f"{self.prog}: {_clearer(message)}", f"{hint}see: {self.prog} --help")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise ParameterError(message or self.prog)
@@ -68,6 +72,9 @@ class ArgumentParser(argparse.ArgumentParser):
             hint = f"did you mean {close}? " if close else ""
             raise ParameterError(f"{self.prog}: unknown option {option}", f"{hint}see: {self.prog} --help")
         raise ParameterError(f"{self.prog}: unexpected argument {argument!r}", f"see: {self.prog} --help")
+
+
+_CHOICES = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 
 
 def _clearer(message: str) -> str:

@@ -23,6 +23,8 @@ def deploy(a: argparse.Namespace, context: Context) -> Deployment:
     from .display import Progress
 
     model = re.split(r"[@/]", a.model, maxsplit=1)[0]
+    if not model.strip(". "):
+        raise ParameterError(f"{a.model!r} names no model", "give NAME@ALIAS, NAME/VERSION or NAME")
     endpoint = a.endpoint or re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
     progress = Progress(context, f"{a.model} at endpoint {endpoint}")
     deployment, removed = context.client.deploy_version(

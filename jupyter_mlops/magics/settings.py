@@ -181,10 +181,13 @@ def nearby_remark(folder: str | None = None) -> str:
     found = nearby(folder)
     if not found:
         return ""
-    first = found[0]
-    uri = f"sqlite:///{first}" if first.endswith(".db") else f"file://{first}"
+    uris = [f"sqlite:///{f}" if f.endswith(".db") else f"file://{f}" for f in found]
     names = " and ".join(os.path.basename(f) + ("" if f.endswith(".db") else "/") for f in found)
-    return f"note: {names} in this folder holds earlier runs; see them with: mlflow ui --backend-store-uri {uri}"
+    return (
+        f"note: {names} in this folder {'hold' if len(found) > 1 else 'holds'} earlier runs; "
+        f"see them with: mlflow ui --backend-store-uri {uris[0]}"
+        + "".join(f" (or {uri})" for uri in uris[1:])
+    )
 
 
 def rows(where: locate.Place) -> list[dict[str, Any]]:

@@ -164,7 +164,8 @@ def _train(p: argparse.ArgumentParser) -> None:
 
 def _jobs(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", nargs="?", metavar="JOB", help="show this job only")
-    p.add_argument("--phase", choices=PHASES, metavar="PHASE", help="only jobs in this phase: " + ", ".join(PHASES))
+    p.add_argument("--phase", type=str.capitalize, choices=PHASES, metavar="PHASE",
+                   help="only jobs in this phase: " + ", ".join(PHASES))
     p.add_argument("-n", "--limit", type=count, default=20, metavar="N", help="at most so many (default 20)")
 
 

@@ -61,7 +61,17 @@ def error_from(status: int, body: bytes) -> MlopsError:
     known = _ERRORS.get(str(value.get("error_code")))
     if known is None:
         known = {400: ParameterError, 403: Forbidden, 404: NotFound, 409: Conflict}.get(status, BackendUnreachable)
-    return known(message, "" if status < 500 else "see the log: jupyter mlops doctor")
+    return known(message, _hint(status, message))
+
+
+def _hint(status: int, message: str) -> str:
+    if status >= 500:
+        return "see the log: jupyter mlops doctor"
+    if "filter string" in message or "filter_string" in message:
+        return "for example: metrics.accuracy > 0.9 and params.model = 'forest'"
+    if message.startswith("Invalid model name"):
+        return "use letters, digits, dashes and underscores"
+    return ""
 
 
 class NotSent(BackendUnreachable):

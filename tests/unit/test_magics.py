@@ -217,8 +217,17 @@ def test_out_and_semicolon(shell, capsys) -> None:
     assert "experiment" in capsys.readouterr().out
     assert shell.run_cell("%mlops config experiment;").success
     assert capsys.readouterr().out == ""
+    assert shell.run_cell("c = %mlops config experiment ;").success
+    assert shell.user_ns["c"] is None and capsys.readouterr().out == ""
     assert shell.run_cell("v = %mlops config home").success
     assert shell.user_ns["v"][0]["name"] == "home"
+
+
+@pytest.mark.parametrize("line", ["invoke digits [1,2", "runs --filter '(a'", "invoke digits \"x", "config nope (a"])
+def test_lines_that_are_no_python(shell, line: str) -> None:
+    """IPython looks for a trailing semicolon by reading the line as Python; its failure must not be the answer."""
+    result = shell.run_cell(f"%mlops {line}")
+    assert isinstance(result.error_in_exec, MlopsError), result.error_in_exec
 
 
 # -- settings ------------------------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ def test_overview_names_every_verb() -> None:
         ("log =3", "'=3' is not KEY=VALUE", "--help"),
         ("stop", "missing: JOB", "--help"),
         ("delete foo bar", "invalid choice: 'foo'", "--help"),
+        ("delete jobs bar", "invalid choice: 'jobs'", "did you mean job?"),
+        ("jobs --phase runing", "invalid choice: 'Runing'", "did you mean Running?"),
         ("jobs --phase Nope", "invalid choice: 'Nope'", "--help"),
         ("register best x --min --max", "not allowed with", "--help"),
         ("deploy m --timeout -3", "--timeout", "--help"),
@@ -82,6 +84,10 @@ def test_errors_are_one_line_with_a_hint(line: str, message: str, hint: str) -> 
     assert message in raised.value.message and "\n" not in raised.value.message
     assert hint in raised.value.hint
     assert raised.value.status == 400
+
+
+def test_phases_in_any_case() -> None:
+    assert parse("jobs --phase running").phase == "Running"
 
 
 def test_posix_quoting() -> None:
