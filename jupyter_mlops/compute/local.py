@@ -260,16 +260,27 @@ def _interpreter(spec: dict[str, Any]) -> str:
 
 
 def _observation(place: Attempt, state: dict[str, Any]) -> Observation:
+    """What a state file says. The job's own code can write there too: nonsense is left out, and stops nobody."""
     ended = state["phase"] in TERMINAL
+    ranks = state.get("ranks")
     return Observation(
-        phase=state["phase"], reason=str(state.get("reason") or ""), attempt=place.number,
-        exit_code=state.get("exit_code"), failed_rank=state.get("failed_rank"), started_at=state.get("started_at"),
-        ended_at=state.get("ended_at"),
+        phase=state["phase"], reason=str(state.get("reason") or "")[:2000], attempt=place.number,
+        exit_code=_int(state.get("exit_code")), failed_rank=_int(state.get("failed_rank")),
+        started_at=_time(state.get("started_at")), ended_at=_time(state.get("ended_at")),
         ranks=[
             RankObservation(
-                rank=rank["rank"], pid=rank.get("pid"), exit_code=rank.get("exit_code"),
+                rank=rank["rank"], pid=_int(rank.get("pid")), exit_code=_int(rank.get("exit_code")),
                 running=not ended and rank.get("exit_code") is None,
             )
-            for rank in state.get("ranks") or []
+            for rank in (ranks if isinstance(ranks, list) else [])
+            if isinstance(rank, dict) and _int(rank.get("rank")) is not None
         ],
     )
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31 else None
+
+
+def _time(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1 << 33 else None

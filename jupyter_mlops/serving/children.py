@@ -8,9 +8,12 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
-from ..runtime.processes import alive, start_time
+from ..runtime.processes import alive, family, send, start_time
+
+MARKER = "JUPYTER_MLOPS_SCORER_DIR"
 
 
 class Children:
@@ -61,12 +64,19 @@ def how_it_ended(code: int | None) -> str:
     return f" with exit code {code}"
 
 
-def clear_leftovers(pid: Any) -> None:
-    """End what a dead scorer left in its process group: forked workers hold its lock.
+def mark(folder: Path) -> dict[str, str]:
+    """The environment entry that all processes of a deployment's scorer carry, also those that its model makes."""
+    return {MARKER: str(folder)}
 
-    Its pid cannot have been reused as another group's while the group has members, and is not touched when reused.
+
+def clear_leftovers(folder: Path, pid: Any) -> None:
+    """End what a dead scorer left: its process group, and whatever left that but carries the deployment's mark.
+
+    Forked workers hold the scorer's lock, and nothing of a model outlives its deployment. The pid cannot have been
+    reused as another group's while the group has members, and is not touched when reused.
     """
-    if not pid or start_time(int(pid)):
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(int(pid), signal.SIGKILL)
+    if pid and not start_time(int(pid)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(int(pid), signal.SIGKILL)
+    for stray, started in family([], set(), os.fsencode(f"{MARKER}={folder}")).items():
+        send(stray, started, signal.SIGKILL)

@@ -27,7 +27,7 @@ from ..core.resources.base import check_name
 from ..runtime import frames
 from ..runtime.processes import alive, start_time
 from . import keys
-from .children import Children, clear_leftovers, end, how_it_ended
+from .children import Children, clear_leftovers, end, how_it_ended, mark
 from .environment import scorer_env
 from .keeper import GatewayKeeper
 from .places import NAME, Places, read_json, write_json
@@ -145,7 +145,7 @@ class LocalServing:
                 return
             if pid:
                 end(pid, STOP_GRACE)
-            clear_leftovers(launch.get("pid"))
+            clear_leftovers(folder, launch.get("pid"))
             launch = self._next(folder, launch, wanted)
             write_json(folder / "launch.json", launch)
             child = self._spawn(endpoint, deployment, folder, interpreter, env, launch["id"])
@@ -180,7 +180,7 @@ class LocalServing:
                 [interpreter, "-m", "jupyter_mlops.runtime.scorer", "--folder", str(folder), "--launch", ident,
                  "--socket", str(self.places.scorer_socket(endpoint, deployment)), "--grace", str(STOP_GRACE)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=work, start_new_session=True,
-                env=environment,
+                env={**environment, **mark(folder)},
             ))
         finally:
             os.close(log)
@@ -247,7 +247,7 @@ class LocalServing:
             pid = self._running(folder, launch)
             if pid:
                 end(pid, grace)
-            clear_leftovers(launch.get("pid"))
+            clear_leftovers(folder, launch.get("pid"))
             for path in (folder / "launch.json", self.places.scorer_socket(endpoint, deployment)):
                 path.unlink(missing_ok=True)
             self._silent.pop((endpoint, deployment), None)

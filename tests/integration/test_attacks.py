@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sqlite3
+import sys
 import threading
 import time
 import uuid
@@ -13,7 +15,15 @@ from pathlib import Path
 import pytest
 from conftest import Plane, make_home, processes_of, wait_for
 
+from jupyter_mlops.compute.base import JobRef
+from jupyter_mlops.compute.local import LocalCompute
+from jupyter_mlops.core.controllers.base import Controller
+from jupyter_mlops.core.errors import NotFound
+from jupyter_mlops.core.identity import SYSTEM
+from jupyter_mlops.core.store import Store
+from jupyter_mlops.core.workspace import Workspace
 from jupyter_mlops.runtime import locate
+from jupyter_mlops.runtime.jobfolder import JobFolder
 
 ML = "/mlflow/api/2.0/mlflow/"
 SLEEP = {"command": "sleep 60", "limits": {"grace": 0.5}}
@@ -185,3 +195,96 @@ class TestHome:
         (broken / "store.db").write_text("no database " * 100)
         with pytest.raises(locate.LocateError, match=r"ended with code 1 at its start: store\.db .* is not a database"):
             locate.ensure(locate.Place(str(broken), "default"), may=True)
+
+
+MODEL = """\
+flavors:
+  python_function: {loader_module: mlflow.sklearn, model_path: model.pkl, predict_fn: predict, env: {}}
+  sklearn: {pickled_model: model.pkl, serialization_format: pickle, sklearn_version: '1'}
+signature:
+  inputs: '[{"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, 2]}}]'
+"""
+
+
+class Daemon:
+    """Unpickled, it runs code that leaves a process behind, and is a model that counts rows."""
+
+    CODE = (
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(300)\n"
+        "    os._exit(0)\n"
+    )
+
+    def __reduce__(self):
+        return eval, (f"exec({self.CODE!r}) or __import__('types').SimpleNamespace(predict=len)",)
+
+
+def registered(plane: Plane, name: str, pickled: bytes) -> str:
+    """NAME/VERSION of a model that is made of these very bytes."""
+    run = plane.post(ML + "runs/create", {"experiment_id": "0"})["run"]["info"]["run_id"]
+    for file, data in (("MLmodel", MODEL.encode()), ("model.pkl", pickled)):
+        path = f"/mlflow/api/2.0/mlflow-artifacts/artifacts/0/{run}/artifacts/model/{file}"
+        assert plane.call("PUT", path, data)[0] == 200
+    tags = {"mlops.interpreter": sys.executable}
+    made = plane.post(f"models/{name}/versions", {"run_id": run, "artifact": "model", "tags": tags})
+    return f"{name}/{made['version']}"
+
+
+def scorers(home: Path) -> list[int]:
+    """Pids of the scorers of a workspace, and of what their models made."""
+    return [p for p in processes_of(home) if b"runtime.scorer" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+class TestServing:
+    def test_what_a_model_leaves_behind_goes_with_it(self, plane):
+        plane.mlflow_ready()
+        model = registered(plane, "daemon", pickle.dumps(Daemon()))
+        plane.put("endpoints/e", {})
+        plane.put("endpoints/e/deployments/d", {"model": model})
+        wait_for(lambda: plane.get("endpoints/e")["status"]["phase"] == "Ready", 30)
+        answer = plane.post("endpoints/e/actions/invoke", {"inputs": [[1, 2], [3, 4]]})
+        assert answer == {"predictions": 2}
+        assert len(scorers(plane.home)) == 2  # it and its stray
+        plane.delete("endpoints/e")
+        assert scorers(plane.home) == []
+
+
+async def test_no_deployment_comes_after_its_endpoint(tmp_path):
+    """The endpoint goes while the model of a new deployment is looked at."""
+
+    class Slow(Controller):
+        kind = "deployment"
+
+        async def admit(self, parent, name, spec, identity):
+            await self.workspace.store.write(lambda tx: tx.remove("endpoint", parent))
+            return {}, {}, {}
+
+    store = Store(tmp_path / "store.db")
+    store.open()
+    try:
+        workspace = Workspace("default", tmp_path, store)
+        workspace.add(Slow())
+        await workspace.put(SYSTEM, "endpoint", "e", {})
+        with pytest.raises(NotFound):
+            await workspace.put(SYSTEM, "deployment", "d", {"model": "m/1"}, parent="e")
+        assert await store.read(lambda tx: tx.count("deployment")) == 0
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("state", [
+    {"ranks": "abc", "started_at": "later", "pid": "x"},
+    {"ranks": [{}, 7, {"rank": "0"}], "ended_at": 1e300, "exit_code": "0", "reason": ["x"]},
+    {"ranks": [{"rank": 0, "pid": 10**30}], "ended_at": -1},
+])
+@pytest.mark.parametrize("phase", ["running", "completed"])
+def test_nonsense_in_a_state_file_stops_nobody(tmp_path, phase, state):
+    attempt = JobFolder(tmp_path / "j").attempt(1)
+    Path(attempt.path).mkdir(parents=True)
+    attempt.write_state({"phase": phase, **state})
+    seen = LocalCompute().observe(JobRef("j", tmp_path / "j"), 1)
+    assert (seen.ended_at, seen.started_at, seen.exit_code) == (None, None, None)
+    assert all(r.pid is None for r in seen.ranks)
