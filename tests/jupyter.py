@@ -106,6 +106,12 @@ class Jupyter:
         except ValueError:
             return status, text
 
+    def put_bytes(self, url: str, content: bytes) -> None:
+        """Upload to an absolute URL of this server."""
+        headers = {"Authorization": f"token {self.token}", "Content-Type": "application/octet-stream"}
+        request = urllib.request.Request(url, content, method="PUT", headers=headers)
+        urllib.request.urlopen(request, timeout=30).read()
+
     def up(self) -> Jupyter:
         """Wait until the control plane behind it is up, with MLflow ready."""
         def look():

@@ -1,4 +1,4 @@
-"""JupyterLab in Chromium with a token, below a prefix, over a seeded workspace."""
+"""JupyterLab in Chromium with a token, below a prefix."""
 
 from __future__ import annotations
 
@@ -8,26 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_for
-from jupyter import Jupyter, run
-
-SEED = """
-import os
-os.environ["MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING"] = "false"
-import mlflow, numpy as np
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-
-X, y = load_digits(return_X_y=True)
-for c in (0.01, 1.0):
-    with mlflow.start_run(run_name=f"logistic-{c}") as r:
-        model = LogisticRegression(C=c, max_iter=200).fit(X[:1000], y[:1000])
-        mlflow.log_param("C", c)
-        for step in range(20):
-            mlflow.log_metric("test_accuracy", 0.5 + 0.45 * (1 - np.exp(-step / 6)) * min(1, 0.9 + c / 10), step=step)
-        mlflow.log_text("confusion: none\\n", "report.txt")
-        mlflow.log_text("<script>document.title = 'owned'</script>", "page.html")
-        last = mlflow.sklearn.log_model(model, name="model", input_example=X[:3])
-"""
+from jupyter import Jupyter
 
 LIVE = """%%mlops train -n live-demo
 import math, time, mlflow
@@ -40,24 +21,12 @@ for step in range(40):
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab():
-    """A running JupyterLab whose workspace has runs, a model, an endpoint and an ended job."""
+    """A running JupyterLab with an empty workspace."""
     jupyter = Jupyter(lab=True).start().up()
-    try:
-        _, _, client = jupyter.kernel("seed.ipynb")
-        run(client, "%load_ext jupyter_mlops")
-        run(client, SEED)
-        run(client, "%mlops register best digits --metric test_accuracy --alias champion")
-        run(client, "%mlops deploy digits@champion --endpoint digits")
-        run(client, LIVE.replace("live-demo", "ended").replace("PAUSE", "0.02"))
-        client.stop_channels()
-        sessions = jupyter.call("GET", "api/sessions")[1]
-        for session in sessions:
-            jupyter.call("DELETE", f"api/sessions/{session['id']}")
-        yield jupyter
-    finally:
-        jupyter.stop()
+    yield jupyter
+    jupyter.stop()
 
 
 @pytest.fixture(scope="module")

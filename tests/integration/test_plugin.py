@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -87,14 +88,21 @@ def test_autolog_and_the_rest_of_mlflow_land_here(shared_plane):
     assert version["run_id"] == told["auto"] and version["model_id"] == auto["models"][0]["model_id"]
 
 
-def test_large_artifacts_take_no_memory(shared_plane):
+def peak_memory(pid: int) -> int:
+    """The largest resident set of a process so far, in MB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+
+def test_a_gigabyte_takes_no_memory(shared_plane):
+    before = peak_memory(shared_plane.process.pid)
     told = script(shared_plane, """
         import json, os, mlflow
         def rss():
             return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")) // 1024
         block = os.urandom(1 << 20)
         with open("large.bin", "wb") as f:
-            for _ in range(300):
+            for _ in range(1024):
                 f.write(block)
         with mlflow.start_run() as run:
             mlflow.log_text("warm", "warm.txt")
@@ -105,11 +113,14 @@ def test_large_artifacts_take_no_memory(shared_plane):
             path = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="large.bin", dst_path=".")
             after = rss()
         with open(path, "rb") as f:
-            same = all(f.read(1 << 20) == block for _ in range(300)) and not f.read(1)
+            same = all(f.read(1 << 20) == block for _ in range(1024)) and not f.read(1)
         os.unlink(path)
         print(json.dumps({"grown": after - before, "same": same}))
     """)
     assert told["same"] and told["grown"] < 50
+    assert peak_memory(shared_plane.process.pid) - before < 50, "the control plane"
+    for stored in (shared_plane.home / "artifacts").rglob("large.bin"):
+        stored.unlink()
 
 
 class Recorder:
