@@ -210,16 +210,45 @@ def filled(path: str) -> str:
     return API[len("/jupyter-mlops"):] + re.sub(r"{(\w+)}", lambda m: FILL[m.group(1)], path)
 
 
+# What a job may do beside reading: registering what it trained.
+JOB_WRITES = {"register_model", "put_alias"}
+JOB_READS = {"workspaces/read", "experiments/read", "runs/read", "models/read", "computes/read"}
+
+
+@pytest.fixture(scope="module")
+def job_token(shared_plane):
+    """The token of a job that has ended; its holder is this process."""
+    shared_plane.put("jobs/holder", {"command": "true"})
+    shared_plane.wait_job("holder", 30)
+    return shared_plane.token("owner", "holder")
+
+
 @pytest.mark.parametrize("op", TABLE, ids=lambda op: f"{op.method} {op.path}")
-def test_every_route_asks_for_a_token_and_the_policy(shared_plane, op):
-    assert shared_plane.call(op.method, filled(op.path), {}, token="")[0] == 401
-    reader, _, _ = shared_plane.call(
-        op.method, filled(op.path), {} if op.method != "GET" else None, token=shared_plane.token("reader")
-    )
+def test_every_route_asks_for_a_token_and_the_policy(shared_plane, job_token, op):
+    def status(token: str) -> int:
+        body = {} if op.method != "GET" else None
+        return shared_plane.call(op.method, filled(op.path), body, token=token)[0]
+
+    assert status("") == 401
     if op.action.endswith("/read") and op.action != "audit/read":
-        assert reader in (200, 404)
+        assert status(shared_plane.token("reader")) in (200, 404)
     else:
-        assert reader == 403
+        assert status(shared_plane.token("reader")) == 403
+    if op.function.__name__ in {*JOB_WRITES, "list_jobs"} or op.action in JOB_READS:
+        assert status(job_token) in (200, 204, 400, 404)
+    else:
+        assert status(job_token) == 403  # other jobs among them: the one that is named here is not its own
+
+
+def test_a_job_sees_itself_only(shared_plane, job_token):
+    shared_plane.put("jobs/other", {"command": "true"})
+    assert shared_plane.get("jobs/holder", token=job_token)["name"] == "holder"
+    assert shared_plane.get("jobs/holder/logs/0", token=job_token)["complete"]
+    shared_plane.get("jobs/other", 403, token=job_token)
+    shared_plane.get("jobs/other/logs/0", 403, token=job_token)
+    assert [j["name"] for j in shared_plane.get("jobs", token=job_token)["items"]] == ["holder"]
+    seen = shared_plane.get("changes?since=0", token=job_token)["items"]
+    assert {c["name"] for c in seen if c["kind"] == "job"} == {"holder"}
 
 
 def test_other_verbs_and_routes(shared_plane):
