@@ -208,14 +208,9 @@ class MlflowViews(Registry):
     ) -> tuple[str, str]:
         """(run id, experiment id) of a job's run; a repeat finds the run that it made before."""
         experiment_id = await self._own_experiment(experiment)
-        answer = await self.api.post(
-            "runs/search", experiment_ids=[experiment_id], max_results=100, order_by=["attributes.start_time DESC"],
-            filter=f"tags.`{JOB_TAG}` = {quoted(job)} and attributes.status = 'RUNNING'",
-        )
-        for run in answer.get("runs", []):
-            # An earlier job of the same name has ended its run; runs beneath a job's run carry its name too.
-            if not any(t["key"] == PARENT_TAG for t in run.get("data", {}).get("tags", [])):
-                return run["info"]["run_id"], experiment_id
+        found = await self._job_run(experiment_id, job)
+        if found:
+            return found, experiment_id
         every = {**tags, JOB_TAG: job, "mlflow.runName": name, "mlflow.user": user}
         made = await self.api.post(
             "runs/create", experiment_id=experiment_id, user_id=user, run_name=name,
@@ -223,6 +218,25 @@ class MlflowViews(Registry):
             tags=[{"key": k, "value": str(v)} for k, v in every.items()],
         )
         return made["run"]["info"]["run_id"], experiment_id
+
+    async def find_job_run(self, experiment: str, job: str) -> str:
+        """The run that :meth:`create_job_run` made for a job that goes on; empty when it made none."""
+        try:
+            found = (await self.api.get("experiments/get-by-name", experiment_name=experiment))["experiment"]
+        except NotFound:
+            return ""
+        return await self._job_run(found["experiment_id"], job)
+
+    async def _job_run(self, experiment_id: str, job: str) -> str:
+        answer = await self.api.post(
+            "runs/search", experiment_ids=[experiment_id], max_results=100, order_by=["attributes.start_time DESC"],
+            filter=f"tags.`{JOB_TAG}` = {quoted(job)} and attributes.status = 'RUNNING'",
+        )
+        for run in answer.get("runs", []):
+            # An earlier job of the same name has ended its run; runs beneath a job's run carry its name too.
+            if not any(t["key"] == PARENT_TAG for t in run.get("data", {}).get("tags", [])):
+                return run["info"]["run_id"]
+        return ""
 
     async def _own_experiment(self, name: str) -> str:
         try:

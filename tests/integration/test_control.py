@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from conftest import REPO, Plane, end_all, make_home, processes_of, wait_for
 
 from jupyter_mlops.control import routes
 from jupyter_mlops.control.operations import API, TABLE
+from jupyter_mlops.core.resources import JobSpec, JobStatus, utcnow
 from jupyter_mlops.runtime import locate
 
 assert routes
@@ -335,3 +337,24 @@ def test_doctor_lists_what_is_ours(shared_plane):
     assert {"control plane", "MLflow"} <= {p["what"] for p in report["processes"]}
     assert all(c["ok"] for c in report["checks"]), report["checks"]
     assert any(f["path"] == str(shared_plane.home) and f["bytes"] > 0 for f in report["folders"])
+
+
+def test_a_run_made_just_before_a_crash_is_ended_with_its_job(plane):
+    """The control plane dies between making a job's run and noting it; then the job is stopped."""
+    spec = JobSpec(command="touch ran", experiment_name="crash").model_dump_json()
+    status = JobStatus(phase="Queued", queued_at=utcnow(), stop_requested=True).model_dump_json()
+    plane.mlflow_ready()
+    experiment = plane.post("/mlflow/api/2.0/mlflow/experiments/create", {"name": "crash"})["experiment_id"]
+    run = plane.post("/mlflow/api/2.0/mlflow/runs/create", {
+        "experiment_id": experiment, "tags": [{"key": "mlops.job", "value": "early"}],
+    })["run"]["info"]["run_id"]
+    plane.kill()
+    with sqlite3.connect(plane.home / "store.db") as c:
+        c.execute(
+            "INSERT INTO resource (kind, name, revision, generation, created_by, created_at, updated_at, phase, spec,"
+            " status) VALUES ('job', 'early', 1, 1, 'me', ?, ?, 'Queued', ?, ?)", (utcnow(), utcnow(), spec, status),
+        )
+    plane.start()
+    job = plane.wait_job("early", 60)
+    assert (job["status"]["phase"], job["status"]["run_id"]) == ("Canceled", run)
+    assert plane.get(f"runs/{run}")["status"] == "KILLED"

@@ -35,6 +35,9 @@ class RunRecorder(Protocol):
     ) -> tuple[str, str]:
         """(run id, experiment id) of the job's run; the same one when asked again for the same job."""
 
+    async def find_job_run(self, experiment: str, job: str) -> str:
+        """That run, when it was made and goes on; else empty."""
+
     async def finish_run(self, run_id: str, status: str, reason: str, end_time_ms: int | None) -> None:
         """Set the terminal status of a run."""
 
@@ -128,7 +131,7 @@ class JobController(Controller):
         attempt = int(job.status.get("attempt") or 0)
         if attempt == 0:
             if job.status.get("stop_requested"):
-                await self._end(job, "Canceled", "stopped before it started")
+                await self._cancel(job, spec)
                 return
             attempt = await self._launch(job, spec, driver)
             if not attempt:
@@ -152,6 +155,16 @@ class JobController(Controller):
             await store.write(lambda tx: tx.set_status("job", name, {"phase": "Stopping", "reason": "stopping"}))
             return
         await self._note(job, seen, driver)
+
+    async def _cancel(self, job: Resource, spec: JobSpec) -> None:
+        """End a job that has not started, and the run that it may have: we may have died right after making it."""
+        if not job.status.get("run_id"):
+            try:
+                job.status["run_id"] = await self._recorder.find_job_run(spec.experiment_name, job.name)
+            except (Unavailable, BackendUnreachable, BackendTimeout):
+                return  # asked again at the next round
+        run = {"run_id": job.status["run_id"]}
+        await self._end(job, "Canceled", "stopped before it started", changes=run)
 
     async def _launch(self, job: Resource, spec: JobSpec, driver: ComputeDriver) -> int:
         name, store = job.name, self.workspace.store
