@@ -37,6 +37,8 @@ T = TypeVar("T")
 _HOUSEKEEPING = 5.0
 #: Seconds for which facts about a machine are believed.
 _FACTS_LIFE = 10.0
+#: Seconds that a gateway that is needed may be away until it counts as failed: it is started by itself.
+_GATEWAY_START = 15.0
 
 
 def user_name() -> str:
@@ -86,6 +88,8 @@ class ControlPlane:
         #: job → its run, for job tokens
         self._job_runs: dict[str, str] = {}
         self._facts_at = 0.0
+        #: When a gateway that is needed was first missed; None while it is there.
+        self._gateway_missed: float | None = None
         self._busy_at = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[Any]] = set()
@@ -296,10 +300,16 @@ class ControlPlane:
 
         counts = await self.store.read(work)
         gateway = await asyncio.to_thread(self.serving.gateway_info)
+        if gateway or not counts["endpoints"]:
+            self._gateway_missed = None
         if gateway:
             state = {"state": "ready", **{k: gateway.get(k) for k in ("pid", "port", "url")}}
+        elif not counts["endpoints"]:
+            state = {"state": "stopped"}
         else:
-            state = {"state": "failed" if counts["endpoints"] else "stopped"}
+            now = time.monotonic()
+            self._gateway_missed = self._gateway_missed or now
+            state = {"state": "starting" if now - self._gateway_missed < _GATEWAY_START else "failed"}
         return {
             "name": self.name, "version": self.version, "pid": os.getpid(), "owner": self.user,
             "role": identity.role, "started_at": self.started_at, "home": str(self.home), "url": self.url,

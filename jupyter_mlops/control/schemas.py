@@ -128,7 +128,7 @@ class MlflowState(BaseModel):
 class GatewayState(BaseModel):
     """The gateway in front of scorers; it runs only while there are endpoints."""
 
-    state: Literal["stopped", "ready", "failed"]
+    state: Literal["stopped", "starting", "ready", "failed"]
     pid: int | None = None
     port: int | None = None
     url: str = ""

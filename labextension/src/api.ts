@@ -36,7 +36,7 @@ export interface IWorkspace {
     version: string;
     message: string;
   };
-  gateway: { state: 'stopped' | 'ready' | 'failed'; url: string };
+  gateway: { state: 'stopped' | 'starting' | 'ready' | 'failed'; url: string };
   counts: { jobs: number; running_jobs: number; endpoints: number; computes: number };
 }
 

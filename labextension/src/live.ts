@@ -126,7 +126,7 @@ export class LiveJob implements IDisposable {
     const { spec, status } = job;
     return {
       name: job.name,
-      title: spec.display_name || job.name,
+      title: job.name,
       phase: status.phase,
       reason: status.reason ?? '',
       queuedAt: status.queued_at || job.created_at,

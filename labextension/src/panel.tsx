@@ -140,8 +140,9 @@ export class MlopsPanel extends SidePanel {
     const hidden = this._model.problem !== null;
     if (this.content.isHidden !== hidden) {
       this.content.setHidden(hidden);
-      this._shareAnew();
     }
+    // Here too: JupyterLab restores sizes after it has shown the panel.
+    this._shareAnew();
   }
 
   private _share(): void {

@@ -152,9 +152,9 @@ function JobRow(props: ISectionProps & { job: Job; first: boolean }): JSX.Elemen
       kind="job"
       name={job.name}
       first={props.first}
-      label={[spec.display_name || job.name, word, status.reason].filter(Boolean).join(', ')}
+      label={[job.name, word, status.reason].filter(Boolean).join(', ')}
       icon={<StatusIcon phase={status.phase} />}
-      title={spec.display_name || job.name}
+      title={job.name}
       aside={ended ? relativeTime(status.ended_at || job.updated_at, now, trans) : undefined}
       detail={
         <>
