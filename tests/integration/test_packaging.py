@@ -59,10 +59,11 @@ def test_wheel_installs_without_node_and_is_enabled(wheel, tmp_path):
         check=True, timeout=120, capture_output=True, env={**env, "PATH": os.environ["PATH"]},
     )
     env.update(JUPYTER_CONFIG_DIR=str(tmp_path / "c"), JUPYTER_DATA_DIR=str(tmp_path / "d"), HOME=str(tmp_path))
-    lab = subprocess.run([python, "-m", "jupyterlab.labextensions", "list"], env=env, capture_output=True, text=True,
-                         timeout=120)
-    server = subprocess.run([python, "-m", "jupyter_server.extension.serverextension", "list"], env=env, capture_output=True,
-                            text=True, timeout=120)
+
+    def listing(module: str) -> subprocess.CompletedProcess:
+        return subprocess.run([python, "-m", module, "list"], env=env, capture_output=True, text=True, timeout=120)
+
+    lab, server = listing("jupyterlab.labextensions"), listing("jupyter_server.extension.serverextension")
     lines = [line for line in (lab.stdout + lab.stderr).splitlines() if "jupyter-mlops" in line]
     assert lines and "enabled" in lines[0] and "OK" in lines[0], lab.stdout + lab.stderr
     lines = [line for line in (server.stdout + server.stderr).splitlines() if "jupyter_mlops 0" in line]
