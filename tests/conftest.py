@@ -229,6 +229,6 @@ def chromium() -> str:
         if path:
             return path
     reason = "no Chromium on PATH (Debian: apt-get install chromium)"
-    if os.environ.get("MLOPS_NO_SKIPS"):
+    if os.environ.get("TEST_NO_SKIPS"):
         pytest.fail(reason)
     pytest.skip(reason)

@@ -115,8 +115,8 @@ def run_all(page) -> None:
 
 
 def keep_screenshot(page, name: str) -> None:
-    """Save a picture where MLOPS_SCREENSHOTS names a folder (docs/ is made from it)."""
-    folder = os.environ.get("MLOPS_SCREENSHOTS")
+    """Save a picture where TEST_SCREENSHOTS names a folder (docs/ is made from it)."""
+    folder = os.environ.get("TEST_SCREENSHOTS")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(Path(folder) / f"{name}.png"))

@@ -33,12 +33,12 @@ dist.destroy_process_group()
 
 
 def test_a_job_outlives_everything():
-    seed = int(os.environ.get("MLOPS_SEED") or random.randrange(10**6))
+    seed = int(os.environ.get("TEST_SEED") or random.randrange(10**6))
     rng = random.Random(seed)
     victims = ["kernel", "jupyter", "control", "mlflow"]
     rng.shuffle(victims)
     plan = sorted(rng.sample(range(3, STEPS - 5), len(victims)))
-    print(f"MLOPS_SEED={seed}", list(zip(plan, victims, strict=True)))
+    print(f"TEST_SEED={seed}", list(zip(plan, victims, strict=True)))
     jupyter = Jupyter().start().up()
     client = None
     try:
