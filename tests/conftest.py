@@ -20,6 +20,10 @@ from jupyter_mlops.runtime import locate
 
 pytest_plugins = ["pages"]  # fixtures of the browser tests
 
+# Several workers share few cores: numeric libraries that spin on all of them only steal from each other.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 REPO = Path(__file__).resolve().parent.parent
 
 
