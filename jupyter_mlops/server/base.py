@@ -32,6 +32,31 @@ class Refusal(web.HTTPError):
         self.error = error
 
 
+class OneSlot(web.RequestHandler):
+    """A handler whose requests count against a limit from :meth:`take_slot` until they end, however they end."""
+
+    mlops: MlopsApp
+    _slot = ""
+
+    def take_slot(self, kind: str, most: int) -> None:
+        """Begin to count. Raises Unavailable when as many as allowed are under way."""
+        self.mlops.take(kind, most)
+        self._slot = kind
+
+    def _release(self) -> None:
+        kind, self._slot = self._slot, ""
+        if kind:
+            self.mlops.release(kind)
+
+    def on_finish(self) -> None:
+        self._release()
+        super().on_finish()
+
+    def on_connection_close(self) -> None:
+        self._release()
+        super().on_connection_close()
+
+
 def error_body(status: int, error: BaseException | None) -> dict[str, Any]:
     """The JSON body for an error status."""
     if isinstance(error, Refusal):

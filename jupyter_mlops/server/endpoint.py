@@ -18,7 +18,7 @@ from tornado import web
 
 from ..core.errors import BackendUnreachable, MlopsError, NotFound, TooLarge, Unauthenticated
 from ..streaming import DRAIN_UNAUTHENTICATED_BYTES, StreamingProxy, Upstream, forward_headers
-from .base import Refusal, clean_query, error_body
+from .base import OneSlot, Refusal, clean_query, error_body
 from .link import check_socket
 
 if TYPE_CHECKING:
@@ -35,10 +35,9 @@ PASSED = frozenset({
 
 
 @web.stream_request_body
-class EndpointHandler(StreamingProxy, web.RequestHandler):
+class EndpointHandler(OneSlot, StreamingProxy, web.RequestHandler):
     """Not a handler of Jupyter's: it never asks who is logged in."""
 
-    _held = False
     _received = 0
 
     def initialize(self, app: MlopsApp) -> None:
@@ -73,8 +72,7 @@ class EndpointHandler(StreamingProxy, web.RequestHandler):
         everything = forward_headers(self.request)
         headers = CIMultiDict((k, v) for k, v in everything.items() if k.lower() in PASSED)
         headers["Authorization"] = "Bearer " + key
-        self.mlops.take("endpoints", MAX_CALLS)
-        self._held = True
+        self.take_slot("endpoints", MAX_CALLS)
         return Upstream(self.mlops.gateway_client(socket), path + clean_query(self.request.query), headers)
 
     def _key(self) -> str:
@@ -119,19 +117,6 @@ class EndpointHandler(StreamingProxy, web.RequestHandler):
                 del headers[name]
         for name in ("Content-Security-Policy", "X-Content-Type-Options"):
             headers.popall(name, None)
-
-    def on_finish(self) -> None:
-        self._release()
-        super().on_finish()
-
-    def on_connection_close(self) -> None:
-        self._release()
-        super().on_connection_close()
-
-    def _release(self) -> None:
-        if self._held:
-            self._held = False
-            self.mlops.release("endpoints")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Errors are ``{message, code, hint}``."""

@@ -13,7 +13,7 @@ from tornado import web
 from ..core.errors import Forbidden, MlopsError, Unavailable
 from ..streaming import StreamingProxy, Upstream, forward_headers
 from ..tracking.rules import match
-from .base import RESOURCE, MlopsHandler, Refusal, clean_path, clean_query
+from .base import RESOURCE, MlopsHandler, OneSlot, Refusal, clean_path, clean_query
 from .origin import same_origin
 
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ def is_read(method: str, path: str) -> bool:
 
 
 @web.stream_request_body
-class MlflowHandler(StreamingProxy, MlopsHandler):  # type: ignore[misc]
+class MlflowHandler(OneSlot, StreamingProxy, MlopsHandler):  # type: ignore[misc]
     """Decides in :meth:`route`, before any of the body is taken; the verbs only relay."""
-
-    _held = False
 
     @property
     def content_security_policy(self) -> str:
@@ -78,8 +76,7 @@ class MlflowHandler(StreamingProxy, MlopsHandler):  # type: ignore[misc]
         client = self.link.client()
         headers = forward_headers(self.request, drop=KEPT_BACK)
         headers["Authorization"] = await self.link.bearer(writer)
-        self.mlops.take("mlflow", MAX_REQUESTS)
-        self._held = True
+        self.take_slot("mlflow", MAX_REQUESTS)
         return Upstream(client, self.link.target(path + clean_query(self.request.query)), headers)
 
     async def on_answered(self, status: int) -> None:
@@ -112,19 +109,6 @@ class MlflowHandler(StreamingProxy, MlopsHandler):  # type: ignore[misc]
             headers["X-Frame-Options"] = "DENY"
         headers["Content-Security-Policy"] = policy
         headers["X-Content-Type-Options"] = "nosniff"
-
-    def on_finish(self) -> None:
-        self._release()
-        super().on_finish()
-
-    def on_connection_close(self) -> None:
-        self._release()
-        super().on_connection_close()
-
-    def _release(self) -> None:
-        if self._held:
-            self._held = False
-            self.mlops.release("mlflow")
 
     # ``route`` has asked for what the request needs; here Jupyter sees that each verb is guarded.
 
