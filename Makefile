@@ -44,5 +44,5 @@ bench: setup
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	-$(BIN)/jupyter mlops down --all --yes --home demo/workspace
+	-JUPYTER_MLOPS_HOME=demo/workspace $(BIN)/jupyter mlops down --all --yes
 	rm -rf $(VENV) demo node_modules labextension/lib jupyter_mlops/labextension

@@ -1,6 +1,7 @@
 """Run ``quickstart.ipynb`` top to bottom, print one line per step, then open JupyterLab on it.
 
-With ``CI=true`` or without a terminal it exits instead; non-zero when a step failed. What it makes lies in ``demo/``.
+With ``CI=true`` or without a terminal it stops what it started and exits instead; non-zero when a step failed. What it
+makes lies in ``demo/``. ``--keep`` leaves the endpoint and the control plane running in that case too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ast
 import asyncio
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -65,10 +67,12 @@ def main() -> int:
     os.environ.setdefault("JUPYTER_MLOPS_HOME", str(DEMO / "workspace"))
     os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
     target = DEMO / "quickstart.ipynb"
-    if not asyncio.run(run(HERE / "quickstart.ipynb", target)):
-        return 1
-    if os.environ.get("CI") == "true" or not sys.stdin.isatty() or not sys.stdout.isatty():
-        return 0
+    ok = asyncio.run(run(HERE / "quickstart.ipynb", target))
+    if not ok or os.environ.get("CI") == "true" or not sys.stdin.isatty() or not sys.stdout.isatty():
+        if "--keep" not in sys.argv:
+            down = [sys.executable, "-m", "jupyter_mlops.cli", "down", "--all", "--yes"]
+            subprocess.run(down, stdout=subprocess.DEVNULL, timeout=120)
+        return 0 if ok else 1
     print(f"\nOpening JupyterLab on {target}; end it with Ctrl-C. `jupyter mlops down --all` stops what runs behind.")
     os.execvp("jupyter", ["jupyter", "lab", str(target)])
 

@@ -25,7 +25,7 @@ def environment(plane, **more):
     return {
         **os.environ, "JUPYTER_MLOPS_HOME": str(plane.home), "JUPYTER_MLOPS_WORKSPACE": "default",
         "JUPYTER_MLOPS_URL": uri.removesuffix("/mlflow"), "MLFLOW_TRACKING_URI": uri,
-        "MLFLOW_EXPERIMENT_NAME": "from a notebook", "JPY_SESSION_NAME": "/work/a b.ipynb",
+        "MLFLOW_EXPERIMENT_NAME": "from a notebook", "JPY_SESSION_NAME": "/notes/a b.ipynb",
         "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONWARNINGS": "ignore", **more,
     }
 
@@ -80,7 +80,7 @@ def test_autolog_and_the_rest_of_mlflow_land_here(shared_plane):
     auto, hand = shared_plane.get(f"runs/{told['auto']}"), shared_plane.get(f"runs/{told['hand']}")
     assert auto["experiment_name"] == "from a notebook" and auto["status"] == "FINISHED"
     assert auto["metrics"]["training_accuracy_score"] > 0.8 and auto["params"]["max_iter"] == "20"
-    assert auto["source"] == "/work/a b.ipynb" and auto["user"] == "ann"
+    assert auto["source"] == "/notes/a b.ipynb" and auto["user"] == "ann"
     assert auto["tags"]["mlflow.source.type"] == "NOTEBOOK" and auto["tags"]["mlops.interpreter"] == told["python"]
     assert auto["models"][0]["name"] == "model"
     assert (hand["name"], hand["params"], hand["metrics"]) == ("by hand", {"a": "1"}, {"m": 1.5})

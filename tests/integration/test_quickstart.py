@@ -35,7 +35,7 @@ def executed(tmp_path_factory):
     shutil.copytree(REPO / "notebooks", folder / "notebooks")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "MLFLOW", "JPY_"))}
     out = subprocess.run(
-        [sys.executable, str(folder / "notebooks" / "demo.py")], capture_output=True, text=True, timeout=280,
+        [sys.executable, str(folder / "notebooks" / "demo.py"), "--keep"], capture_output=True, text=True, timeout=280,
         env={**env, "JUPYTER_MLOPS_HOME": str(home), "CI": "true", "PYTHONPATH": str(REPO)},
         stdin=subprocess.DEVNULL,
     )
