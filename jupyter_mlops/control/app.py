@@ -32,17 +32,7 @@ def _log(handler: web.RequestHandler) -> None:
             1000 * handler.request.request_time())
 
 
-class Application(web.Application):
-    """Counts requests under way, so that idle exit waits for them."""
-
-    def __init__(self, plane: ControlPlane, handlers: list[Any]) -> None:
-        super().__init__(
-            handlers, default_handler_class=NotFoundHandler, log_function=_log, plane=plane,
-            compress_response=False, autoreload=False,
-        )
-
-
-def make_app(plane: ControlPlane) -> Application:
+def make_app(plane: ControlPlane) -> web.Application:
     """All routes: REST from the operation table, the MLflow proxy, the socket-only ones."""
     by_path: dict[str, dict[str, Operation]] = {}
     for op in TABLE:
@@ -54,4 +44,7 @@ def make_app(plane: ControlPlane) -> Application:
     from .mlflow_handler import MlflowHandler
 
     handlers.append((re.escape(ROOT) + r"/mlflow(?:/(.*))?", MlflowHandler))
-    return Application(plane, handlers)
+    return web.Application(
+        handlers, default_handler_class=NotFoundHandler, log_function=_log, plane=plane, compress_response=False,
+        autoreload=False,
+    )

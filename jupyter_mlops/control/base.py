@@ -146,17 +146,15 @@ class OperationHandler(BaseHandler):
 
     async def _serve(self, *arguments: str) -> None:
         operation = self._operations[self.request.method or ""]
-        policy.require(self.identity, operation.action) if self.identity.role != "job" else None
         path = dict(zip(self._parameters, arguments, strict=True))  # decoded by tornado, once
+        # By name where there is one: a job may see itself, not its neighbours.
+        policy.require(self.identity, operation.action, path.get("name", ""))
         if path.get("ws", self.plane.name) != self.plane.name:
             raise NotFound(f"workspace {path['ws']!r} is not served here", f"this is workspace {self.plane.name!r}")
         for name, value in path.items():
             if "\0" in value or len(value) > 500:
                 raise ParameterError(f"{name} is not valid")
         call = Call(self.plane, self.identity, path, headers=self.request.headers)
-        if self.identity.role == "job":
-            # By name where there is one: a job may see itself, not its neighbours.
-            policy.require(self.identity, operation.action, path.get("name", ""))
         if operation.query is not None:
             call.query = self._query(operation.query)
         if operation.raw_body:

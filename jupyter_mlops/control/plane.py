@@ -81,7 +81,6 @@ class ControlPlane:
         self.deployments = DeploymentController(self.serving, self.views)
         for controller in (self.jobs, self.endpoints, self.deployments):
             self.workspace.add(controller)
-        self.connections = 0
         self.exit = asyncio.Event()
         self._drivers: dict[str, ComputeDriver] = {}
         self._computes: dict[str, str] = {"local": "local"}
@@ -154,8 +153,8 @@ class ControlPlane:
                 log.exception("housekeeping failed")
 
     async def _wanted(self) -> bool:
-        """Whether anybody needs us: a token holder, an open request, an active job, an endpoint."""
-        if self.tokens.holders(exclude=os.getpid()) or self.connections or self.feed.waiting:
+        """Whether anybody needs us: a token holder, a waiter, an active job, an endpoint. Calls count by themselves."""
+        if self.tokens.holders(exclude=os.getpid()) or self.feed.waiting:
             return True
 
         def work(tx: Any) -> bool:
@@ -176,6 +175,7 @@ class ControlPlane:
     def identify(self, token: str) -> Identity:
         """The caller behind a token. Raises Unauthenticated."""
         identity = self.tokens.check(token)
+        self._busy_at = time.monotonic()  # also for callers whose process cannot be seen from here
         if identity.role == "job":
             run_id = self._job_runs.get(identity.job)
             if run_id is None:

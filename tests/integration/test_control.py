@@ -134,6 +134,19 @@ def test_stays_while_a_token_holder_lives():
         p.stop()
 
 
+def test_calls_keep_it_up_when_their_holder_cannot_be_seen():
+    p = Plane(make_home(), idle=1.5)
+    try:
+        p.start()
+        _, body = locate.ask(p.place, "POST", "/local/token", {"pid": None})
+        for _ in range(16):
+            assert p.call("GET", "/api/v1/whoami", token=body["token"])[0] == 200
+            time.sleep(0.3)
+        assert p.process.wait(30) == 0, "and then it ends"
+    finally:
+        p.stop()
+
+
 def test_folders_and_sockets_are_private(shared_plane):
     assert shared_plane.home.stat().st_mode & 0o777 == 0o700
     runtime = Path(shared_plane.place.runtime_dir)
