@@ -65,7 +65,7 @@ class Job(Record):
 
     @property
     def status(self) -> str:
-        """The phase now: Queued, Starting, Running, Stopping, Completed, Failed or Canceled."""
+        """The phase now: Queued, Starting, Running, Stopping, Finalizing, Completed, Failed or Canceled."""
         if not self.done:
             self.refresh()
         return self.phase

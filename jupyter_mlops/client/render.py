@@ -30,7 +30,7 @@ _STATES = {
     **dict.fromkeys(("Canceled", "KILLED", "stopped", "Deleting"), (IDLE, "■")),
     **dict.fromkeys(("Running", "RUNNING", "Starting", "Preparing", "Creating"), (BRAND, "▶")),
     **dict.fromkeys(("starting", "restarting"), (BRAND, "▶")),
-    **dict.fromkeys(("Stopping", "Degraded", "warning"), (WARN, "▲")),
+    **dict.fromkeys(("Stopping", "Finalizing", "Degraded", "warning"), (WARN, "▲")),
 }
 
 _SERIES = (BRAND, WARN, GOOD, "#ab47bc", "#00acc1", "#8d6e63")

@@ -18,7 +18,7 @@ from ..compute.base import ComputeDriver
 from ..core.controllers import DeploymentController, EndpointController, JobController
 from ..core.errors import MlopsError, NotFound, Refused, Unauthenticated
 from ..core.identity import Identity
-from ..core.resources import TERMINAL
+from ..core.resources import ACTIVE, TERMINAL
 from ..core.resources.base import Resource, utcnow
 from ..core.store import Store, Transaction
 from ..core.workspace import Workspace
@@ -201,7 +201,7 @@ class ControlPlane:
         """Read the runs of jobs whose tokens outlived a restart."""
 
         def work(tx: Any) -> dict[str, str]:
-            live, _ = tx.page("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
+            live, _ = tx.page("job", phases=ACTIVE, limit=10_000)
             return {j.name: j.status.get("run_id", "") for j in live}
 
         self._job_runs.update(await self.store.read(work))
@@ -251,7 +251,7 @@ class ControlPlane:
 
         def look(tx: Any) -> tuple[list[Resource], list[Resource]]:
             computes, _ = tx.page("compute", limit=1000)
-            live, _ = tx.page("job", phases=["Starting", "Running", "Stopping"], limit=10_000)
+            live, _ = tx.page("job", phases=ACTIVE[1:], limit=10_000)
             return computes, live
 
         computes, live = await self.store.read(look)
@@ -323,7 +323,7 @@ class ControlPlane:
         """Stop every job and take every endpoint down; their records stay."""
 
         def work(tx: Any) -> tuple[list[str], list[tuple[str, str]]]:
-            live, _ = tx.page("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
+            live, _ = tx.page("job", phases=ACTIVE, limit=10_000)
             deployments, _ = tx.page("deployment", limit=10_000)
             return [j.name for j in live], [(d.parent, d.name) for d in deployments]
 

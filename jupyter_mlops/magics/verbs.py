@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PHASES = ("Queued", "Starting", "Running", "Stopping", "Completed", "Failed", "Canceled")
+PHASES = ("Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled")
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -102,6 +102,38 @@ class JobFolder:
     def figures(self):
         return os.path.join(self.path, "figures")
 
+    @property
+    def journal(self):
+        """Folder of what ranks have logged, see :mod:`.journal`."""
+        return os.path.join(self.path, "journal")
+
+    def journal_path(self, attempt, rank):
+        return os.path.join(self.journal, "%d-%d.bin" % (_count(attempt, "attempt", 1), _count(rank, "rank", 0)))
+
+    @property
+    def spool(self):
+        """Folder of artifacts and models that wait to be delivered."""
+        return os.path.join(self.path, "spool")
+
+    @property
+    def inputs(self):
+        """Folder of what was shipped with the job."""
+        return os.path.join(self.path, "inputs")
+
+    @property
+    def returns(self):
+        """Folder of the variables that the job brings back."""
+        return os.path.join(self.path, "returns")
+
+    @property
+    def delivery_path(self):
+        """How far the control plane has delivered journal and spool."""
+        return os.path.join(self.path, "delivery.json")
+
+    def run(self):
+        """Facts of the job's MLflow run, as the control plane wrote them before the start, or ``{}``."""
+        return read_json(os.path.join(self.path, "run.json"))
+
     def spec(self):
         """The job's spec as the control plane wrote it, or ``{}``."""
         return read_json(os.path.join(self.path, "spec.json"))
@@ -154,6 +186,10 @@ class Attempt:
     def agent_log(self):
         """Output of the process that starts the ranks when there are several."""
         return self._file("torchrun.log")
+
+    def usage_path(self):
+        """Samples of what the ranks use, one JSON object a line."""
+        return self._file("usage.jsonl")
 
     def log_path(self, rank):
         return self._file("rank-%d.log" % _count(rank, "rank", 0))

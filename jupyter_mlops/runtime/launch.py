@@ -103,6 +103,7 @@ def rank(folder, number, name, lock):
     job = jobfolder.JobFolder(folder)
     attempt = job.attempt(number)
     index = int(os.environ["RANK"]) if name == "env" else int(name)
+    os.environ["JUPYTER_MLOPS_ATTEMPT"] = str(attempt.number)
     _own_session()
     _to_log(attempt.log_path(index))
     attempt.sign_in(index)

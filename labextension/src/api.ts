@@ -54,7 +54,14 @@ export interface IResource<S, T> {
 }
 
 export type JobPhase =
-  'Queued' | 'Starting' | 'Running' | 'Stopping' | 'Completed' | 'Failed' | 'Canceled';
+  | 'Queued'
+  | 'Starting'
+  | 'Running'
+  | 'Stopping'
+  | 'Finalizing'
+  | 'Completed'
+  | 'Failed'
+  | 'Canceled';
 
 export interface IProgress {
   done: number;

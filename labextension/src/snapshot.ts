@@ -21,6 +21,7 @@ const PHASES: readonly string[] = [
   'Starting',
   'Running',
   'Stopping',
+  'Finalizing',
   'Completed',
   'Failed',
   'Canceled'

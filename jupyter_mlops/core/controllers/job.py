@@ -15,7 +15,7 @@ from ...compute.base import ComputeDriver, JobRef, Observation
 from ..errors import BackendTimeout, BackendUnreachable, MlopsError, NotFound, Refused, Unavailable
 from ..identity import Identity
 from ..resources.base import Resource, utcnow
-from ..resources.job import RUN_STATUS, TERMINAL, JobSpec, JobStatus
+from ..resources.job import ACTIVE, RUN_STATUS, TERMINAL, JobSpec, JobStatus
 from .base import Controller, Key
 
 _PHASES = {
@@ -74,7 +74,7 @@ class JobController(Controller):
 
     async def active(self) -> list[Key]:
         def work(tx: Any) -> list[Key]:
-            live, _ = tx.page("job", phases=["Queued", "Starting", "Running", "Stopping"], limit=10_000)
+            live, _ = tx.page("job", phases=ACTIVE, limit=10_000)
             return [("", r.name) for r in live] + tx.deleting_keys("job")
 
         return await self.workspace.store.read(work)

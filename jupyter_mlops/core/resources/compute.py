@@ -17,6 +17,10 @@ class ComputeSpec(Spec):
     max_processes: int = Field(
         default=0, ge=0, le=4096, description="most processes of one job; 0: the number of CPUs, at least 2"
     )
+    cpus: float = Field(default=0, ge=0, le=4096, description="CPUs for jobs; 0: those of the machine, at least 2")
+    memory: str = Field(
+        default="", pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="memory for jobs; empty: the machine's"
+    )
 
 
 class ComputeStatus(Status):

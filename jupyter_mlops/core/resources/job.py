@@ -7,20 +7,35 @@ are our additions for work that starts from a notebook.
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from .base import Model, Spec, Status
 
-JobPhase = Literal["Queued", "Starting", "Running", "Stopping", "Completed", "Failed", "Canceled"]
+JobPhase = Literal["Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled"]
 TERMINAL = frozenset({"Completed", "Failed", "Canceled"})
-ACTIVE = ["Queued", "Starting", "Running", "Stopping"]
+ACTIVE = ["Queued", "Starting", "Running", "Stopping", "Finalizing"]
 
 #: How a job's end is told to MLflow.
 RUN_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLED"}
 
 MAX_CELL_BYTES = 1_000_000
+
+
+#: SHA-256 of an uploaded blob, in hexadecimal.
+Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
+class ShippedVariable(Model):
+    """One line of the manifest: a name that the cell needs, and how it travels."""
+
+    name: str = Field(max_length=250)
+    type: str = Field(default="", max_length=250)
+    bytes: int = Field(default=0, ge=0)
+    sha256: Digest = ""
+    how: Literal["value", "import", "module", "reference"] = "value"
+    detail: str = Field(default="", max_length=500, description="what is imported, or why")
 
 
 class CellSource(Model):
@@ -29,6 +44,9 @@ class CellSource(Model):
     source: str = Field(max_length=MAX_CELL_BYTES)
     notebook: str = Field(default="", description="path of the notebook, as Jupyter knows it")
     cell_id: str = ""
+    payload: Digest = Field(default="", description="blob with the variables that the cell needs")
+    variables: list[ShippedVariable] = Field(default_factory=list, max_length=1000)
+    returns: list[str] = Field(default_factory=list, max_length=100, description="names brought back at the end")
 
 
 class PyTorchDistribution(Model):
@@ -39,15 +57,36 @@ class PyTorchDistribution(Model):
 
 
 class JobResources(Model):
-    """What one job asks of its compute; the local compute has one instance."""
+    """What one job asks of its compute; the local compute has one instance. Accounting, not isolation."""
 
     instance_count: int = Field(default=1, ge=1, le=1)
+    cpus: float | None = Field(default=None, gt=0, le=4096, description="CPUs; none: one for each process")
+    memory: str = Field(default="", pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="bytes, such as 4Gi")
+    gpus: float = Field(default=0, ge=0, le=1024, description="GPUs: whole ones, or a fraction of one such as 0.5")
 
 
 class JobLimits(Model):
     """Bounds on a job's life."""
 
     grace: float = Field(default=10.0, ge=0, le=600, description="seconds between SIGTERM and SIGKILL when stopped")
+    timeout: float | None = Field(
+        default=None, gt=0, le=31_536_000, description="seconds that all attempts together may run"
+    )
+    log_bytes: int = Field(
+        default=1 << 30, ge=1 << 20, le=1 << 50, description="bytes of each rank's log that are kept: its begin and end"
+    )
+
+
+class RetrySettings(Model):
+    """What happens when an attempt fails. A job that was stopped or ran out of time is not tried again."""
+
+    max_retries: int = Field(default=0, ge=0, le=100, description="further attempts after the first")
+
+
+class QueueSettings(Model):
+    """Who goes first when the compute is full."""
+
+    priority: Literal["low", "medium", "high"] = "medium"
 
 
 class JobSpec(Spec):
@@ -68,6 +107,9 @@ class JobSpec(Spec):
     distribution: PyTorchDistribution | None = None
     resources: JobResources = Field(default_factory=JobResources)
     limits: JobLimits = Field(default_factory=JobLimits)
+    retry_settings: RetrySettings = Field(default_factory=RetrySettings)
+    queue_settings: QueueSettings = Field(default_factory=QueueSettings)
+    context: Digest = Field(default="", description="blob with what was captured at submission")
     interpreter: str = Field(default="", description="absolute path of the Python to use: the submitting kernel's")
 
     @field_validator("environment_variables")
@@ -113,6 +155,37 @@ class RankStatus(Model):
     exit_code: int | None = Field(default=None, description="negative: ended by that signal; null: unknown or running")
 
 
+class AttemptStatus(Model):
+    """An attempt that has ended."""
+
+    attempt: int
+    phase: Literal["Completed", "Failed", "Canceled"]
+    reason: str = ""
+    started_at: str = ""
+    ended_at: str = ""
+    exit_code: int | None = None
+    failed_rank: int | None = None
+
+
+class Delivery(Model):
+    """What of the job's journal has reached MLflow; counts of records, ``pending`` in bytes."""
+
+    delivered: int = 0
+    pending: int = 0
+    duplicates: int = Field(default=0, description="points of a resumed attempt that an earlier one had logged")
+    rejected: int = Field(default=0, description="records that MLflow refused")
+    damaged: int = Field(default=0, description="bytes of torn records that were skipped")
+    message: str = Field(default="", description="why delivery waits, or what was refused last")
+
+
+class QueuePlace(Model):
+    """Where a waiting job stands."""
+
+    place: int = Field(description="1: the next to start")
+    length: int = Field(description="number of waiting jobs")
+    reason: str = Field(default="", description="what it waits for")
+
+
 class JobStatus(Status):
     """What is so. Times are RFC 3339 in UTC; ``exit_code`` is the first failing rank's, negative for a signal."""
 
@@ -127,4 +200,12 @@ class JobStatus(Status):
     failed_rank: int | None = None
     ranks: list[RankStatus] = Field(default_factory=list)
     log_tail: list[str] = Field(default_factory=list, description="the last log lines, kept when the job failed")
+    traceback: list[str] = Field(default_factory=list, description="of the failing rank, when it was Python's")
     stop_requested: bool = False
+    attempts: list[AttemptStatus] = Field(default_factory=list, description="earlier attempts, oldest first")
+    retry_at: str = Field(default="", description="when the next attempt is due")
+    gpu_ids: list[int] = Field(default_factory=list, description="indices of the GPUs that were given to it")
+    delivery: Delivery | None = None
+    queue: QueuePlace | None = Field(default=None, description="while it waits; computed when it is read")
+    returned: list[ShippedVariable] = Field(default_factory=list, description="what `returns` brought back")
+    deleted_at: str = Field(default="", description="when it was deleted; it can be restored until it is purged")

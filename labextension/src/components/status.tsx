@@ -9,6 +9,7 @@ const TONES: Record<string, Tone> = {
   Starting: 'busy',
   Running: 'busy',
   Stopping: 'warn',
+  Finalizing: 'warn',
   Completed: 'good',
   Failed: 'bad',
   Canceled: 'off',
@@ -43,6 +44,8 @@ export function phaseText(phase: string, trans: TranslationBundle): string {
       return trans.__('Running');
     case 'Stopping':
       return trans.__('Stopping');
+    case 'Finalizing':
+      return trans.__('Finalizing');
     case 'Completed':
     case 'FINISHED':
       return trans.__('Completed');
