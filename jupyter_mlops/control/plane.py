@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from ..compute.base import ComputeDriver
 from ..core.controllers import DeploymentController, EndpointController, JobController
 from ..core.errors import MlopsError, NotFound, Refused, Unauthenticated
-from ..core.identity import Identity
+from ..core.identity import SYSTEM, Identity
 from ..core.resources import ACTIVE, TERMINAL
 from ..core.resources.base import Resource, utcnow
+from ..core.retention import RetentionSweep
 from ..core.store import Store, Transaction
 from ..core.workspace import Workspace
 from ..runtime import locate
@@ -35,6 +36,8 @@ T = TypeVar("T")
 
 #: Seconds between rounds of housekeeping.
 _HOUSEKEEPING = 5.0
+#: Seconds between looks at what retention allows, and until the first one.
+_SWEEP, _FIRST_SWEEP = 600.0, 30.0
 #: Seconds for which facts about a machine are believed.
 _FACTS_LIFE = 10.0
 #: Seconds that a gateway that is needed may be away until it counts as failed: it is started by itself.
@@ -81,6 +84,10 @@ class ControlPlane:
         self.deployments = DeploymentController(self.serving, self.views)
         for controller in (self.jobs, self.endpoints, self.deployments):
             self.workspace.add(controller)
+        self.retention = RetentionSweep(
+            home, self.store, lambda name: self.jobs.ref(name).folder, partial(self.workspace.purge, SYSTEM)
+        )
+        self._swept_at = time.monotonic() + _FIRST_SWEEP - _SWEEP
         self.exit = asyncio.Event()
         self._drivers: dict[str, ComputeDriver] = {}
         self._computes: dict[str, str] = {"local": "local"}
@@ -144,6 +151,9 @@ class ControlPlane:
             try:
                 await self.tokens.prune()
                 await self.feed.prune()
+                if time.monotonic() - self._swept_at > _SWEEP:
+                    self._swept_at = time.monotonic()
+                    await self.retention.sweep()
                 if await self._wanted():
                     self._busy_at = time.monotonic()
                 elif time.monotonic() - self._busy_at > self.idle:

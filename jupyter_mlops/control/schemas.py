@@ -53,9 +53,9 @@ class Page(Body):
 
 
 class JobQuery(Page):
-    """Paging, and jobs of one phase only."""
+    """Paging, and jobs of one phase only; ``Deleted``: those that can still be restored."""
 
-    phase: JobPhase | None = None
+    phase: JobPhase | Literal["Deleted"] | None = None
 
 
 class LogQuery(Body):

@@ -12,6 +12,9 @@ from .errors import Conflict, NotFound, PreconditionFailed
 from .identity import Identity
 from .resources.base import Resource, utcnow
 
+#: What the column ``phase`` says of a resource that was deleted and can be restored; its status keeps the real one.
+DELETED = "Deleted"
+
 
 def _resource(row: Any) -> Resource:
     return Resource(
@@ -79,13 +82,15 @@ class Transaction:
         limit: int = 200,
         before: int | None = None,
     ) -> tuple[list[Resource], int | None]:
-        """Newest first; ``before`` is the mark that the previous page returned. Returns (page, next mark)."""
+        """Newest first; ``before`` is the mark that the previous page returned. Returns (page, next mark).
+
+        Deleted resources that can be restored are left out, unless ``phases`` names :data:`DELETED`.
+        """
         t = schema.resource
         query = sa.select(t).where(t.c.kind == kind)
         if parent is not None:
             query = query.where(t.c.parent == parent)
-        if phases:
-            query = query.where(t.c.phase.in_(phases))
+        query = query.where(t.c.phase.in_(phases) if phases else t.c.phase != DELETED)
         if before is not None:
             query = query.where(t.c.id < before)
         rows = self.connection.execute(query.order_by(t.c.id.desc()).limit(limit + 1)).all()
@@ -101,7 +106,7 @@ class Transaction:
     def count(self, kind: str, *, without: tuple[str, ...] = ()) -> int:
         """Number of resources of a kind whose phase is not in ``without``."""
         t = schema.resource
-        query = sa.select(sa.func.count()).select_from(t).where(t.c.kind == kind)
+        query = sa.select(sa.func.count()).select_from(t).where(t.c.kind == kind, t.c.phase != DELETED)
         if without:
             query = query.where(t.c.phase.not_in(without))
         return int(self.connection.execute(query).scalar_one())
@@ -177,8 +182,8 @@ class Transaction:
                 t.update()
                 .where(t.c.id == row.id)
                 .values(
-                    status=json.dumps(merged), phase=merged.get("phase", ""), revision=row.revision + 1,
-                    updated_at=utcnow(),
+                    status=json.dumps(merged), revision=row.revision + 1,
+                    phase=DELETED if merged.get("deleted_at") else merged.get("phase", ""), updated_at=utcnow(),
                 )
             )
             self._changed(self.get(kind, name, parent), "put")

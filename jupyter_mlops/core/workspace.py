@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from . import policy
 from .controllers.base import Controller
-from .errors import Conflict, NotFound, ParameterError
+from .errors import Conflict, NotFound, ParameterError, PreconditionFailed
 from .identity import SYSTEM, Identity
 from .resources import ACTIVE, KINDS, TERMINAL, check_name
-from .resources.base import Resource, Spec
+from .resources.base import Resource, Spec, utcnow
 from .store import Store
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,16 @@ def parameter_error(error: ValidationError, what: str) -> ParameterError:
     first = detail[0]
     where = f" {first['field']}:" if first["field"] else ""
     return ParameterError(f"{what}:{where} {first['message']}", "", detail)
+
+
+def _check_revision(kind: str, found: Resource, if_match: int | None) -> None:
+    if if_match is not None and if_match != found.revision:
+        raise PreconditionFailed(f"{kind} {found.name!r} has changed meanwhile", "read it again")
+
+
+def _check_ended(job: Resource) -> None:
+    if job.status.get("phase") not in TERMINAL:
+        raise Conflict(f"job {job.name!r} has not ended", f"stop it first: %mlops stop {job.name}")
 
 
 class Workspace:
@@ -177,19 +187,60 @@ class Workspace:
     ) -> bool:
         """Delete; returns whether it is gone already (else a controller is still at it).
 
+        A job can be restored afterwards until it is purged, see :meth:`restore` and :meth:`purge`.
+
         Raises:
             Conflict: a job that has not ended, the compute ``local``.
         """
         policy.require(identity, f"{kind}s/delete", name)
+        if kind == "job":
+            await self._mark_deleted(identity, name, if_match)
+            return True
+        return await self._remove(identity, kind, name, parent, if_match)
 
+    async def purge(self, identity: Identity, name: str) -> bool:
+        """Remove a job that has ended for good: folder, logs, what was shipped, its record. Its MLflow run stays.
+
+        Raises:
+            NotFound, Conflict: it has not ended.
+        """
+        policy.require(identity, "jobs/delete", name)
+        return await self._remove(identity, "job", name, "", None)
+
+    async def restore(self, identity: Identity, name: str) -> Resource:
+        """Take a job's deletion back; nothing happens when it is not deleted.
+
+        Raises:
+            NotFound: no such job (any more).
+        """
+        policy.require(identity, "jobs/write", name)
+
+        def work(tx: Any) -> Resource:
+            found = tx.get("job", name)
+            if not found.status.get("deleted_at"):
+                return found
+            tx.audit(identity, "jobs/write", f"jobs/{name}", {"op": "restore"})
+            return tx.set_status("job", name, {"deleted_at": ""})
+
+        return await self.store.write(work)
+
+    async def _mark_deleted(self, identity: Identity, name: str, if_match: int | None) -> None:
+        def work(tx: Any) -> None:
+            found = tx.get("job", name)
+            _check_revision("job", found, if_match)
+            _check_ended(found)
+            if not found.status.get("deleted_at"):
+                tx.audit(identity, "jobs/delete", f"jobs/{name}", {"op": "delete"})
+                tx.set_status("job", name, {"deleted_at": utcnow()})
+
+        await self.store.write(work)
+
+    async def _remove(self, identity: Identity, kind: str, name: str, parent: str, if_match: int | None) -> bool:
         def work(tx: Any) -> None:
             found = tx.get(kind, name, parent)
-            if if_match is not None and if_match != found.revision:
-                from .errors import PreconditionFailed
-
-                raise PreconditionFailed(f"{kind} {name!r} has changed meanwhile", "read it again")
-            if kind == "job" and found.status.get("phase") not in TERMINAL:
-                raise Conflict(f"job {name!r} has not ended", f"stop it first: %mlops stop {name}")
+            _check_revision(kind, found, if_match)
+            if kind == "job":
+                _check_ended(found)
             if kind == "compute" and name == "local":
                 raise Conflict("the compute `local` is this machine; it cannot be deleted")
             if kind == "compute":

@@ -16,6 +16,7 @@ from ..runtime import locate
 KEYS: dict[str, tuple[str, str]] = {
     "experiment": ("experiment of new runs and jobs; default: the folder's name", ""),
     "refresh": ("seconds between updates of a job's output where JupyterLab does not draw it; 0: only at its end", "5"),
+    "retention": ("how long folders of ended jobs are kept, by age and size; off: for ever", "30d 20GB"),
 }
 
 def path_of(where: locate.Place) -> str:
@@ -47,6 +48,10 @@ def write(where: locate.Place, key: str, value: str) -> None:
                 raise ValueError
         except ValueError:
             raise ParameterError(f"refresh {value!r} is not a number of seconds from 0 to 3600") from None
+    if key == "retention":
+        from ..core.resources.retention import parse_retention  # brings pydantic, which loading us must not
+
+        parse_retention(value)
     config = read(where)
     config.pop(key, None)
     if value:
@@ -204,7 +209,7 @@ def rows(where: locate.Place) -> list[dict[str, Any]]:
     uri = tracking(where)
     chosen = experiment(where)
     configured = read(where)
-    wait = configured.get("refresh")
+    wait, kept = configured.get("refresh"), configured.get("retention")
     listed = [
         ("workspace", name, name_source),
         ("home", home, home_source),
@@ -212,6 +217,7 @@ def rows(where: locate.Place) -> list[dict[str, Any]]:
         ("tracking uri", uri.value, uri.source),
         ("experiment", chosen.value, chosen.source),
         ("refresh", wait or KEYS["refresh"][1], path_of(where) if wait else "default"),
+        ("retention", kept or KEYS["retention"][1], path_of(where) if kept else "default"),
         ("python", sys.executable, "kernel" if "ipykernel" in sys.modules else "process"),
         ("jupyter_mlops", __version__, "package"),
     ]

@@ -209,3 +209,4 @@ class JobStatus(Status):
     queue: QueuePlace | None = Field(default=None, description="while it waits; computed when it is read")
     returned: list[ShippedVariable] = Field(default_factory=list, description="what `returns` brought back")
     deleted_at: str = Field(default="", description="when it was deleted; it can be restored until it is purged")
+    folder_removed_at: str = Field(default="", description="when retention removed its folder and logs")

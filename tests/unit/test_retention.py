@@ -1,0 +1,79 @@
+"""What retention takes away, and what it never touches."""
+
+from __future__ import annotations
+
+import pytest
+
+from jupyter_mlops.core.errors import ParameterError
+from jupyter_mlops.core.resources.retention import DEFAULT, parse_retention
+from jupyter_mlops.core.retention import DELETED_LIFE, Kept, choose, configured, disk_usage
+from jupyter_mlops.magics import settings
+
+DAY = 86400.0
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "size"),
+    [
+        ("30d 20GB", 30 * DAY, 20 * 10**9), ("7d", 7 * DAY, None), ("500MB", None, 500 * 10**6),
+        ("off", None, None), ("", 30 * DAY, 20 * 10**9), ("20 GB, 30 days", 30 * DAY, 20 * 10**9),
+        ("0.5 d 1.5TB", DAY / 2, 1500 * 10**9), ("0d", 0.0, None),
+    ],
+)
+def test_setting(text, seconds, size):
+    found = parse_retention(text)
+    assert (found.seconds, found.bytes) == (seconds, size)
+
+
+@pytest.mark.parametrize("text", ["soon", "30d 20d", "-1d", "20", "1e9 GB", "30d;rm", "7d 1GB 2GB", "d"])
+def test_what_is_no_setting_is_refused(text):
+    with pytest.raises(ParameterError, match="neither an age nor a size"):
+        parse_retention(text)
+
+
+def test_the_default_is_told_as_it_is():
+    assert settings.KEYS["retention"][1] == DEFAULT
+
+
+def test_config_file(tmp_path):
+    assert str(configured(tmp_path)) == "30 days, 20 GB"
+    (tmp_path / "config.json").write_text('{"retention": "2d 1GB"}')
+    assert str(configured(tmp_path)) == "2 days, 1 GB"
+    for broken in ("{", "[]", '{"retention": "nonsense"}'):
+        (tmp_path / "config.json").write_text(broken)
+        assert str(configured(tmp_path)) == "30 days, 20 GB"
+
+
+def job(name, age, size=10, deleted=None):
+    return Kept(name, NOW - age * DAY, NOW - deleted * DAY if deleted is not None else 0.0, size)
+
+
+def test_old_folders_go_and_young_stay():
+    purged, stripped = choose([job("old", 31), job("young", 29)], parse_retention("30d 20GB"), NOW)
+    assert (purged, stripped) == ([], ["old"])
+
+
+def test_the_oldest_go_until_the_rest_fits():
+    jobs = [job("c", 1, 40), job("a", 3, 40), job("b", 2, 40)]
+    assert choose(jobs, parse_retention("1kB"), NOW) == ([], [])
+    jobs = [job("c", 1, 400), job("a", 3, 400), job("b", 2, 400)]
+    assert choose(jobs, parse_retention("1kB"), NOW) == ([], ["a"])
+
+
+def test_deleted_jobs_go_first_and_for_good():
+    jobs = [job("a", 3, 400), job("bin", 1, 400, deleted=0.5), job("b", 2, 400)]
+    assert choose(jobs, parse_retention("1kB"), NOW) == (["bin"], [])
+    longer = DELETED_LIFE / DAY + 1
+    assert choose([job("bin", longer + 5, deleted=longer)], parse_retention("off"), NOW) == (["bin"], [])
+    assert choose([job("bin", 2, deleted=1.5)], parse_retention("1d"), NOW) == (["bin"], [])
+    assert choose([job("bin", 5, deleted=1)], parse_retention("off"), NOW) == ([], [])
+
+
+def test_disk_usage_counts_what_is_on_the_disk(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "full").write_bytes(b"x" * 100_000)
+    with open(tmp_path / "hole", "wb") as f:
+        f.truncate(1 << 30)
+    assert 100_000 <= disk_usage(tmp_path) < 1_000_000
+    assert disk_usage(tmp_path / "none") == 0
