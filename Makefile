@@ -40,6 +40,12 @@ front-end: setup
 test: setup chromium lint front-end
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+# The long form of the fault matrix: more faults, each several times; writes the table of docs/reliability.md.
+FAULTS_REPEAT ?= 3
+test-faults: setup
+	FAULTS_REPEAT=$(FAULTS_REPEAT) FAULTS_TABLE=docs/reliability.md \
+	$(BIN)/python -m pytest -n 2 -m "faults or not faults" tests/faults
+
 bench: setup
 	$(BIN)/python benchmarks/run.py
 
