@@ -18,7 +18,7 @@ import pytest
 
 from jupyter_mlops.runtime import locate
 
-pytest_plugins = ["pages"]  # fixtures of the browser tests
+pytest_plugins = ["pages", "fault_table"]  # fixtures of the browser tests; the table of the fault matrix
 
 # Several workers share few cores: numeric libraries that spin on all of them only steal from each other.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
