@@ -25,16 +25,21 @@ _ERROR_LENGTH = 500
 _HERE = __file__
 
 
-class _Exit:
+class Ending:
     """How this process ends, written by an exit handler that was registered before all others."""
 
-    def __init__(self, path):
-        self.path = path
-        self.pid = os.getpid()
+    def __init__(self):
+        self.path = ""
+        self.pid = 0
         self.code = None
         self.error = ""
         self.traceback = []
         atexit.register(self.write)
+
+    def begin(self, path):
+        """From here on this process is a rank, whose end is told in the file ``path``."""
+        self.path = path
+        self.pid = os.getpid()
 
     def failed(self, kind, value, tb):
         """Keep the last line of an exception, and the end of its traceback."""
@@ -57,7 +62,7 @@ class _Exit:
             except Exception:
                 continue
         entry = {"code": self.code, "error": self.error, "traceback": self.traceback, "pid": self.pid,
-                 "time": time.time()}
+                 "time": time.time(), "torch": "torch" in sys.modules}
         try:
             jobfolder.write_json(self.path, entry)
         except OSError as error:
@@ -98,8 +103,8 @@ def _own_session():
         pass  # it leads one already
 
 
-def rank(folder, number, name, lock):
-    """Run one rank to its end; returns its exit code."""
+def rank(folder, number, name, lock, ending=None):
+    """Run one rank to its end; returns its exit code. ``ending``: the :class:`Ending` that was registered already."""
     job = jobfolder.JobFolder(folder)
     attempt = job.attempt(number)
     index = int(os.environ["RANK"]) if name == "env" else int(name)
@@ -108,7 +113,8 @@ def rank(folder, number, name, lock):
     _to_log(attempt.log_path(index))
     attempt.sign_in(index)
     _release(lock)
-    ending = _Exit(attempt.exit_path(index))
+    ending = ending or Ending()
+    ending.begin(attempt.exit_path(index))
     spec = job.spec()
     try:
         cwd = job.cwd(spec)
@@ -175,7 +181,8 @@ def _python(ending, path, argv0, arguments, first, cell):
     space = main.__dict__
     space.update(__file__=path, __builtins__=builtins, __loader__=SourceFileLoader("__main__", path), __cached__=None)
     # Ours stays reachable under its own name. What pickle and multiprocessing look for is the user's.
-    sys.modules[__package__ + ".launch"] = sys.modules["__main__"]
+    if __name__ == "__main__":
+        sys.modules[__package__ + ".launch"] = sys.modules["__main__"]
     sys.modules["__main__"] = main
     sys.argv[:] = [argv0, *arguments]
     if not getattr(sys.flags, "safe_path", False):

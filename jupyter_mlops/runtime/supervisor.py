@@ -135,15 +135,18 @@ class Supervisor:
 
     # -- start
 
-    def _start(self, order):
+    def _prepare(self, order):
+        """Make what the ranks find in the job folder; returns their environment."""
         cell = self.spec.get("cell")
         if cell is not None:
             jobfolder.private_folder(os.path.dirname(self.job.cell_path))
             jobfolder.write_file(self.job.cell_path, str(cell.get("source", "")).encode("utf-8", "replace"), False)
         jobfolder.private_folder(self.job.outputs)
         os.chdir(self.attempt.path)
-        env = dict(order["env"])
-        env[jobfolder.MARKER] = self.job.path
+        return dict(order["env"], **{jobfolder.MARKER: self.job.path})
+
+    def _start(self, order):
+        env = self._prepare(order)
         who = [self.job.path, str(self.attempt.number), "0"]
         log = self.attempt.log_path(0)
         if self.size > 1:
