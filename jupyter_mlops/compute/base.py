@@ -60,12 +60,16 @@ class Observation:
 
 @dataclass(frozen=True)
 class LogChunk:
-    """Bytes ``[offset, next_offset)`` of one rank's log, whose size was ``size`` when read."""
+    """Bytes ``[offset, next_offset)`` of one rank's log, whose size was ``size`` when read.
+
+    ``hole``: begin and end of what is not kept of it, see ``docs/logs.md``.
+    """
 
     data: bytes
     offset: int
     next_offset: int
     size: int
+    hole: tuple[int, int] | None = None
 
 
 class ComputeDriver(Protocol):

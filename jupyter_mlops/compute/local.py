@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import Conflict, Refused
-from ..runtime import bundle, processes
+from ..runtime import bundle, logfile, processes
 from ..runtime.jobfolder import DELETED, TERMINAL, Attempt, JobFolder, private_folder
 from . import environment, machine
 from .base import JobRef, LogChunk, Observation, RankObservation
@@ -224,8 +224,8 @@ class LocalCompute:
 
     def read_log(self, job: JobRef, attempt: int, rank: int, offset: int, limit: int) -> LogChunk:
         """Bytes of a rank's log; no UTF-8 character is cut at the end of a chunk."""
-        data, begin, following, size = JobFolder(job.folder).attempt(attempt).read_log(rank, offset, limit)
-        return LogChunk(data, begin, following, size)
+        log = JobFolder(job.folder).attempt(attempt).log_path(rank)
+        return LogChunk(*logfile.read(log, offset, limit), logfile.hole(log))
 
     def delete(self, job: JobRef) -> None:
         """Forget a job that has ended.

@@ -1,13 +1,11 @@
 """The job folder: paths, atomic files and logs; what each file means is in ``docs/job-folder.md``."""
 
-import errno
 import json
 import os
-import stat
 import time
 from _thread import get_ident
 
-from . import processes
+from . import logfile, processes
 
 SCHEMA = 1
 TERMINAL = ("completed", "failed", "canceled")
@@ -261,40 +259,8 @@ class Attempt:
 
 
 def read_log(path, offset, limit):
-    """A chunk of a growing file, see :meth:`Attempt.read_log`; a missing file is an empty one."""
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
-            return b"", 0, 0, 0
-        raise
-    try:
-        info = os.fstat(fd)
-        size = info.st_size if stat.S_ISREG(info.st_mode) else 0
-        from_end = offset < 0
-        offset = max(size + offset, 0) if from_end else min(offset, size)
-        count = max(min(limit, size - offset), 0)
-        data = os.pread(fd, count, offset) if count else b""
-    finally:
-        os.close(fd)
-    if from_end and offset:
-        cut = 0
-        while cut < min(3, len(data)) and data[cut] & 0xC0 == 0x80:
-            cut += 1
-        data, offset = data[cut:], offset + cut
-    data = data[:_whole(data)] or data
-    return data, offset, offset + len(data), size
-
-
-def _whole(data):
-    """Length of ``data`` without a UTF-8 character that is cut at its end."""
-    for back in range(1, min(4, len(data)) + 1):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        length = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
-        return len(data) - back if length > back else len(data)
-    return len(data)
+    """A chunk of a growing file, see :func:`.logfile.read`."""
+    return logfile.read(path, offset, limit)
 
 
 def _count(value, what, least):
