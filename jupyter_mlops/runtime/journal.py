@@ -1,29 +1,20 @@
 """The journal: what a rank logs is appended to a file before the call returns; only the machine itself can lose it.
 
-``journal/<attempt>-<rank>.bin`` holds records one after the other: two bytes ``MAGIC``, length and CRC-32 of the
-payload (both unsigned, 32 bits, little-endian), the payload. All processes of a rank append to the same file, each
-record by one ``write``. A payload is either a metric,
-
-    b"m" · time (int64, ms since 1970) · step (int64) · value (float64) · length of the run id (uint8) · run id · key
-
-or a call, ``b"c"`` and a JSON object ``{"api": NAME, "body": {…}}``: one of MLflow's REST messages, whose answer nobody
-needs. An empty run id is the job's own run. ``docs/job-folder.md`` says what readers may rely on.
+``journal/<attempt>-<rank>.bin`` holds records (:mod:`.records`) one after the other. All processes of a rank append to
+the same file, each record by one ``write``. ``docs/job-folder.md`` says what readers may rely on.
 """
 
 import errno
-import json
 import os
-import struct
 import sys
 import threading
 import time
-import zlib
+import weakref
 
-MAGIC = b"\xa7J"
-_HEAD = struct.Struct("<2sII")
-_METRIC = struct.Struct("<cqqdB")
-#: Bytes of the largest payload; whatever claims to be longer is damage.
-MAX_PAYLOAD = 8 * 1024 * 1024
+from .records import MAGIC, MAX_PAYLOAD, Call, Metric, pack, pack_call, pack_metric, read
+
+__all__ = ["MAGIC", "MAX_PAYLOAD", "Call", "Metric", "Writer", "pack", "pack_call", "pack_metric", "read"]
+
 #: Seconds between two ``fdatasync``.
 SYNC_PERIOD = 1.0
 #: Bytes that wait in memory while the disk is full; beyond them logging waits for the disk.
@@ -31,24 +22,14 @@ MAX_HELD = 16 * 1024 * 1024
 #: Undelivered bytes of a journal beyond which logging waits for the delivery.
 MAX_BACKLOG = 4 * 1024 * 1024 * 1024
 _CHECK_BACKLOG = 64 * 1024 * 1024
+#: Milliseconds around now in which a stamp is taken for one of now.
+_NOW = 2000
+#: Points and series of which it is remembered that they were there.
+_MAX_POINTS = 1024
+_MAX_SERIES = 100000
 _ROOMLESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _sync = getattr(os, "fdatasync", os.fsync)
-
-
-def pack(payload):
-    """A record of ``payload`` (bytes)."""
-    return _HEAD.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
-
-
-def pack_metric(key, value, step, timestamp, run=b""):
-    """A metric's record. ``key`` and ``run`` are bytes, ``timestamp`` is in ms."""
-    payload = _METRIC.pack(b"m", timestamp, step, value, len(run)) + run + key
-    return _HEAD.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
-
-
-def pack_call(api, body):
-    """The record of a REST message."""
-    return pack(b"c" + json.dumps({"api": api, "body": body}).encode())
+_writers = weakref.WeakSet()  # type: weakref.WeakSet[Writer]
 
 
 class Writer:
@@ -65,16 +46,19 @@ class Writer:
     def __init__(self, path, backlog=None):
         self.path = path
         self._backlog = backlog
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-        self._lock = threading.Lock()
+        self._fd = self._open()
         self._held = []  # type: list[bytes] # records for which the disk had no room, oldest first
         self._held_bytes = 0
         self._told = False
-        self._stamps = {}  # type: dict[tuple[bytes, bytes], list] # (run, key) → [last ms, {(step, value)} at that ms]
+        self._stamps = {}  # type: dict[tuple[str, str], list] # (run, key) → [last ms, {(step, value)} at that ms]
         self._dirty = False
         self._unchecked = 0
         self._syncer = None  # type: threading.Thread | None
-        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        _writers.add(self)
+
+    def _open(self):
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
 
     # -- what is logged
 
@@ -86,27 +70,34 @@ class Writer:
             timestamp: ms since the epoch, None: now. A stamp of now never runs backwards, and points that are equal
                 in key, step, ms and value are kept apart by the next ms, since MLflow would merge them.
             run: run id, empty for the job's own.
+
+        Raises:
+            struct.error: a number or the run id does not fit into a record.
         """
-        raw, run_raw = key.encode(), run.encode()
         with self._lock:
-            stamp = self._stamp(run_raw, raw, step, value, timestamp)
-            self._append(pack_metric(raw, value, step, stamp, run_raw))
+            stamp = self._stamp(run, key, step, value, timestamp)
+            self._append(pack_metric(key.encode(), value, step, stamp, run.encode()))
 
     def metrics(self, values, step=0, timestamp=None, run=""):
         """Append several points, ``{key: value}``, by one ``write``."""
-        run_raw = run.encode()
+        self.points([(key, value, step, timestamp) for key, value in values.items()], run)
+
+    def points(self, points, run=""):
+        """Append several points, ``(key, value, step, timestamp)`` each, by one ``write``."""
+        raw = run.encode()
         with self._lock:
-            parts = []
-            for key, value in values.items():
-                raw = key.encode()
-                parts.append(pack_metric(raw, value, step, self._stamp(run_raw, raw, step, value, timestamp), run_raw))
-            self._append(b"".join(parts))
+            self._append(b"".join([
+                pack_metric(key.encode(), value, step, self._stamp(run, key, step, value, timestamp), raw)
+                for key, value, step, timestamp in points
+            ]))
 
     def call(self, api, body):
-        """Append a REST message; it is carried out after all that was logged before it."""
+        """Append a REST message; it is carried out after all that was logged before it.
+
+        Raises:
+            ValueError: it is larger than a record may be, or no JSON.
+        """
         record = pack_call(api, body)
-        if len(record) - _HEAD.size > MAX_PAYLOAD:
-            raise ValueError("%s is larger than %d bytes" % (api, MAX_PAYLOAD))
         with self._lock:
             self._append(record)
 
@@ -114,30 +105,34 @@ class Writer:
         now = time.time_ns() // 1000000
         if timestamp is None:
             timestamp = now
+        point = (step, value if value == value else None)  # a NaN is equal to none, but MLflow merges them too
         last = self._stamps.get((run, key))
         if last is None:
-            self._stamps[(run, key)] = [timestamp, {(step, value)}]
+            if len(self._stamps) >= _MAX_SERIES:
+                self._stamps.clear()
+            self._stamps[run, key] = [timestamp, {point}]
             return timestamp
         # MLflow's own client stamps right before it calls us; a clock that was set back must not turn the order round.
-        if timestamp < last[0] and -2000 <= timestamp - now <= 2000:
+        if timestamp < last[0] and -_NOW <= timestamp - now <= _NOW:
             timestamp = last[0]
         if timestamp == last[0]:
-            if (step, value) not in last[1]:
-                last[1].add((step, value))
+            if point not in last[1]:
+                if len(last[1]) >= _MAX_POINTS:  # many points with one stamp of the user's own
+                    last[1].clear()
+                last[1].add(point)
                 return timestamp
             timestamp += 1
         last[0] = timestamp
-        last[1] = {(step, value)}
+        last[1] = {point}
         return timestamp
 
     # -- the file
 
     def _append(self, data):
-        if self._pid != os.getpid():
-            self._after_fork()
         if self._held:
             self._hold(data)
             self._retry()
+            self._wait_for_room()
             return
         written = self._write(data)
         if written < len(data):
@@ -146,8 +141,8 @@ class Writer:
             self._wait_for_room()
         if not self._dirty:
             self._dirty = True
-            if self._syncer is None:
-                self._start_syncer()
+        if self._syncer is None:
+            self._start_syncer()
         self._unchecked += len(data)
         if self._unchecked > _CHECK_BACKLOG:
             self._wait_for_delivery()
@@ -156,9 +151,13 @@ class Writer:
         try:
             return os.write(self._fd, data)
         except OSError as error:
-            if error.errno not in _ROOMLESS:
+            if error.errno in _ROOMLESS:
+                return 0
+            if error.errno != errno.EBADF or self._fd < 0:
                 raise
-            return 0
+        # Somebody closed all descriptors of this process, as programs do that become a daemon.
+        self._fd = self._open()
+        return os.write(self._fd, data)
 
     def _hold(self, data):
         self._held.append(data)
@@ -175,7 +174,7 @@ class Writer:
                 return False
             del self._held[0]
             self._held_bytes -= len(data)
-        self._dirty = True
+            self._dirty = True
         if self._told:
             self._told = False
             _say("there is room on the disk again: all that was logged is written")
@@ -197,37 +196,54 @@ class Writer:
             time.sleep(0.5)
 
     def _start_syncer(self):
-        self._syncer = threading.Thread(target=self._keep_synced, name="mlops-journal", daemon=True)
-        self._syncer.start()
+        thread = threading.Thread(target=self._keep_synced, name="mlops-journal", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is about to end
+            return
+        self._syncer = thread
 
     def _keep_synced(self):
-        while True:
+        while self._fd >= 0:
             time.sleep(SYNC_PERIOD)
             try:
-                if self._held:
-                    with self._lock:
+                if self._held and self._lock.acquire(timeout=SYNC_PERIOD):
+                    try:
                         self._retry()
-                if self._dirty:
+                    finally:
+                        self._lock.release()
+                if self._dirty and self._fd >= 0:
                     self._dirty = False
                     _sync(self._fd)
             except (OSError, ValueError):
                 continue
 
     def _after_fork(self):
-        """In a forked child: what the parent holds is the parent's, and its thread is not here."""
-        self._pid = os.getpid()
-        self._held, self._held_bytes, self._syncer, self._dirty = [], 0, None, False
+        """In a forked child: what the parent holds is the parent's, its thread is not here, its lock may be taken."""
+        self._lock = threading.Lock()
+        self._held, self._held_bytes, self._told, self._syncer, self._dirty = [], 0, False, None, False
+
+    def held(self):
+        """Bytes that could not be written yet for want of room."""
+        return self._held_bytes
 
     def sync(self, patience=30.0):
-        """Write and ``fdatasync`` everything; returns whether nothing is held back after ``patience`` seconds."""
+        """Write and ``fdatasync`` everything; returns whether that was done within ``patience`` seconds."""
         until = time.monotonic() + patience
         while True:
-            with self._lock:
+            left = until - time.monotonic()
+            if not self._lock.acquire(timeout=max(left, 0.0)):
+                return False
+            try:
                 if not self._held or self._retry():
                     break
-            if time.monotonic() > until:
+            except OSError:
                 return False
-            time.sleep(0.2)
+            finally:
+                self._lock.release()
+            if left <= 0:
+                return False
+            time.sleep(min(0.2, left))
         self._dirty = False
         try:
             _sync(self._fd)
@@ -236,9 +252,21 @@ class Writer:
         return True
 
     def close(self):
-        """Sync, then close the file."""
+        """Sync, then close the file; nothing can be logged any more."""
         self.sync(1.0)
-        os.close(self._fd)
+        with self._lock:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+
+
+def _after_fork():
+    for writer in list(_writers):
+        writer._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _say(text):
@@ -246,129 +274,3 @@ def _say(text):
         sys.stderr.write("jupyter-mlops: %s\n" % text)
     except Exception:
         pass
-
-
-# -- reading
-
-class Metric:
-    """One point. ``run`` is empty for the job's own run, ``timestamp`` is in ms."""
-
-    __slots__ = ("key", "run", "step", "timestamp", "value")
-
-    def __init__(self, key, value, step, timestamp, run):
-        self.key, self.value, self.step, self.timestamp, self.run = key, value, step, timestamp, run
-
-    def __repr__(self):
-        return "Metric(%r, %r, %r, %r, %r)" % (self.key, self.value, self.step, self.timestamp, self.run)
-
-
-class Call:
-    """One REST message."""
-
-    __slots__ = ("api", "body")
-
-    def __init__(self, api, body):
-        self.api, self.body = api, body
-
-    def __repr__(self):
-        return "Call(%r, %r)" % (self.api, self.body)
-
-
-def read(path, offset=0, limit=1 << 20, final=False):
-    """Records of a journal from ``offset``, about ``limit`` bytes of them.
-
-    Damage (a torn record, zeros after a loss of power) is skipped: the next record is found by its magic and CRC. What
-    may only be cut off for the moment, at the end of the file, is left for later unless ``final``.
-
-    Args:
-        final: nobody writes any more.
-
-    Returns:
-        ([(record, offset behind it)], next offset, bytes of damage that were skipped); a missing file has no records.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except FileNotFoundError:
-        return [], offset, 0
-    try:
-        size = os.fstat(fd).st_size
-        data = os.pread(fd, limit, offset)
-        if len(data) >= _HEAD.size and data[:2] == MAGIC:
-            # At least one whole record, however large.
-            length = _HEAD.unpack_from(data)[1]
-            if _HEAD.size + length > len(data) and length <= MAX_PAYLOAD:
-                data = os.pread(fd, _HEAD.size + length, offset)
-    finally:
-        os.close(fd)
-    return _parse(data, offset, offset + len(data) >= size, final)
-
-
-def _parse(data, base, at_end, final):
-    records = []
-    position = skipped = 0
-    size = len(data)
-    while position < size:
-        record, following = _record(data, position)
-        if record is not None:
-            records.append((record, base + following))
-            position = following
-            continue
-        # Its end is not here yet; in the middle of a file the next chunk has it, if it is one at all.
-        if following > size and not (at_end and final) and (at_end or position or following - position > size):
-            break
-        after = _next_record(data, position + 1)
-        if after < 0:
-            if not at_end:
-                # All damage, but for what may be the beginning of a record.
-                after = max(size - _HEAD.size, position + 1)
-            elif final:
-                after = size
-            else:
-                break
-        skipped += after - position
-        position = after
-    return records, base + position, skipped
-
-
-def _record(data, position):
-    """(record or None, offset behind it); beyond the data when it is cut off, 0 when it is none."""
-    if position + _HEAD.size > len(data):
-        beginning = data[position:position + 2]
-        return None, position + _HEAD.size if MAGIC.startswith(beginning) else 0
-    magic, length, crc = _HEAD.unpack_from(data, position)
-    if magic != MAGIC or length > MAX_PAYLOAD or not length:
-        return None, 0
-    begin = position + _HEAD.size
-    end = begin + length
-    if end > len(data):
-        return None, end
-    payload = data[begin:end]
-    if zlib.crc32(payload) != crc:
-        return None, 0
-    try:
-        return _decode(payload), end
-    except (ValueError, struct.error, KeyError, IndexError):
-        return None, 0
-
-
-def _decode(payload):
-    kind = payload[:1]
-    if kind == b"m":
-        _, timestamp, step, value, length = _METRIC.unpack_from(payload)
-        run = payload[_METRIC.size:_METRIC.size + length].decode()
-        return Metric(payload[_METRIC.size + length:].decode(), value, step, timestamp, run)
-    if kind == b"c":
-        value = json.loads(payload[1:])
-        return Call(value["api"], value["body"])
-    raise ValueError("unknown kind of record %r" % kind)
-
-
-def _next_record(data, position):
-    """Offset of the next whole record at or after ``position``, -1 when there is none."""
-    while True:
-        position = data.find(MAGIC, position)
-        if position < 0:
-            return -1
-        if _record(data, position)[0] is not None:
-            return position
-        position += 1

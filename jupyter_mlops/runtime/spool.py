@@ -4,13 +4,14 @@
 is the order of calls. An entry is complete once it holds ``entry.json``, which is written last; its files lie in
 ``data/``. Entries are delivered in the order of their names, then removed. ``entry.json`` is one of
 
-- ``{"kind": "artifact", "run_id": R, "path": P, "file": "data/<name>"}``: a file of a run; P is its folder there, or "".
+- ``{"kind": "artifact", "run_id": R, "path": P, "file": "data/<name>"}``: a file of a run; P is its folder there,
+  or empty.
 - ``{"kind": "artifact", "model_id": M, "path": P, "file": "data/<name>"}``: a file of a logged model.
 - ``{"kind": "model", "local_id": M, "experiment_id": E, "name": N, "source_run_id": R, "model_type": T,
   "tags": {key: value}, "params": {key: value}}``: a model that must be created; N and T may be null.
-- ``{"kind": "call", "api": NAME, "model_id": M, "body": {…}}``: one of MLflow's REST messages about a model, which are
-  ``FinalizeLoggedModel``, ``SetLoggedModelTags``, ``DeleteLoggedModelTag`` and ``LogLoggedModelParamsRequest``; the body
-  is the message as JSON with the fields' own names.
+- ``{"kind": "call", "api": NAME, "model_id": M, "body": {…}}``: one of MLflow's REST messages about a model:
+  ``FinalizeLoggedModel``, ``SetLoggedModelTags``, ``DeleteLoggedModelTag`` or ``LogLoggedModelParamsRequest``; the
+  body is the message as JSON with the fields' own names.
 
 The name in MLflow of a spooled file is that of the file in ``data/``.
 
