@@ -117,27 +117,32 @@ class MlflowApi:
             raise is_starting(self.child)
 
     async def call(
-        self, method: str, path: str, *, query: str = "", params: Any = None, body: Any = None
+        self, method: str, path: str, *, query: str = "", params: Any = None, body: Any = None, data: Any = None,
     ) -> tuple[int, bytes]:
         """One request: (status, body of the answer). ``path`` is percent-encoded, ``body`` becomes JSON.
+
+        Args:
+            data: instead of ``body``: JSON as bytes, or another source of bytes that aiohttp knows, sent as it is.
 
         Raises:
             Unavailable: the child is not there.
             NotSent, BackendUnreachable, BackendTimeout: it did not answer.
         """
         await self.ready()
-        data, headers = None, {"Host": "localhost"}
+        headers = {"Host": "localhost"}
         if body is not None:
             data = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
+        if data is not None:
+            headers["Content-Type"] = "application/json" if isinstance(data, bytes) else "application/octet-stream"
         url = URL(f"http://localhost{path}{'?' + query if query else ''}", encoded=True)
         if params:
             url = url.extend_query(params)
+        session = self.session if data is None or isinstance(data, bytes) else self.streams
         until = asyncio.get_running_loop().time() + WAIT
         try:
             while True:
                 try:
-                    async with self.session.request(
+                    async with session.request(
                         method, url, data=data, headers=headers, allow_redirects=False
                     ) as response:
                         return response.status, await response.read()
