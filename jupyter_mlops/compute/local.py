@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from ..core.errors import Conflict, Refused
 from ..runtime import bundle, logfile, processes
 from ..runtime.jobfolder import DELETED, TERMINAL, Attempt, JobFolder, private_folder
 from . import environment, machine
-from .base import JobRef, LogChunk, Observation, RankObservation
+from .base import NOTHING, Grant, JobRef, LogChunk, Observation, RankObservation
+from .warm import WarmPool
 
 #: Seconds between two adopting supervisors for the same attempt, doubled each time up to the most.
 _RETRY, _RETRY_MOST = 1.0, 30.0
@@ -33,20 +35,28 @@ class LocalCompute:
 
     Args:
         max_processes: most processes of one job; 0: the number of CPUs, at least 2.
+        warm: whether processes may wait for jobs, see :mod:`.warm`; None: as the environment says.
     """
 
-    def __init__(self, max_processes: int = 0) -> None:
+    def __init__(self, max_processes: int = 0, warm: bool | None = None) -> None:
         self._limit = max_processes
+        self.warm = WarmPool(self._busy, warm)
         self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
         self._adopted: dict[tuple[str, int], tuple[float, float]] = {}  # when, and how long to wait before the next
         self._stray_since: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._changed: list[Callable[[str], None]] = []
+
+    def subscribe(self, changed: Callable[[str], None]) -> None:
+        """Have ``changed(job name)`` called when a supervisor that was started here has ended."""
+        self._changed.append(changed)
 
     # -- before
 
     def facts(self) -> dict[str, Any]:
-        """CPUs, memory in bytes and GPU names of this machine."""
-        return {"cpus": machine.cpus(), "memory_bytes": machine.memory_bytes(), "gpus": list(machine.gpus())}
+        """CPUs, memory in bytes and GPU names of this machine, and the processes that wait for jobs."""
+        return {"cpus": machine.cpus(), "memory_bytes": machine.memory_bytes(), "gpus": list(machine.gpus()),
+                "waiting": self.warm.waiting()}
 
     def check(self, spec: dict[str, Any]) -> None:
         """Refuse what cannot run here, naming the limit or the missing thing.
@@ -105,8 +115,10 @@ class LocalCompute:
 
     # -- life
 
-    def start(self, job: JobRef, attempt: int, env: dict[str, str]) -> None:
+    def start(self, job: JobRef, attempt: int, env: dict[str, str], grant: Grant = NOTHING) -> None:
         """Start the attempt's supervisor, unless it was started before.
+
+        GPUs that were granted are the only ones that its ranks see; a job that asked for none sees what is there.
 
         Raises:
             Refused: the spec is missing, or its interpreter has gone.
@@ -130,7 +142,9 @@ class LocalCompute:
                     bundle.prepend(ranks, bundle.ensure(os.path.join(home, "runtime")))
             except bundle.ProbeError as error:
                 raise Refused(f"the interpreter {interpreter} cannot be used: {error}", "name another interpreter")
-            self._supervise(place, {"interpreter": interpreter, "env": ranks})
+            if grant.gpu_ids:
+                ranks["CUDA_VISIBLE_DEVICES"] = machine.visible(grant.gpu_ids)
+            self._supervise(place, {"interpreter": interpreter, "env": ranks, "timeout": grant.timeout})
 
     def _supervise(self, place: Attempt, order: dict[str, Any] | None) -> None:
         """Start a supervisor, detached; ``order`` None: one that adopts."""
@@ -142,8 +156,9 @@ class LocalCompute:
         if root.name not in ("site-packages", "dist-packages"):
             bundle.prepend(env, str(root))  # a checkout
         command = [sys.executable, "-m", "jupyter_mlops.runtime.supervisor", place.job.path, str(place.number)]
+        child = self.warm.take(place, order) if order else None
         try:
-            child = subprocess.Popen(
+            child = child or subprocess.Popen(
                 command if order else [*command, "adopt"], cwd=place.path, env=env, stdout=fd, stderr=fd,
                 stdin=subprocess.PIPE if order else subprocess.DEVNULL, start_new_session=True,
             )
@@ -155,7 +170,13 @@ class LocalCompute:
             # An order that is cut short by our own death is refused by the supervisor: nothing is started by half.
             with contextlib.suppress(BrokenPipeError), child.stdin:
                 child.stdin.write(json.dumps(order).encode())
-        threading.Thread(target=child.wait, name=f"supervisor-{child.pid}", daemon=True).start()
+        name = os.path.basename(place.job.path)
+        threading.Thread(target=self._await, args=(child, name), name=f"supervisor-{child.pid}", daemon=True).start()
+
+    def _await(self, child: subprocess.Popen[bytes], job: str) -> None:
+        child.wait()
+        for changed in self._changed:
+            changed(job)
 
     def observe(self, job: JobRef, attempt: int) -> Observation:
         """What is so now; starts an adopting supervisor when the attempt goes on without one.
@@ -199,6 +220,9 @@ class LocalCompute:
         if not family:
             del self._stray_since[place.job.path]
         return bool(family)
+
+    def _busy(self) -> bool:
+        return any(child.poll() is None for child in list(self._children.values()))
 
     def _supervised(self, place: Attempt, state: dict[str, Any]) -> bool:
         child = self._children.get((place.job.path, place.number))
@@ -247,8 +271,10 @@ class LocalCompute:
     def _forget(self, place: Attempt) -> None:
         key = (place.job.path, place.number)
         with self._lock:
-            self._children.pop(key, None)
+            child = self._children.pop(key, None)
             self._adopted.pop(key, None)
+        if child is not None:
+            self.warm.ended(place)
 
 
 def _processes(spec: dict[str, Any]) -> int:
@@ -267,6 +293,8 @@ def _observation(place: Attempt, state: dict[str, Any]) -> Observation:
         phase=state["phase"], reason=str(state.get("reason") or "")[:2000], attempt=place.number,
         exit_code=_int(state.get("exit_code")), failed_rank=_int(state.get("failed_rank")),
         started_at=_time(state.get("started_at")), ended_at=_time(state.get("ended_at")),
+        seconds=_time(state.get("seconds")) or 0.0, cause=_word(state.get("cause")),
+        traceback=_lines(state.get("traceback")),
         ranks=[
             RankObservation(
                 rank=rank["rank"], pid=_int(rank.get("pid")), exit_code=_int(rank.get("exit_code")),
@@ -284,3 +312,11 @@ def _int(value: Any) -> int | None:
 
 def _time(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and 0 <= value < 1 << 33 else None
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) and value.isalpha() and len(value) < 20 else ""
+
+
+def _lines(value: Any) -> list[str]:
+    return [line for line in value if isinstance(line, str)][-100:] if isinstance(value, list) else []

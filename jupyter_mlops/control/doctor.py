@@ -38,7 +38,8 @@ def _what(command: list[str]) -> str:
         ("jupyter_mlops.control", "control plane"), ("jupyter_mlops.tracking.serve", "MLflow"),
         ("mlflow server", "MLflow"),
         ("jupyter_mlops.serving.gateway", "gateway"), ("jupyter_mlops.runtime.scorer", "scorer"),
-        ("jupyter_mlops.runtime.supervisor", "job supervisor"), ("torch.distributed.run", "torchrun agent"),
+        ("jupyter_mlops.runtime.supervisor", "job supervisor"),
+        ("jupyter_mlops.runtime.warm", "process that waits for a job"), ("torch.distributed.run", "torchrun agent"),
         ("jupyter_mlops.runtime.launch", "job rank"),
     ):
         if mark in text:

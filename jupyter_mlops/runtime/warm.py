@@ -223,7 +223,7 @@ def _own_state(cwd):
 
     ``random`` sees to itself, and torch's generator has the same seed in every process.
     """
-    loaded = sys.modules
+    loaded = sys.modules  # type: dict
     if "multiprocessing.process" in loaded:
         process = loaded["multiprocessing.process"]
         process.current_process().authkey = os.urandom(32)
@@ -239,7 +239,7 @@ def _numeric_threads():
     """As many threads as a Python started with this environment would use."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     torch = sys.modules.get("torch")
-    if asked.isdigit() and hasattr(torch, "set_num_threads"):
+    if asked.isdigit() and torch is not None and hasattr(torch, "set_num_threads"):
         torch.set_num_threads(int(asked))
     count = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("GOTO_NUM_THREADS") or asked
     _openblas(int(count) if count.isdigit() else len(os.sched_getaffinity(0)))
@@ -284,7 +284,7 @@ def _become_rank(forked, job, number, found):
     _numeric_threads()
     if hasattr(sys, "orig_argv"):
         sys.orig_argv[:] = arguments
-    return launch.rank(*arguments[4:], ending=found.ending)
+    return launch.rank(job.path, number, str(forked.index), str(forked.lock), found.ending)
 
 
 # -- life

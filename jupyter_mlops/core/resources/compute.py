@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .base import Spec, Status
+from .base import Model, Spec, Status
 
 
 class ComputeSpec(Spec):
@@ -21,13 +21,37 @@ class ComputeSpec(Spec):
     memory: str = Field(
         default="", pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="memory for jobs; empty: the machine's"
     )
+    warm: bool = Field(default=True, description="let a process that has imported torch wait for the next job")
+
+
+class WaitingProcess(Model):
+    """A process that has imported torch and waits for a job of its interpreter."""
+
+    interpreter: str
+    pid: int
+    memory_bytes: int
+
+
+class Slots(Model):
+    """An amount of what jobs ask for."""
+
+    cpus: float = 0
+    memory_bytes: int = 0
+    gpus: float = 0
 
 
 class ComputeStatus(Status):
-    """Facts of the machine: ``cpus`` count, ``memory_bytes`` total, ``gpus`` names."""
+    """Facts of the machine: ``cpus`` count, ``memory_bytes`` total, ``gpus`` names; and its queue, when it is read.
+
+    ``slots`` is what there is for jobs, ``used`` what running jobs have of it: CPUs, memory in bytes, GPUs.
+    """
 
     phase: Literal["Ready", "Unreachable"] = "Ready"
     cpus: int = 0
     memory_bytes: int = 0
     gpus: list[str] = Field(default_factory=list)
     running_jobs: int = 0
+    waiting: list[WaitingProcess] = Field(default_factory=list)
+    queued_jobs: int = 0
+    slots: Slots = Field(default_factory=Slots)
+    used: Slots = Field(default_factory=Slots)
