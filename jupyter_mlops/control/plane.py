@@ -27,6 +27,7 @@ from ..runtime import locate
 from ..serving.local import LocalServing
 from ..tracking.child import MlflowChild
 from ..tracking.proxy import Proxy
+from ..tracking.shipper import Shipper
 from ..tracking.views import MlflowViews
 from .feed import Feed
 from .tokens import Tokens
@@ -80,6 +81,7 @@ class ControlPlane:
         self.serving = LocalServing(home, Path(locate.private_dir(place.runtime_dir)))
         self.workspace = Workspace(place.name, home, self.store)
         self.jobs = JobController(home, self.views, self.driver_for, self.job_environment)
+        self.shipper = self.jobs.shipper = Shipper(home, self.views.api, lambda job: self.feed.touch("run"))
         self.endpoints = EndpointController(self.serving)
         self.deployments = DeploymentController(self.serving, self.views)
         for controller in (self.jobs, self.endpoints, self.deployments):
@@ -114,6 +116,7 @@ class ControlPlane:
         self.workspace.on_gateway = self._gateway_changed
         await self.workspace.ensure_local_compute({})
         await self.refresh_computes()
+        self.shipper.start()
         self.workspace.start()
         self._tasks = [
             asyncio.create_task(self._housekeeping()), asyncio.create_task(self._close_intents()),
@@ -126,7 +129,7 @@ class ControlPlane:
         # Whoever waits for a change or for MLflow is answered while the store is still open.
         self.feed.release()
         self.mlflow.on_state = None
-        await asyncio.gather(self.mlflow.stop(), self.workspace.stop())
+        await asyncio.gather(self.mlflow.stop(), self.workspace.stop(), self.shipper.stop())
         if not await self.store.read(lambda tx: tx.count("endpoint")):
             await asyncio.to_thread(self.serving.stop_gateway)
         await self.feed.close()

@@ -66,6 +66,12 @@ class LogQuery(Body):
     attempt: int | None = Field(default=None, ge=1, le=100_000)
 
 
+class Flush(Body):
+    """How long to wait, in seconds."""
+
+    timeout: float = Field(default=30.0, gt=0, le=3600)
+
+
 class LogPart(BaseModel):
     """Bytes ``[offset, next_offset)`` of a log as text; ``complete`` when nothing can follow."""
 

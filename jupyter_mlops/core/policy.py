@@ -32,7 +32,7 @@ ROLES: dict[str, Role] = {
     "reader": Role(("*/read",), ("*/secrets/read", "audit/read")),
     # A job may see what its cell may need and write its own run; the proxy narrows run and artifact writes further.
     "job": Role(
-        ("workspaces/read", "jobs/read", "experiments/*", "runs/*", "models/*", "computes/read"),
+        ("workspaces/read", "jobs/read", "jobs/flush", "experiments/*", "runs/*", "models/*", "computes/read"),
         ("*/delete", "*/delete/*", "runs/restore"),
     ),
 }

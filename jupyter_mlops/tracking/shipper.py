@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.errors import BackendTimeout, NotFound
+from ..core.errors import BackendTimeout
 from ..runtime.jobfolder import JobFolder, read_json, write_json
 from . import spooler as spools
 from .api import MlflowApi
@@ -231,12 +231,11 @@ class Shipper:
         """Return when all that was journalled and spooled before this call is in MLflow, or refused by it for good.
 
         Raises:
-            NotFound: the job has no folder.
             BackendTimeout: not within ``timeout`` seconds.
         """
         found = self._find(job)
         if found is None:
-            raise NotFound(f"job {job!r} has logged nothing that is kept here")
+            return  # it has no run yet
         await self._in_thread(found.look)
         sizes, spooled = dict(found.sizes), set(found.spooled)
         until = time.monotonic() + timeout
@@ -255,7 +254,7 @@ class Shipper:
 
     def status(self, job: str) -> dict[str, Any]:
         """Fields of ``status.delivery`` of a job: counts of records, ``pending`` in bytes."""
-        found = self._find(job)
+        found = self._find(job, keep=False)
         if found is None:
             return {**dict.fromkeys(_COUNTS, 0), "pending": 0, "message": ""}
         return {**found.progress.counts, "pending": found.pending, "message": found.waiting or found.progress.message}
@@ -266,14 +265,16 @@ class Shipper:
         if found is not None and found.task is not None:
             found.task.cancel()
 
-    def _find(self, name: str) -> _Job | None:
+    def _find(self, name: str, keep: bool = True) -> _Job | None:
         found = self._jobs.get(name)
         if found is None:
             folder = self._home / "jobs" / name
             run_id = JobFolder(folder).run().get("run_id")
             if not isinstance(run_id, str) or not run_id:
                 return None
-            found = self._jobs[name] = _Job(name, run_id, folder)
+            found = _Job(name, run_id, folder)
+            if keep:
+                self._jobs[name] = found
         return found
 
     # -- the loop ----------------------------------------------------------------------------------------------------
