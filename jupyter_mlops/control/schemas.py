@@ -73,15 +73,97 @@ class Flush(Body):
 
 
 class LogPart(BaseModel):
-    """Bytes ``[offset, next_offset)`` of a log as text; ``complete`` when nothing can follow."""
+    """Bytes ``[offset, next_offset)`` of a log as text; ``complete`` when nothing can follow in this attempt.
+
+    ``skipped``: bytes before ``offset`` that were asked for and are not kept; ``hole``: where those are.
+    """
 
     rank: int
     attempt: int
+    last_attempt: int = 1
     offset: int
     next_offset: int
     size: int
+    skipped: int = 0
+    hole: tuple[int, int] | None = None
     text: str
     complete: bool
+
+
+class SearchQuery(Body):
+    """``line``: number of the line at ``offset``, when it is known; ``limit``: most lines that one call finds."""
+
+    q: str = Field(min_length=1, max_length=1000)
+    regex: bool = False
+    case: bool = False
+    offset: int = Field(default=0, ge=0, le=2**53)
+    line: int | None = Field(default=None, ge=1, le=2**53)
+    limit: int = Field(default=100, ge=1, le=1000)
+    attempt: int | None = Field(default=None, ge=1, le=100_000)
+
+
+class LogMatch(BaseModel):
+    """A line that was found; ``offset`` is where it begins, ``line`` its number from 1."""
+
+    offset: int
+    line: int | None = None
+    text: str
+
+
+class SearchResult(BaseModel):
+    """What one call found; go on with ``next_offset`` and ``next_line`` until ``complete``."""
+
+    rank: int
+    attempt: int
+    last_attempt: int
+    matches: list[LogMatch]
+    next_offset: int
+    next_line: int | None = None
+    size: int
+    complete: bool
+
+
+class UsageQuery(Body):
+    """Most points of each attempt."""
+
+    max_points: int = Field(default=300, ge=2, le=2000)
+
+
+class RankUsage(BaseModel):
+    """CPU cores in use, resident bytes, threads, GPU in percent and bytes: lists as long as ``times``."""
+
+    rank: int
+    cpu: list[float | None]
+    rss: list[float | None]
+    threads: list[float | None]
+    gpu: list[float | None]
+    gpu_memory: list[float | None]
+    peak_rss: float = 0
+
+
+class UsageSamples(BaseModel):
+    """``times`` in milliseconds since the epoch."""
+
+    times: list[int]
+    ranks: list[RankUsage]
+
+
+class AttemptUsage(BaseModel):
+    """What the ranks of one attempt used."""
+
+    attempt: int
+    started_at: str = ""
+    ended_at: str = ""
+    samples: UsageSamples
+
+
+class Usage(BaseModel):
+    """What a job's ranks used, and what the machine has."""
+
+    name: str
+    cpus: int
+    memory_bytes: int
+    attempts: list[AttemptUsage]
 
 
 class Nothing(Body):

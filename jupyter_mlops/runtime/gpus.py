@@ -40,8 +40,10 @@ class Gpus:
         self._broken = False
 
     def newest(self):
-        """``[{"index", "uuid", "gpu", "memory", "pids": {pid: bytes}}]`` of the last look: per cent and bytes, None where
-        the driver does not tell. Empty before the first look and where there is no GPU."""
+        """``[{"index", "uuid", "gpu", "memory", "pids": {pid: bytes}}]`` of the last look, utilisation in percent.
+
+        None where the driver does not tell. Empty before the first look and where there is no GPU.
+        """
         self._asked = time.monotonic()
         if self._thread is None and not self._broken:
             self._thread = threading.Thread(target=self._run, name="gpus", daemon=True)

@@ -185,6 +185,7 @@ class Attempt:
         """Output of the process that starts the ranks when there are several."""
         return self._file("torchrun.log")
 
+    @property
     def usage_path(self):
         """Samples of what the ranks use, one JSON object a line."""
         return self._file("usage.jsonl")

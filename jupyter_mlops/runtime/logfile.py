@@ -120,7 +120,7 @@ class Bound:
         self._off = False
 
     def look(self, now=False):
-        """Give back what is too much; cheap, and does nothing when called again at once unless ``now``. Never raises."""
+        """Give back what is too much. Cheap; does nothing when called again at once, unless ``now``. Never raises."""
         moment = time.monotonic()
         if self._off or (not now and moment - self._looked < _PAUSE):
             return

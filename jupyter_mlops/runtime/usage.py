@@ -156,9 +156,9 @@ def _line(value):
 
 
 def read(path):
-    """``(rows, every)`` of a file: rows as in ``docs/logs.md``, seconds between them. What is torn or nonsense is left out.
+    """``(rows, every)`` of a file: rows as in ``docs/logs.md``, and seconds between them.
 
-    The job's own code can write there too.
+    What is torn or nonsense is left out: the job's own code can write there too.
     """
     rows, every = [], PERIOD
     try:
@@ -231,7 +231,7 @@ def merge(rows):
 
 
 def series(rows):
-    """Rows as columns: ``{"times": [ms], "ranks": [{"rank", "cpu", "rss", "threads", "gpu", "gpu_memory", "peak_rss"}]}``."""
+    """Rows as columns, see ``docs/logs.md``: times in milliseconds, and a list for each value of each rank."""
     ranks = sorted({entry[0] for row in rows for entry in row["ranks"]})
     columns = {rank: [[None] * len(rows) for _ in range(_WIDTH)] for rank in ranks}
     for at, row in enumerate(rows):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 
-from ...core.errors import NotFound, ParameterError
-from ...core.resources import TERMINAL, ComputeSpec, JobSpec
+from ...core.resources import ComputeSpec, JobSpec
 from .. import schemas
 from ..operations import Answer, Call, operation
-from .common import deleting, etag, getting, listing, log_part, putting
+from .common import deleting, etag, getting, listing, putting
 
 _WS = "/workspaces/{ws}"
 
@@ -51,31 +49,6 @@ async def stop_job(call: Call) -> Answer:
     """SIGTERM to the whole process tree, SIGKILL after the grace period. A job that has ended stays as it is."""
     resource = await call.plane.jobs.request_stop(call.path["name"])
     return Answer(body=schemas.Job.model_validate(resource.model_dump()), headers=etag(resource))
-
-
-@operation(
-    "GET", _WS + "/jobs/{name}/logs/{rank}", "Read a rank's log", "jobs/read", query=schemas.LogQuery,
-    responses={200: schemas.LogPart},
-)
-async def get_job_log(call: Call) -> Answer:
-    """Offsets are bytes; follow by asking again with ``next_offset`` until ``complete``."""
-    name = call.path["name"]
-    job = await call.plane.workspace.get(call.identity, "job", name)
-    if not (call.path["rank"].isascii() and call.path["rank"].isdigit() and len(call.path["rank"]) < 7):
-        raise ParameterError(f"rank {call.path['rank']!r} is not a number")
-    rank = int(call.path["rank"])
-    processes = JobSpec.model_validate(job.spec).processes
-    if rank >= processes:
-        raise NotFound(f"job {name!r} has no rank {rank}", f"its ranks are 0 to {processes - 1}")
-    attempt = call.query.attempt or int(job.status.get("attempt") or 0) or 1
-    try:
-        driver = call.plane.driver_for(job.spec["compute"])
-    except NotFound:
-        driver = call.plane.driver_for("local")  # the compute is gone; what is left of its jobs lies here
-    chunk = await asyncio.to_thread(
-        driver.read_log, call.plane.jobs.ref(name), attempt, rank, call.query.offset, call.query.limit
-    )
-    return Answer(body=log_part(chunk, rank, attempt, job.status.get("phase") in TERMINAL))
 
 
 @operation(
