@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -61,7 +62,25 @@ def memory_bytes() -> int:
 
 @lru_cache(maxsize=1)
 def gpus() -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs, from the driver's files, else from nvidia-smi (asked once, at most 5 s)."""
+    """Names of the NVIDIA GPUs that this process may use: from the driver's files, else nvidia-smi (once, 5 s)."""
+    names = _all_gpus()
+    only = _only()
+    return names if only is None else tuple(names[int(i)] if i.isdigit() and int(i) < len(names) else i for i in only)
+
+
+def visible(gpu_ids: Iterable[int]) -> str:
+    """``CUDA_VISIBLE_DEVICES`` for some of :func:`gpus`, by their indices there."""
+    only = _only()
+    return ",".join(str(i) if only is None else only[i] for i in gpu_ids if only is None or i < len(only))
+
+
+def _only() -> list[str] | None:
+    """The GPUs that this process itself was limited to; None: all."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _all_gpus() -> tuple[str, ...]:
     names = []
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         with contextlib.suppress(OSError):

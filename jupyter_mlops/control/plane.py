@@ -56,8 +56,8 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def _set_compute(name: str, status: dict[str, Any], tx: Transaction) -> None:
-    tx.set_status("compute", name, status)
+def _set_compute(name: str, status: dict[str, Any], tx: Transaction) -> Resource | None:
+    return tx.set_status("compute", name, status)
 
 
 class ControlPlane:
@@ -80,8 +80,8 @@ class ControlPlane:
         self.views = MlflowViews(mlflow)
         self.serving = LocalServing(home, Path(locate.private_dir(place.runtime_dir)))
         self.workspace = Workspace(place.name, home, self.store)
-        self.jobs = JobController(home, self.views, self.driver_for, self.job_environment)
-        self.shipper = self.jobs.shipper = Shipper(home, self.views.api, lambda job: self.feed.touch("run"))
+        self.shipper = Shipper(home, self.views.api, lambda job: self.feed.touch("run"))
+        self.jobs = JobController(home, self.views, self.driver_for, self.job_environment, self.shipper)
         self.endpoints = EndpointController(self.serving)
         self.deployments = DeploymentController(self.serving, self.views)
         for controller in (self.jobs, self.endpoints, self.deployments):
@@ -251,37 +251,34 @@ class ControlPlane:
             if kind == "local":
                 from ..compute.local import LocalCompute
 
-                self._drivers[kind] = LocalCompute()
+                driver: ComputeDriver = LocalCompute()
             else:
                 found = list(entry_points(group="jupyter_mlops.compute", name=kind))
                 if not found:
                     raise NotFound(f"there is no compute driver {kind!r}", "install the extra that brings it")
-                self._drivers[kind] = found[0].load()()
+                driver = found[0].load()()
+            driver.subscribe(self.jobs.changed)
+            self._drivers[kind] = driver
         return self._drivers[kind]
 
     async def refresh_computes(self) -> None:
-        """Bring the status of computes up to date, at most every few seconds."""
-
-        def look(tx: Any) -> tuple[list[Resource], list[Resource]]:
-            computes, _ = tx.page("compute", limit=1000)
-            live, _ = tx.page("job", phases=ACTIVE[1:], limit=10_000)
-            return computes, live
-
-        computes, live = await self.store.read(look)
+        """Bring the facts of computes up to date, at most every few seconds, and their slots with them."""
+        computes, _ = await self.store.read(lambda tx: tx.page("compute", limit=1000))
         self._computes = {c.name: c.spec["type"] for c in computes}
         stale = time.monotonic() - self._facts_at > _FACTS_LIFE or not self._facts_at
-        for compute in computes:
-            running = sum(1 for j in live if j.spec.get("compute") == compute.name)
-            status: dict[str, Any] = {"phase": "Ready", "reason": "", "running_jobs": running}
+        for index, compute in enumerate(computes):
+            status: dict[str, Any] = {"phase": "Ready", "reason": ""}
             if stale or "cpus" not in compute.status:
                 try:
                     status.update(await asyncio.to_thread(self.driver_for(compute.name).facts))
                 except MlopsError as e:
                     status.update(phase="Unreachable", reason=e.message)
             if any(compute.status.get(k) != v for k, v in status.items()):
-                await self.store.write(partial(_set_compute, compute.name, status))
+                changed = await self.store.write(partial(_set_compute, compute.name, status))
+                computes[index] = changed or compute
         if stale:
             self._facts_at = time.monotonic()
+        self.jobs.computes_changed(computes)
 
     def job_environment(self, job: Resource) -> dict[str, str]:
         """Addresses for the ranks of a job; no secret among them."""

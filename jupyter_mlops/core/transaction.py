@@ -97,6 +97,12 @@ class Transaction:
         page = rows[:limit]
         return [_resource(r) for r in page], (page[-1].id if len(rows) > limit else None)
 
+    def names(self, kind: str, phases: list[str]) -> list[str]:
+        """Names of the resources in one of these phases, oldest first; nothing else of them is read."""
+        t = schema.resource
+        query = sa.select(t.c.name).where(t.c.kind == kind, t.c.phase.in_(phases)).order_by(t.c.id)
+        return [r.name for r in self.connection.execute(query)]
+
     def deleting_keys(self, kind: str) -> list[tuple[str, str]]:
         """(parent, name) of the resources that are marked for deletion."""
         t = schema.resource

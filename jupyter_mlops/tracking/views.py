@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ _LONG = 100_000
 _SAMPLE = 2500
 #: Experiments searched at once; MLflow's own limit on the ids of one search is far higher.
 _MANY = 1000
+#: Seconds for which the id of an experiment is believed: many jobs are submitted at once.
+_EXPERIMENT_LIFE = 2.0
 #: Tags that belong to the machinery and are not shown.
 _HIDDEN_TAGS = frozenset({REQUEST_TAG, "mlflow.log-model.history"})
 
@@ -34,6 +37,7 @@ class MlflowViews(Registry):
 
     def __init__(self, child: MlflowChild) -> None:
         super().__init__(MlflowApi(child), Path(child.artifacts))
+        self._experiment_ids: dict[str, tuple[str, float]] = {}  # name → id, and when it was looked up
 
     async def close(self) -> None:
         """Close the connections to MLflow."""
@@ -204,20 +208,60 @@ class MlflowViews(Registry):
     # For the controllers
 
     async def create_job_run(
-        self, experiment: str, job: str, name: str, tags: dict[str, str], user: str
-    ) -> tuple[str, str]:
-        """(run id, experiment id) of a job's run; a repeat finds the run that it made before."""
-        experiment_id = await self._own_experiment(experiment)
-        found = await self._job_run(experiment_id, job)
+        self, experiment: str, job: str, name: str, tags: dict[str, str], user: str, fresh: bool = False
+    ) -> dict[str, Any]:
+        """Facts of a job's run, see :meth:`job_run`; a repeat finds the run that it made before.
+
+        Args:
+            fresh: there is certainly none yet, so none is looked for.
+        """
+        kept, at = self._experiment_ids.get(experiment, ("", 0.0))
+        known = kept if time.monotonic() - at < _EXPERIMENT_LIFE else ""
+        experiment_id = known or await self._own_experiment(experiment)
+        self._experiment_ids = {experiment: (experiment_id, at if known else time.monotonic())}
+        found = "" if fresh else await self._job_run(experiment_id, job)
         if found:
-            return found, experiment_id
+            return await self.job_run(found)
         every = {**tags, JOB_TAG: job, "mlflow.runName": name, "mlflow.user": user}
         made = await self.api.post(
             "runs/create", experiment_id=experiment_id, user_id=user, run_name=name,
             start_time=int(datetime.now(UTC).timestamp() * 1000),
             tags=[{"key": k, "value": str(v)} for k, v in every.items()],
         )
-        return made["run"]["info"]["run_id"], experiment_id
+        return self._facts(made["run"], experiment)
+
+    def _facts(self, run: dict[str, Any], experiment: str) -> dict[str, Any]:
+        info = run["info"]
+        tags = {t["key"]: t.get("value", "") for t in run.get("data", {}).get("tags", [])}
+        return {
+            "run_id": info["run_id"], "experiment_id": info["experiment_id"], "experiment_name": experiment,
+            "run_name": info.get("run_name") or tags.get("mlflow.runName", ""),
+            "user": tags.get("mlflow.user") or info.get("user_id", ""), "start_time": int(info.get("start_time") or 0),
+            "artifact_uri": info.get("artifact_uri", ""),
+        }
+
+    async def job_run(self, run_id: str) -> dict[str, Any]:
+        """What a job's ranks must know of its run, for ``run.json``.
+
+        Raises:
+            NotFound: it does not exist, or is deleted.
+        """
+        run = await self._get_run(run_id)
+        if run["info"].get("lifecycle_stage") == "deleted":
+            raise NotFound(f"run {run_id!r} is deleted", "restore it")
+        experiment = run["info"]["experiment_id"]
+        return self._facts(run, (await self._experiment_names({experiment})).get(experiment, ""))
+
+    async def reopen_run(self, run_id: str) -> None:
+        """Have a run that has ended go on.
+
+        Raises:
+            NotFound: it does not exist, or is deleted.
+        """
+        try:
+            await self.api.post("runs/update", run_id=run_id, status="RUNNING")
+        except ParameterError:
+            raise NotFound(f"run {run_id!r} is deleted", "restore it") from None
 
     async def find_job_run(self, experiment: str, job: str) -> str:
         """The run that :meth:`create_job_run` made for a job that goes on; empty when it made none."""
@@ -251,11 +295,16 @@ class MlflowViews(Registry):
         return found["experiment_id"]
 
     async def finish_run(self, run_id: str, status: str, reason: str = "", end_time_ms: int | None = None) -> None:
-        """Set a run's terminal status, and why as tag ``mlops.reason``; nothing when it has that status already."""
-        run = await self._get_run(run_id)
-        if reason:
-            tags = {t["key"]: t.get("value") for t in run.get("data", {}).get("tags", [])}
-            if tags.get("mlops.reason") != reason[:5000] and run["info"].get("lifecycle_stage") != "deleted":
+        """Set a run's terminal status, and why as tag ``mlops.reason``; a deleted run stays as it is.
+
+        Raises:
+            NotFound: it does not exist.
+        """
+        try:
+            if reason:
                 await self.api.post("runs/set-tag", run_id=run_id, key="mlops.reason", value=reason[:5000])
-        if run["info"].get("status") != status and run["info"].get("lifecycle_stage") != "deleted":
             await self.api.post("runs/update", run_id=run_id, status=status, end_time=end_time_ms)
+        except ParameterError:
+            run = await self._get_run(run_id)
+            if run["info"].get("lifecycle_stage") != "deleted":
+                raise

@@ -168,8 +168,11 @@ async def test_the_run_of_a_job(filled):
     views = MlflowViews(_Running(plane))
     try:
         make = ("a new experiment", "job-1", "my job", {"mlflow.source.name": "t.py"}, "ann")
-        run, experiment = await views.create_job_run(*make)
-        assert await views.create_job_run(*make) == (run, experiment)
+        facts = await views.create_job_run(*make)
+        run = facts["run_id"]
+        assert await views.create_job_run(*make) == facts == await views.job_run(run)
+        assert (facts["experiment_name"], facts["run_name"], facts["user"]) == ("a new experiment", "my job", "ann")
+        assert facts["start_time"] > 0 and facts["artifact_uri"].endswith(f"/{run}/artifacts")
         row = await views.run(run)
         assert (row["name"], row["job"], row["user"], row["source"]) == ("my job", "job-1", "ann", "t.py")
         for _ in range(2):
@@ -178,9 +181,16 @@ async def test_the_run_of_a_job(filled):
         assert (row["status"], row["end_time"], row["tags"]["mlops.reason"]) == (
             "FAILED", "2023-11-14T22:13:20.000Z", "exit code 3")
         # A later job of that name is another one.
-        assert (await views.create_job_run(*make))[0] != run
+        assert (await views.create_job_run(*make))["run_id"] != run
+        await views.reopen_run(run)
+        assert (await views.run(run))["status"] == "RUNNING"
         await views.delete_run(run)
         await views.finish_run(run, "KILLED", "late", None)
+        for gone in (run, "0" * 32):
+            with pytest.raises(NotFound):
+                await views.reopen_run(gone)
+            with pytest.raises(NotFound):
+                await views.job_run(gone)
         with pytest.raises(NotFound):
             await views.finish_run("0" * 32, "FINISHED", "", None)
     finally:

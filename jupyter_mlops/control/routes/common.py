@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,17 +17,26 @@ def etag(resource: Resource) -> dict[str, str]:
     return {"ETag": f'"{resource.revision}"'}
 
 
-async def listing(call: Call, kind: str, model: type[BaseModel], **options: Any) -> Answer:
-    """A page of resources."""
+def _same(resource: Resource) -> Resource:
+    return resource
+
+
+async def listing(
+    call: Call, kind: str, model: type[BaseModel], show: Callable[[Resource], Resource] = _same, **options: Any
+) -> Answer:
+    """A page of resources; ``show`` adds what is computed when they are read."""
     items, token = await call.plane.workspace.page(
         call.identity, kind, limit=call.query.limit, page_token=call.query.page_token, **options
     )
-    return Answer(body=model(items=[r.model_dump() for r in items], next_token=token))
+    return Answer(body=model(items=[show(r).model_dump() for r in items], next_token=token))
 
 
-async def getting(call: Call, kind: str, name: str, model: type[BaseModel], parent: str = "") -> Answer:
-    """One resource."""
-    resource = await call.plane.workspace.get(call.identity, kind, name, parent)
+async def getting(
+    call: Call, kind: str, name: str, model: type[BaseModel], parent: str = "",
+    show: Callable[[Resource], Resource] = _same,
+) -> Answer:
+    """One resource; ``show`` adds what is computed when it is read."""
+    resource = show(await call.plane.workspace.get(call.identity, kind, name, parent))
     return Answer(body=model.model_validate(resource.model_dump()), headers=etag(resource))
 
 

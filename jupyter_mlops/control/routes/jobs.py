@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 
 from ...core.resources import ComputeSpec, JobSpec
+from ...core.resources.base import Resource
 from .. import schemas
 from ..operations import Answer, Call, operation
 from .common import deleting, etag, getting, listing, putting
@@ -11,16 +13,31 @@ from .common import deleting, etag, getting, listing, putting
 _WS = "/workspaces/{ws}"
 
 
+def _as_seen(call: Call, job: Resource) -> Resource:
+    """A job with its place in the queue, which is computed when it is read: it changes with every other job."""
+    if job.status.get("phase") == "Queued":
+        place = call.plane.jobs.slots.place(job.name)
+        if place is not None:
+            job.status.update(queue=place, reason=place["reason"])
+    return job
+
+
+def _with_queue(call: Call, compute: Resource) -> Resource:
+    """A compute with what is in use of it."""
+    compute.status.update(call.plane.jobs.slots.usage(compute.name))
+    return compute
+
+
 @operation("GET", _WS + "/jobs", "List jobs", "jobs/read", query=schemas.JobQuery, responses={200: schemas.JobList})
 async def list_jobs(call: Call) -> Answer:
     """Newest first."""
     phases = [call.query.phase] if call.query.phase else None
-    return await listing(call, "job", schemas.JobList, phases=phases)
+    return await listing(call, "job", schemas.JobList, show=partial(_as_seen, call), phases=phases)
 
 
 @operation("GET", _WS + "/jobs/{name}", "Get a job", "jobs/read", responses={200: schemas.Job})
 async def get_job(call: Call) -> Answer:
-    return await getting(call, "job", call.path["name"], schemas.Job)
+    return await getting(call, "job", call.path["name"], schemas.Job, show=partial(_as_seen, call))
 
 
 @operation(
@@ -47,7 +64,17 @@ async def delete_job(call: Call) -> Answer:
 )
 async def stop_job(call: Call) -> Answer:
     """SIGTERM to the whole process tree, SIGKILL after the grace period. A job that has ended stays as it is."""
-    resource = await call.plane.jobs.request_stop(call.path["name"])
+    resource = await call.plane.jobs.request_stop(call.path["name"], call.identity)
+    return Answer(body=schemas.Job.model_validate(resource.model_dump()), headers=etag(resource))
+
+
+@operation(
+    "POST", _WS + "/jobs/{name}/actions/resume", "Resume a job", "jobs/write", body=schemas.Nothing,
+    responses={200: schemas.Job}, errors=(409, 422, 502, 504),
+)
+async def resume_job(call: Call) -> Answer:
+    """A further attempt of a job that failed or was canceled, under the same MLflow run."""
+    resource = await call.plane.jobs.request_resume(call.path["name"], call.identity)
     return Answer(body=schemas.Job.model_validate(resource.model_dump()), headers=etag(resource))
 
 
@@ -57,13 +84,13 @@ async def stop_job(call: Call) -> Answer:
 )
 async def list_computes(call: Call) -> Answer:
     await call.plane.refresh_computes()
-    return await listing(call, "compute", schemas.ComputeList)
+    return await listing(call, "compute", schemas.ComputeList, show=partial(_with_queue, call))
 
 
 @operation("GET", _WS + "/computes/{name}", "Get a compute", "computes/read", responses={200: schemas.Compute})
 async def get_compute(call: Call) -> Answer:
     await call.plane.refresh_computes()
-    return await getting(call, "compute", call.path["name"], schemas.Compute)
+    return await getting(call, "compute", call.path["name"], schemas.Compute, show=partial(_with_queue, call))
 
 
 @operation(

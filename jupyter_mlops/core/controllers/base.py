@@ -30,7 +30,7 @@ class Controller:
 
     def __init__(self) -> None:
         self.workspace: Workspace = None  # type: ignore[assignment]  # set by Workspace.add
-        self._wanted: set[Key] = set()
+        self._wanted: dict[Key, None] = {}  # a set that keeps its order
         self._busy: set[Key] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._event = asyncio.Event()
@@ -60,7 +60,7 @@ class Controller:
 
     def wake(self, parent: str, name: str) -> None:
         """Look at this resource now."""
-        self._wanted.add((parent, name))
+        self._wanted[parent, name] = None
         self._event.set()
 
     def start(self) -> None:
@@ -82,18 +82,18 @@ class Controller:
         while True:
             if loop.time() >= due:
                 try:
-                    self._wanted.update(await self.active())
+                    self._wanted.update(dict.fromkeys(await self.active()))
                 except Exception:
                     log.exception("%s controller: listing failed", self.kind)
                 due = loop.time() + self.period
             for key in [k for k in self._wanted if k not in self._busy][: self.width - len(self._busy)]:
-                self._wanted.discard(key)
+                del self._wanted[key]
                 self._busy.add(key)
                 task = asyncio.create_task(self._step(key))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             self._event.clear()
-            ready = self._wanted - self._busy and len(self._busy) < self.width
+            ready = self._wanted.keys() - self._busy and len(self._busy) < self.width
             if not ready:
                 try:
                     await asyncio.wait_for(self._event.wait(), max(0.01, due - loop.time()))

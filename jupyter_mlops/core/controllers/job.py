@@ -1,56 +1,51 @@
-"""Job controller: run created, folder written, driver started, end told to MLflow; the same code after a crash."""
+"""Job controller: run created, folder written, driver started, journal delivered, end told; the same after a crash.
+
+What its phases mean and what is guaranteed is in ``docs/jobs.md``. Every status that it writes goes through
+:meth:`JobController._set`, which refuses changes of phase that ``resources/job.py`` does not list.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
+import logging
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from ...compute.base import ComputeDriver, JobRef, Observation
-from ..errors import BackendTimeout, BackendUnreachable, MlopsError, NotFound, Refused, Unavailable
-from ..identity import Identity
+from ...compute.base import ComputeDriver, Grant, JobRef
+from ...runtime import jobfolder
+from ..errors import BackendTimeout, BackendUnreachable, Conflict, MlopsError, NotFound, Refused, Unavailable
+from ..identity import SYSTEM, Identity
 from ..resources.base import Resource, utcnow
-from ..resources.job import ACTIVE, RUN_STATUS, TERMINAL, JobSpec, JobStatus
+from ..resources.job import RUN_STATUS, TERMINAL, AttemptStatus, JobSpec, JobStatus, check_transition
+from .attempts import PHASES, RETRY_MOST, added, epoch, iso, log_tail, not_run, outcome, retry_pause, time_left
 from .base import Controller, Key
+from .recorder import JournalShipper, NoShipper, RunRecorder
+from .slots import Slots, request_of
 
-_PHASES = {
-    "starting": "Starting", "running": "Running", "stopping": "Stopping", "completed": "Completed",
-    "failed": "Failed", "canceled": "Canceled",
-}
-#: Bytes of the failing rank's log from which the last lines are kept in the status.
-_TAIL_BYTES = 8192
-_TAIL_LINES = 20
+log = logging.getLogger(__name__)
 
-
-class RunRecorder(Protocol):
-    """Where runs are kept (MLflow)."""
-
-    async def create_job_run(
-        self, experiment: str, job: str, name: str, tags: dict[str, str], user: str
-    ) -> tuple[str, str]:
-        """(run id, experiment id) of the job's run; the same one when asked again for the same job."""
-
-    async def find_job_run(self, experiment: str, job: str) -> str:
-        """That run, when it was made and goes on; else empty."""
-
-    async def finish_run(self, run_id: str, status: str, reason: str, end_time_ms: int | None) -> None:
-        """Set the terminal status of a run."""
-
-
-def iso(seconds: float | None) -> str:
-    """Seconds since the epoch as RFC 3339 in UTC; empty for None."""
-    if seconds is None:
-        return ""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+#: Phases of a job that has slots, and of one that is watched without.
+_HOLDING = ["Starting", "Running", "Stopping"]
+#: Rounds between two comparisons of the queue in memory with the store.
+_COMPARE = 20
+#: Queued jobs that are read at once when the queue is rebuilt.
+_PAGE = 100
+#: Seconds between two tries to deliver the rest of a job that has ended, doubled up to the most.
+_DELIVER, _DELIVER_MOST = 0.5, 4.0
+#: MLflow is away for now: what was asked of it is asked again.
+_AWAY = (Unavailable, BackendUnreachable, BackendTimeout)
 
 
 class JobController(Controller):
-    """``driver_for(compute name)`` gives the driver; ``environment(job)`` the addresses that ranks need."""
+    """``driver_for(compute name)`` gives the driver; ``environment(job)`` the addresses that ranks need.
+
+    ``prepare`` are called with (folder, spec) on a thread before each attempt, to put there what the job needs.
+    """
 
     kind = "job"
     period = 0.5
@@ -61,23 +56,104 @@ class JobController(Controller):
         recorder: RunRecorder,
         driver_for: Callable[[str], ComputeDriver],
         environment: Callable[[Resource], dict[str, str]],
+        shipper: JournalShipper | None = None,
     ) -> None:
         super().__init__()
         self._home = home
         self._recorder = recorder
         self._driver_for = driver_for
         self._environment = environment
+        self.shipper: JournalShipper = shipper or NoShipper()
+        self.prepare: list[Callable[[Path, JobSpec], None]] = []
+        self.slots = Slots()
+        self._loaded = False
+        self._rounds = 0
+        #: Jobs that were submitted to this process: nobody can have made their run before.
+        self._fresh: set[str] = set()
+        #: job → (when, by the loop's clock, it is looked at again; the pause before)
+        self._later: dict[str, tuple[float, float]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def ref(self, name: str) -> JobRef:
         """The job as drivers see it."""
         return JobRef(name, self._home / "jobs" / name)
 
-    async def active(self) -> list[Key]:
-        def work(tx: Any) -> list[Key]:
-            live, _ = tx.page("job", phases=ACTIVE, limit=10_000)
-            return [("", r.name) for r in live] + tx.deleting_keys("job")
+    def changed(self, name: str) -> None:
+        """Look at a job now; may be called from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.wake, "", name)
 
-        return await self.workspace.store.read(work)
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        super().start()
+
+    async def active(self) -> list[Key]:
+        compare = self._rounds % _COMPARE == 0
+        self._rounds += 1
+        if not self._loaded:
+            await self._load()
+            self._dispatch()
+
+        def work(tx: Any) -> tuple[list[str], list[Key], list[str]]:
+            live = tx.names("job", [*_HOLDING, "Finalizing"])
+            return live, tx.deleting_keys("job"), tx.names("job", ["Queued"]) if compare else []
+
+        live, deleting, queued = await self.workspace.store.read(work)
+        if compare:
+            # Those that only one of both knows are looked at, each by itself.
+            known = set(self.slots.names())
+            live += sorted(known.difference(live, queued)) + [name for name in queued if name not in known]
+        now = asyncio.get_running_loop().time()
+        names = [name for name in [*live, *self.slots.granted] if self._later.get(name, (0.0, 0.0))[0] <= now]
+        return [*(("", name) for name in names), *deleting]
+
+    async def _load(self) -> None:
+        """Rebuild the queue from the store."""
+        store = self.workspace.store
+        running, _ = await store.read(lambda tx: tx.page("job", phases=_HOLDING, limit=10_000))
+        for job in running:
+            self.slots.hold(job)
+        mark: int | None = None
+        while True:
+            page, mark = await store.read(partial(_queued_page, mark))
+            for job in page:
+                if not job.status.get("retry_at") and not job.status.get("stop_requested"):
+                    self.slots.wait(job)
+            if mark is None:
+                break
+        self._loaded = True
+
+    def _dispatch(self) -> None:
+        """Let those start whose turn it is."""
+        if self._loaded:
+            for name in self.slots.grant():
+                self.wake("", name)
+
+    def _release(self, name: str) -> None:
+        if self.slots.release(name):
+            self._dispatch()
+
+    def computes_changed(self, computes: list[Resource]) -> None:
+        """Told what computes there are, whenever one of them may have changed."""
+        self.slots.resize(computes)
+        self._dispatch()
+
+    async def _set(self, name: str, changes: dict[str, Any]) -> Resource | None:
+        """Every status that this controller writes. None: the job is gone.
+
+        Raises:
+            Conflict: the change of phase is not allowed.
+        """
+
+        def work(tx: Any) -> Resource | None:
+            job = tx.find("job", name)
+            if job is not None and "phase" in changes:
+                check_transition(name, job.status["phase"], changes["phase"])
+            return tx.set_status("job", name, changes)
+
+        return await self.workspace.store.write(work)
+
+    # -- what is asked ---------------------------------------------------------------------------------------------
 
     async def admit(
         self, parent: str, name: str, spec: JobSpec, identity: Identity
@@ -93,127 +169,234 @@ class JobController(Controller):
             )
         if self.ref(name).folder.exists():
             raise Refused(f"the folder of an earlier job {name!r} still exists", "choose another name")
-        await asyncio.to_thread(self._driver_for(spec.compute).check, spec.model_dump())
+        await self._check(spec)
+        self._fresh.add(name)
         status = JobStatus(phase="Queued", reason="waiting to start", queued_at=utcnow())
         return status.model_dump(), {}, {}
 
-    async def request_stop(self, name: str) -> Resource:
-        """Note that the job shall end; a job that has ended stays as it is."""
+    async def _check(self, spec: JobSpec) -> None:
+        plain = spec.model_dump()
+        await asyncio.to_thread(self._driver_for(spec.compute).check, plain)
+        lacking = self.slots.lacks(spec.compute, request_of(plain))
+        if lacking:
+            raise Refused(f"the job {lacking} on compute {spec.compute!r}", "ask for less, or choose another compute")
+
+    async def request_stop(self, name: str, identity: Identity = SYSTEM) -> Resource:
+        """Note that the job shall end; one whose ranks have ended stays as it is."""
 
         def work(tx: Any) -> Resource:
             job = tx.get("job", name)
-            if job.status.get("phase") in TERMINAL or job.status.get("stop_requested"):
+            if job.status.get("phase") in (*TERMINAL, "Finalizing") or job.status.get("stop_requested"):
                 return job
+            tx.audit(identity, "jobs/write", f"jobs/{name}", {"op": "stop"})
             return tx.set_status("job", name, {"stop_requested": True})
+
+        job = await self.workspace.store.write(work)
+        self._later.pop(name, None)
+        self.wake("", name)
+        return job
+
+    async def request_resume(self, name: str, identity: Identity = SYSTEM) -> Resource:
+        """Queue a further attempt of a job that failed or was canceled, under the same run.
+
+        ``limits.timeout`` and ``max_retries`` are counted anew.
+
+        Raises:
+            Conflict: it has not ended, has completed, or it, its folder or its run is deleted.
+            Refused: it cannot run here any more.
+        """
+        job = await self.workspace.store.read(lambda tx: tx.get("job", name))
+        self._check_resumable(job)
+        if job.status.get("run_id"):
+            try:
+                await self._recorder.job_run(job.status["run_id"])
+            except NotFound:
+                raise Conflict(f"the MLflow run of job {name!r} is deleted", "restore it, or submit the job again")
+        await self._check(JobSpec.model_validate(job.spec))
+
+        def work(tx: Any) -> Resource:
+            job = tx.get("job", name)
+            self._check_resumable(job)
+            if tx.deleting("job", name):
+                raise Conflict(f"job {name!r} is being removed", "submit it again")
+            check_transition(name, job.status["phase"], "Queued")
+            tx.audit(identity, "jobs/write", f"jobs/{name}", {"op": "resume"})
+            attempt, ended = int(job.status.get("attempt") or 0), job.status.get("outcome")
+            return tx.set_status("job", name, {
+                "phase": "Queued", "reason": f"resumed: waiting for attempt {attempt + 1}", "queued_at": utcnow(),
+                "stop_requested": False, "retry_at": "", "ended_at": "", "outcome": None, "resumed_after": attempt,
+                "attempts": added(job.status.get("attempts") or [], ended),
+            })
 
         job = await self.workspace.store.write(work)
         self.wake("", name)
         return job
 
+    def _check_resumable(self, job: Resource) -> None:
+        phase, name = job.status.get("phase"), job.name
+        if phase not in ("Failed", "Canceled"):
+            what = "has completed" if phase == "Completed" else "has not ended"
+            raise Conflict(f"job {name!r} {what}", "only a failed or canceled job is resumed")
+        if job.status.get("deleted_at"):
+            raise Conflict(f"job {name!r} is deleted", "restore it first")
+        if job.status.get("attempt") and not self.ref(name).folder.is_dir():
+            raise Conflict(f"the folder of job {name!r} is gone", "submit it again")
+
     # -- one step ------------------------------------------------------------------------------------------------
 
     async def reconcile(self, parent: str, name: str) -> None:
         store = self.workspace.store
-        job, deleting = await store.read(lambda tx: (tx.find("job", name), tx.deleting("job", name)))
-        if job is None:
+        if self._later.get(name, (0.0, 0.0))[0] > asyncio.get_running_loop().time():
             return
-        phase = job.status.get("phase")
-        if phase in TERMINAL:
-            if deleting:
+        job, deleting = await store.read(lambda tx: (tx.find("job", name), tx.deleting("job", name)))
+        if job is None or job.status["phase"] in TERMINAL:
+            self._fresh.discard(name)
+            self._later.pop(name, None)
+            self._release(name)
+            if job is not None and deleting:
                 await self._remove(job)
             return
+        if not self._loaded:
+            return
         spec = JobSpec.model_validate(job.spec)
+        phase = job.status["phase"]
+        if phase == "Finalizing":
+            self._release(name)
+            await self._conclude(job, AttemptStatus.model_validate(job.status["outcome"]), {})
+            return
         try:
             driver = self._driver_for(spec.compute)
         except MlopsError as e:
-            await self._end(job, "Failed", e.message)
+            await self._fail(job, e.message)
             return
+        if phase == "Queued":
+            await self._queued(job, spec, driver)
+        else:
+            await self._observe(job, spec, driver)
+
+    async def _queued(self, job: Resource, spec: JobSpec, driver: ComputeDriver) -> None:
+        name, attempt = job.name, int(job.status.get("attempt") or 0)
+        if job.status.get("stop_requested"):
+            await self._cancel(job, spec)
+            return
+        if job.status.get("retry_at") and name not in self.slots:
+            loop = asyncio.get_running_loop()
+            if name not in self._later:
+                # Once: a clock that is set meanwhile delays nothing.
+                pause = min(max(epoch(job.status["retry_at"]) - datetime.now(UTC).timestamp(), 0.0), RETRY_MOST)
+                self._later[name] = (loop.time() + pause, pause)
+                loop.call_at(self._later[name][0], self.wake, "", name)
+                if pause:
+                    return
+            del self._later[name]
+        self.slots.wait(job)
+        if name not in self.slots.granted:
+            self._dispatch()
+        if name in self.slots.granted:
+            await self._launch(job, spec, driver, attempt + 1)
+
+    async def _cancel(self, job: Resource, spec: JobSpec) -> None:
+        """End a job that waits, and the run that it may have: we may have died right after making it."""
         attempt = int(job.status.get("attempt") or 0)
-        if attempt == 0:
-            if job.status.get("stop_requested"):
-                await self._cancel(job, spec)
-                return
-            attempt = await self._launch(job, spec, driver)
-            if not attempt:
-                return
-            job = await store.read(lambda tx: tx.get("job", name))
-        ref = self.ref(name)
+        if not job.status.get("run_id") and job.name not in self._fresh:
+            try:
+                job.status["run_id"] = await self._recorder.find_job_run(spec.experiment_name, job.name)
+            except _AWAY:
+                return  # asked again at the next round
+        reason = f"stopped before attempt {attempt + 1} started" if attempt else "stopped before it started"
+        changes = {"run_id": job.status.get("run_id") or "", "exit_code": None, "failed_rank": None, "retry_at": ""}
+        await self._conclude(job, not_run(attempt, "Canceled", reason), changes)
+
+    async def _launch(self, job: Resource, spec: JobSpec, driver: ComputeDriver, attempt: int) -> None:
+        name, folder = job.name, self.ref(job.name).folder
+        try:
+            run = await self._run_of(job, spec, folder, attempt)
+        except _AWAY as e:
+            await self._set(name, {"reason": f"waiting for MLflow: {e.message}"})
+            return
+        except MlopsError as e:
+            await self._fail(job, f"MLflow refused the run: {e.message}")
+            return
+        await asyncio.to_thread(self._write_folder, folder, spec, run)
+        gpu_ids = list(self.slots.granted.get(name, ()))
+        # The attempt is noted before the driver starts it: a crash between is put right by `absent` below.
+        noted = await self._set(name, {
+            "run_id": run["run_id"], "experiment_id": run["experiment_id"], "attempt": attempt, "phase": "Starting",
+            "reason": "starting", "retry_at": "", "gpu_ids": gpu_ids, "started_at": "", "ended_at": "", "ranks": [],
+            "exit_code": None, "failed_rank": None, "log_tail": [], "traceback": [], "outcome": None,
+        })
+        if noted is None:
+            self._release(name)
+            return
+        self.slots.granted.pop(name, None)
+        self._fresh.discard(name)
+        self._watch_journal(noted)
+        try:
+            await self._start(noted, spec, driver)
+        except MlopsError as e:
+            await self._fail(noted, e.message)
+
+    async def _run_of(self, job: Resource, spec: JobSpec, folder: Path, attempt: int) -> dict[str, Any]:
+        """Facts of the job's run, which goes on from here."""
+        run_id = job.status.get("run_id")
+        if run_id:
+            if attempt > 1 and attempt == int(job.status.get("resumed_after") or 0) + 1:
+                await self._recorder.reopen_run(run_id)
+            known = jobfolder.JobFolder(folder).run()
+            return known if known.get("run_id") == run_id else await self._recorder.job_run(run_id)
+        tags = dict(spec.tags)
+        if spec.cell is not None:
+            tags["mlflow.source.name"] = spec.cell.notebook or "notebook cell"
+            tags["mlflow.source.type"] = "NOTEBOOK" if spec.cell.notebook else "LOCAL"
+        else:
+            tags["mlflow.source.name"] = spec.script or spec.command or ""
+            tags["mlflow.source.type"] = "LOCAL"
+        fresh = job.name in self._fresh
+        self._fresh.discard(job.name)
+        return await self._recorder.create_job_run(
+            spec.experiment_name, job.name, spec.display_name or job.name, tags, job.created_by, fresh
+        )
+
+    def _write_folder(self, folder: Path, spec: JobSpec, run: dict[str, Any]) -> None:
+        place = jobfolder.JobFolder(folder)
+        for path in (place.outputs, str(folder / "attempts")):
+            jobfolder.private_folder(path)
+        for name, value in (("spec.json", spec.model_dump()), ("run.json", run)):
+            # Not synced: after a loss of power before the start they are written again.
+            jobfolder.write_file(str(folder / name), json.dumps(value, indent=1).encode(), durable=False)
+        for prepare in self.prepare:
+            prepare(folder, spec)
+
+    async def _start(self, job: Resource, spec: JobSpec, driver: ComputeDriver) -> None:
+        grant = Grant(tuple(job.status.get("gpu_ids") or ()), time_left(job.status, spec))
+        await asyncio.to_thread(
+            driver.start, self.ref(job.name), int(job.status["attempt"]), self._environment(job), grant
+        )
+
+    def _watch_journal(self, job: Resource) -> None:
+        if job.status.get("run_id") and job.status.get("attempt"):
+            self.shipper.watch(job.name, job.status["run_id"], self.ref(job.name).folder)
+
+    async def _observe(self, job: Resource, spec: JobSpec, driver: ComputeDriver) -> None:
+        name, ref, attempt = job.name, self.ref(job.name), int(job.status.get("attempt") or 1)
+        self._watch_journal(job)
         seen = await asyncio.to_thread(driver.observe, ref, attempt)
+        stop = job.status.get("stop_requested")
         if seen.phase == "absent":
             # Noted, but the driver was not reached before we died: starting is idempotent. What shall end is first
             # marked as such, so that none of its code runs.
-            if job.status.get("stop_requested"):
+            if stop:
                 await asyncio.to_thread(driver.stop, ref, attempt, spec.limits.grace)
             try:
-                await asyncio.to_thread(driver.start, ref, attempt, self._environment(job))
+                await self._start(job, spec, driver)
             except MlopsError as e:
-                await self._end(job, "Failed", e.message)
+                await self._fail(job, e.message)
                 return
             seen = await asyncio.to_thread(driver.observe, ref, attempt)
-        if job.status.get("stop_requested") and not seen.terminal and seen.phase != "stopping":
+        if stop and not seen.terminal and seen.phase != "stopping":
             await asyncio.to_thread(driver.stop, ref, attempt, spec.limits.grace)
-            await store.write(lambda tx: tx.set_status("job", name, {"phase": "Stopping", "reason": "stopping"}))
+            await self._set(name, {"phase": "Stopping", "reason": "stopping"})
             return
-        await self._note(job, seen, driver)
-
-    async def _cancel(self, job: Resource, spec: JobSpec) -> None:
-        """End a job that has not started, and the run that it may have: we may have died right after making it."""
-        if not job.status.get("run_id"):
-            try:
-                job.status["run_id"] = await self._recorder.find_job_run(spec.experiment_name, job.name)
-            except (Unavailable, BackendUnreachable, BackendTimeout):
-                return  # asked again at the next round
-        run = {"run_id": job.status["run_id"]}
-        await self._end(job, "Canceled", "stopped before it started", changes=run)
-
-    async def _launch(self, job: Resource, spec: JobSpec, driver: ComputeDriver) -> int:
-        name, store = job.name, self.workspace.store
-        if not job.status.get("run_id"):
-            tags = dict(spec.tags)
-            if spec.cell is not None:
-                tags["mlflow.source.name"] = spec.cell.notebook or "notebook cell"
-                tags["mlflow.source.type"] = "NOTEBOOK" if spec.cell.notebook else "LOCAL"
-            else:
-                tags["mlflow.source.name"] = spec.script or spec.command or ""
-                tags["mlflow.source.type"] = "LOCAL"
-            try:
-                run_id, experiment_id = await self._recorder.create_job_run(
-                    spec.experiment_name, name, spec.display_name or name, tags, job.created_by
-                )
-            except (Unavailable, BackendUnreachable, BackendTimeout) as e:
-                waiting = {"reason": f"waiting for MLflow: {e.message}"}
-                await store.write(lambda tx: tx.set_status("job", name, waiting))
-                return 0
-            except MlopsError as e:
-                await self._end(job, "Failed", f"MLflow refused the run: {e.message}")
-                return 0
-            job.status.update(run_id=run_id, experiment_id=experiment_id)
-        await asyncio.to_thread(self._write_folder, name, spec)
-        # The attempt is noted before the driver starts it: a crash between is put right by `absent` above.
-        run = {key: job.status[key] for key in ("run_id", "experiment_id")}
-        noted = await store.write(
-            lambda tx: tx.set_status("job", name, {**run, "attempt": 1, "phase": "Starting", "reason": "starting"})
-        )
-        if noted is None:
-            return 0
-        try:
-            await asyncio.to_thread(driver.start, self.ref(name), 1, self._environment(noted))
-        except MlopsError as e:
-            await self._end(noted, "Failed", e.message)
-            return 0
-        return 1
-
-    def _write_folder(self, name: str, spec: JobSpec) -> None:
-        folder = self.ref(name).folder
-        for sub in ("", "code", "outputs", "attempts"):
-            (folder / sub).mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = folder / f".spec.{os.getpid()}"
-        temporary.write_text(json.dumps(spec.model_dump(), indent=1), encoding="utf-8")
-        temporary.chmod(0o600)
-        temporary.replace(folder / "spec.json")
-
-    async def _note(self, job: Resource, seen: Observation, driver: ComputeDriver) -> None:
-        phase = _PHASES.get(seen.phase, "Starting")
         changes: dict[str, Any] = {
             "started_at": iso(seen.started_at),
             "ranks": [
@@ -222,44 +405,74 @@ class JobController(Controller):
                 for r in seen.ranks
             ],
         }
+        phase = PHASES.get(seen.phase, "Starting")
         if not seen.terminal:
-            changes.update(phase=phase, reason=seen.reason)
-            await self.workspace.store.write(lambda tx: tx.set_status("job", job.name, changes))
+            if job.status["phase"] != "Stopping" or phase == "Stopping":  # what was noted last is nearer the end
+                phase = "Running" if phase == "Starting" and job.status["phase"] == "Running" else phase
+                changes.update(phase=phase, reason=seen.reason)
+            await self._set(name, changes)
             return
         changes.update(exit_code=seen.exit_code, failed_rank=seen.failed_rank)
         if phase == "Failed":
-            rank = seen.failed_rank or 0
-            changes["log_tail"] = await asyncio.to_thread(self._tail, driver, job.name, seen.attempt or 1, rank)
-        await self._end(job, phase, seen.reason, seen.ended_at, changes)
+            changes["traceback"] = [line[:500] for line in seen.traceback]
+            changes["log_tail"] = await asyncio.to_thread(log_tail, driver, ref, attempt, seen.failed_rank or 0)
+        ended = outcome(attempt, seen)
+        pause = retry_pause(job.status, spec, ended, seen.cause)
+        if pause is None:
+            await self._conclude(job, ended, changes)
+            return
+        reason = f"attempt {attempt} failed: {seen.reason}; attempt {attempt + 1} in {pause:g} s"
+        due = datetime.now(UTC).timestamp() + pause
+        self._release(name)
+        await self._set(name, {
+            **changes, "phase": "Queued", "reason": reason[:2000], "retry_at": iso(due), "ranks": [],
+            "attempts": added(job.status.get("attempts") or [], ended.model_dump()),
+        })
+        self.wake("", name)
 
-    def _tail(self, driver: ComputeDriver, name: str, attempt: int, rank: int) -> list[str]:
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    async def _fail(self, job: Resource, reason: str) -> None:
+        """End a job whose attempt could not be started."""
+        await self._conclude(job, not_run(int(job.status.get("attempt") or 0), "Failed", reason), {})
+
+    async def _conclude(self, job: Resource, ended: AttemptStatus, changes: dict[str, Any]) -> None:
+        """Nothing of the job runs: first MLflow hears of all that it logged, then of its end, then our own status says
+        so. A crash between repeats what was not noted."""
+        name = job.name
+        self._release(name)
+        waits = ""
         try:
-            chunk = driver.read_log(self.ref(name), attempt, rank, -_TAIL_BYTES, _TAIL_BYTES)
-        except MlopsError:
-            return []
-        text = chunk.data.decode("utf-8", "replace")
-        # A progress bar rewrites its line with \r: only what was last shown counts.
-        lines = [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")]
-        return [line[:500] for line in lines if line.strip()][-_TAIL_LINES:]
-
-    async def _end(
-        self,
-        job: Resource,
-        phase: str,
-        reason: str,
-        ended: float | None = None,
-        changes: dict[str, Any] | None = None,
-    ) -> None:
-        """MLflow hears of the end before our own status does, so that a crash between repeats both."""
-        end = ended if ended is not None else datetime.now(UTC).timestamp()
-        run_id = job.status.get("run_id")
-        if run_id:
-            try:
-                await self._recorder.finish_run(run_id, RUN_STATUS[phase], reason, int(end * 1000))
-            except NotFound:
-                pass  # the run was deleted meanwhile: the job's own end stands
-        final = {**(changes or {}), "phase": phase, "reason": reason, "ended_at": iso(end)}
-        await self.workspace.store.write(lambda tx: tx.set_status("job", job.name, final))
+            if ended.attempt and not await self.shipper.drain(name):
+                waits = "what it logged waits for MLflow"
+            run_id = changes.get("run_id") or job.status.get("run_id")
+            if run_id and not waits:
+                end = int(epoch(ended.ended_at) * 1000)
+                await self._recorder.finish_run(run_id, RUN_STATUS[ended.phase], ended.reason, end)
+        except NotFound:
+            pass  # the run was deleted meanwhile: the job's own end stands
+        except _AWAY as e:
+            waits = f"waits for MLflow: {e.message}"
+        except MlopsError as e:
+            log.warning("job %s: MLflow does not take its end: %s", name, e)
+        delivery = self.shipper.status(name)
+        final = {**changes, "outcome": ended.model_dump()}
+        if any(delivery.values()):
+            final["delivery"] = delivery
+        if waits:
+            pending = int(delivery.get("pending") or 0)
+            if pending:
+                waits = f"{max(pending / 1000, 0.1):.{0 if pending >= 10_000 else 1}f} kB wait for MLflow"
+            final.update(phase="Finalizing", reason=f"{ended.phase.lower()}; {waits}"[:2000])
+            pause = min(self._later.get(name, (0.0, _DELIVER / 2))[1] * 2, _DELIVER_MOST)
+            self._later[name] = (asyncio.get_running_loop().time() + pause, pause)
+        else:
+            final.update(phase=ended.phase, reason=ended.reason, ended_at=ended.ended_at)
+            self._later.pop(name, None)
+        await self._set(name, final)
+        if not waits:
+            self._fresh.discard(name)
+            self.shipper.forget(name)
 
     async def _remove(self, job: Resource) -> None:
         try:
@@ -267,5 +480,10 @@ class JobController(Controller):
             await asyncio.to_thread(driver.delete, self.ref(job.name))
         except NotFound:
             pass
+        self.shipper.forget(job.name)
         await asyncio.to_thread(shutil.rmtree, self.ref(job.name).folder, True)
         await self.workspace.store.write(lambda tx: tx.remove("job", job.name))
+
+
+def _queued_page(mark: int | None, tx: Any) -> tuple[list[Resource], int | None]:
+    return tx.page("job", phases=["Queued"], limit=_PAGE, before=mark)

@@ -11,11 +11,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ..errors import Conflict
 from .base import Model, Spec, Status
 
 JobPhase = Literal["Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled"]
 TERMINAL = frozenset({"Completed", "Failed", "Canceled"})
 ACTIVE = ["Queued", "Starting", "Running", "Stopping", "Finalizing"]
+
+#: Where a job's phase may go from each phase; to stay is always allowed. See docs/jobs.md.
+TRANSITIONS: dict[str, frozenset[str]] = {
+    "Queued": frozenset({"Starting", "Finalizing", "Failed", "Canceled"}),
+    # Back to Queued: the attempt failed, a further one is due.
+    "Starting": frozenset({"Queued", "Running", "Stopping", "Finalizing", *TERMINAL}),
+    "Running": frozenset({"Queued", "Stopping", "Finalizing", *TERMINAL}),
+    "Stopping": frozenset({"Finalizing", *TERMINAL}),
+    "Finalizing": TERMINAL,
+    "Completed": frozenset(),
+    # By a resume.
+    "Failed": frozenset({"Queued"}),
+    "Canceled": frozenset({"Queued"}),
+}
 
 #: How a job's end is told to MLflow.
 RUN_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLED"}
@@ -63,6 +78,13 @@ class JobResources(Model):
     cpus: float | None = Field(default=None, gt=0, le=4096, description="CPUs; none: one for each process")
     memory: str = Field(default="", pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="bytes, such as 4Gi")
     gpus: float = Field(default=0, ge=0, le=1024, description="GPUs: whole ones, or a fraction of one such as 0.5")
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_or_less_than_one(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("ask for whole GPUs, or for a fraction of one")
+        return value
 
 
 class JobLimits(Model):
@@ -146,6 +168,26 @@ class JobSpec(Spec):
         return self.distribution.process_count_per_instance if self.distribution else 1
 
 
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+          "ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes that a checked size such as ``4Gi`` or ``1.5G`` names; 0 for an empty one."""
+    number = text.rstrip("kMGTi")
+    return int(float(number) * _UNITS[text[len(number):]]) if number else 0
+
+
+def check_transition(name: str, old: str, new: str) -> None:
+    """Refuse a change of phase that :data:`TRANSITIONS` does not know.
+
+    Raises:
+        Conflict: naming both phases.
+    """
+    if new != old and new not in TRANSITIONS[old]:
+        raise Conflict(f"job {name!r} is {old} and cannot become {new}")
+
+
 class RankStatus(Model):
     """One process of the running attempt."""
 
@@ -156,13 +198,14 @@ class RankStatus(Model):
 
 
 class AttemptStatus(Model):
-    """An attempt that has ended."""
+    """An attempt that has ended; ``seconds`` is how long it ran, by a clock that nobody can set."""
 
     attempt: int
     phase: Literal["Completed", "Failed", "Canceled"]
     reason: str = ""
     started_at: str = ""
     ended_at: str = ""
+    seconds: float = 0.0
     exit_code: int | None = None
     failed_rank: int | None = None
 
@@ -187,7 +230,10 @@ class QueuePlace(Model):
 
 
 class JobStatus(Status):
-    """What is so. Times are RFC 3339 in UTC; ``exit_code`` is the first failing rank's, negative for a signal."""
+    """What is so. Times are RFC 3339 in UTC; ``exit_code`` is the first failing rank's, negative for a signal.
+
+    ``started_at`` and what follows it until ``traceback`` are those of attempt number ``attempt``.
+    """
 
     phase: JobPhase = "Queued"
     run_id: str = ""
@@ -203,6 +249,8 @@ class JobStatus(Status):
     traceback: list[str] = Field(default_factory=list, description="of the failing rank, when it was Python's")
     stop_requested: bool = False
     attempts: list[AttemptStatus] = Field(default_factory=list, description="earlier attempts, oldest first")
+    outcome: AttemptStatus | None = Field(default=None, description="the last attempt's end, which decides the job's")
+    resumed_after: int = Field(default=0, description="attempts up to this one came before the last resume")
     retry_at: str = Field(default="", description="when the next attempt is due")
     gpu_ids: list[int] = Field(default_factory=list, description="indices of the GPUs that were given to it")
     delivery: Delivery | None = None

@@ -1,0 +1,88 @@
+"""Attempts of a job: how one ended, whether and when there is a further one, how long it may run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from ...compute.base import ComputeDriver, JobRef, Observation
+from ..errors import MlopsError
+from ..resources.base import utcnow
+from ..resources.job import AttemptStatus, JobSpec
+
+PHASES = {
+    "starting": "Starting", "running": "Running", "stopping": "Stopping", "completed": "Completed",
+    "failed": "Failed", "canceled": "Canceled",
+}
+#: Most seconds between two attempts.
+RETRY_MOST = 60.0
+#: Bytes of the failing rank's log from which the last lines are kept in the status.
+_TAIL_BYTES = 8192
+_TAIL_LINES = 20
+
+
+def iso(seconds: float | None) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC; empty for None."""
+    if seconds is None:
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def epoch(text: str) -> float:
+    """The seconds since the epoch that :func:`iso` has written; 0 for an empty text."""
+    return datetime.fromisoformat(text).timestamp() if text else 0.0
+
+
+def not_run(attempt: int, phase: Any, reason: str) -> AttemptStatus:
+    """The end, now, of what could not run, or need not."""
+    return AttemptStatus(attempt=attempt, phase=phase, reason=reason, ended_at=utcnow())
+
+
+def outcome(attempt: int, seen: Observation) -> AttemptStatus:
+    """The end that a driver has observed."""
+    phase: Any = PHASES[seen.phase]
+    return AttemptStatus(
+        attempt=attempt, phase=phase, reason=seen.reason, started_at=iso(seen.started_at),
+        ended_at=iso(seen.ended_at) or utcnow(), seconds=seen.seconds, exit_code=seen.exit_code,
+        failed_rank=seen.failed_rank,
+    )
+
+
+def added(attempts: Iterable[dict[str, Any]], ended: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Earlier attempts and one more, unless that is among them, or was never started."""
+    kept = list(attempts)
+    if ended and ended["attempt"] and all(a["attempt"] != ended["attempt"] for a in kept):
+        kept.append(ended)
+    return kept
+
+
+def time_left(status: dict[str, Any], spec: JobSpec, *more: AttemptStatus) -> float | None:
+    """Seconds of ``limits.timeout`` that are left to the next attempt; None without a limit."""
+    if spec.limits.timeout is None:
+        return None
+    after = int(status.get("resumed_after") or 0)
+    past = [*(AttemptStatus.model_validate(a) for a in status.get("attempts") or []), *more]
+    return max(spec.limits.timeout - sum(a.seconds for a in past if a.attempt > after), 0.0)
+
+
+def retry_pause(status: dict[str, Any], spec: JobSpec, ended: AttemptStatus, cause: str) -> float | None:
+    """Seconds until the next attempt: 1, 2, 4 … up to ``RETRY_MOST``; None when there shall be none."""
+    tried = ended.attempt - int(status.get("resumed_after") or 0)
+    if ended.phase != "Failed" or cause in ("timeout", "deleted") or status.get("stop_requested"):
+        return None
+    if tried > spec.retry_settings.max_retries or time_left(status, spec, ended) == 0:
+        return None
+    return min(2.0 ** min(tried - 1, 10), RETRY_MOST)
+
+
+def log_tail(driver: ComputeDriver, job: JobRef, attempt: int, rank: int) -> list[str]:
+    """The last lines of a rank's log (blocking)."""
+    try:
+        chunk = driver.read_log(job, attempt, rank, -_TAIL_BYTES, _TAIL_BYTES)
+    except MlopsError:
+        return []
+    text = chunk.data.decode("utf-8", "replace")
+    # A progress bar rewrites its line with \r: only what was last shown counts.
+    lines = [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")]
+    return [line[:500] for line in lines if line.strip()][-_TAIL_LINES:]
