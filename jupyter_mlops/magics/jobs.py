@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ParameterError, Refused
 from . import settings
-from .cellcheck import check_cell
+from ..shipping.cell import check_cell
 from .context import Context
 
 if TYPE_CHECKING:

@@ -4,6 +4,9 @@ The walk follows execution order at the top level (``df = df.dropna()`` with the
 lenient where the order cannot be known: a name bound in any branch, or anywhere in an enclosing loop, counts as bound;
 bodies of functions are judged when everything is bound. Code that can bind names unseen (``from m import *``,
 ``exec``, ``globals()``) ends the judging.
+
+Beside the names that are surely missing there are doubtful ones: bound in one branch only, or built in and perhaps
+replaced in the notebook. Those are worth sending where the notebook has them, and no reason to refuse where it has not.
 """
 
 from __future__ import annotations
@@ -32,11 +35,62 @@ class FreeName:
     line: int
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a cell needs from outside.
+
+    Attributes:
+        free: names that it reads and never binds, in order of lines.
+        doubtful: names that it reads and may have bound by then, or that are built in.
+        binds: names that it may bind.
+        chains: dotted names that it reads, such as ``xml.dom.minidom``, by their first part.
+        imports: top-level modules that it imports itself.
+        blind: it can bind names that nobody sees.
+    """
+
+    free: list[FreeName]
+    doubtful: frozenset[str]
+    binds: frozenset[str]
+    chains: dict[str, frozenset[str]]
+    imports: frozenset[str]
+    blind: bool
+
+
 def free_names(tree: ast.Module) -> list[FreeName]:
     """Names that the module reads and that nothing in it can have bound by then, each once, in order of lines."""
     walk = _Walk(tree)
     walk.module()
     return walk.result()
+
+
+def analyse(tree: ast.Module) -> Needs:
+    """All that a cell needs from outside."""
+    walk = _Walk(tree)
+    walk.module()
+    free = walk.result()
+    imports: set[str] = set()
+    chains: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports.update(a.name.partition(".")[0] for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imports.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Attribute):
+            dotted = _dotted(node)
+            if dotted:
+                chains.setdefault(dotted.partition(".")[0], set()).add(dotted)
+    return Needs(
+        free, frozenset(walk.doubtful - {f.name for f in free}), frozenset(walk.ever),
+        {name: frozenset(found) for name, found in chains.items()}, frozenset(imports), walk.blind,
+    )
+
+
+def _dotted(node: ast.expr) -> str:
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
 @dataclass
@@ -49,11 +103,15 @@ class _Scope:
 
 
 class _Walk(ast.NodeVisitor):
-    """Walks in execution order; ``bound`` holds the module names that may be bound by now."""
+    """Walks in execution order; ``bound`` holds the module names that may be bound by now, ``sure`` those that are."""
 
     def __init__(self, tree: ast.Module) -> None:
         self._tree = tree
         self.bound: set[str] = set()
+        self.sure: set[str] = set()
+        #: Names that were sure between two statements of the module.
+        self.settled: set[str] = set()
+        self.doubtful: set[str] = set()
         self.scopes: list[_Scope] = []
         self.found: dict[str, int] = {}
         #: Reads inside functions: judged at the end, when every module name is bound.
@@ -73,13 +131,16 @@ class _Walk(ast.NodeVisitor):
             if isinstance(node, ast.Global):
                 self.bound.update(node.names)
         self.ever |= self.bound
-        self._block(self._tree.body)
+        for statement in self._tree.body:
+            self.visit(statement)
+            self.settled |= self.sure
 
     def result(self) -> list[FreeName]:
-        if not self.blind:
-            for name, line in self.later:
-                if name not in self.ever:
-                    self._report(name, line)
+        for name, line in self.later:
+            if name not in self.ever and not self.blind:
+                self._report(name, line)
+            elif name not in self.settled:
+                self.doubtful.add(name)
         return sorted((FreeName(n, line) for n, line in self.found.items()), key=lambda f: (f.line, f.name))
 
     def _report(self, name: str, line: int) -> None:
@@ -96,10 +157,11 @@ class _Walk(ast.NodeVisitor):
             scope.names.add(name)
             return
         self.bound.add(name)
+        self.sure.add(name)
         self.ever.add(name)
 
     def _read(self, name: str, line: int) -> None:
-        if name in _BUILTINS or name in _MODULE_NAMES or self._tolerant:
+        if name in _MODULE_NAMES:
             return
         in_function = False
         for depth, scope in enumerate(reversed(self.scopes)):
@@ -118,10 +180,15 @@ class _Walk(ast.NodeVisitor):
                 return
             # A generator expression, too, runs later than where it stands.
             in_function = in_function or scope.kind in ("function", "generator")
-        if in_function or self._deferred:
+        if name in _BUILTINS or self._tolerant:
+            if name not in self.sure:
+                self.doubtful.add(name)
+        elif in_function or self._deferred:
             self.later.append((name, line))
         elif name not in self.bound and not self.blind:
             self._report(name, line)
+        elif name not in self.sure:
+            self.doubtful.add(name)
 
     def visit_Name(self, node: ast.Name) -> None:
         if isinstance(node.ctx, ast.Load):
@@ -131,6 +198,7 @@ class _Walk(ast.NodeVisitor):
         elif not self.scopes:
             self._read(node.id, node.lineno)
             self.bound.discard(node.id)
+            self.sure.discard(node.id)
         else:
             self._read(node.id, node.lineno)
 
@@ -140,15 +208,18 @@ class _Walk(ast.NodeVisitor):
         for node in nodes:
             self.visit(node)
 
-    def _branches(self, *blocks: Iterable[ast.AST]) -> None:
+    def _branches(self, *blocks: list[Any]) -> None:
         """Each block begins with what is bound now; afterwards all that any of them bound may be bound."""
-        before = set(self.bound)
+        before, sure = set(self.bound), set(self.sure)
         after = set(before)
+        ends = []
         for block in blocks:
-            self.bound = set(before)
+            self.bound, self.sure = set(before), set(sure)
             self._block(block)
             after |= self.bound
-        self.bound = after
+            if not _leaves(block):
+                ends.append(self.sure)
+        self.bound, self.sure = after, _common(ends, sure)
 
     def visit_Assign(self, node: ast.Assign) -> None:
         self.visit(node.value)
@@ -223,7 +294,7 @@ class _Walk(ast.NodeVisitor):
 
     def _try(self, node: Any) -> None:
         tolerant = any(_catches_name_error(h.type) for h in node.handlers)
-        before = set(self.bound)
+        before, sure = set(self.bound), set(self.sure)
         self._tolerant += tolerant
         self._block(node.body)
         self._tolerant -= tolerant
@@ -231,9 +302,10 @@ class _Walk(ast.NodeVisitor):
         after = set(done)
         self._block(node.orelse)
         after |= self.bound
+        ends = [] if _leaves(node.body) or _leaves(node.orelse) else [self.sure]
         for handler in node.handlers:
             # The body may have ended anywhere: all, or none, of its names are bound.
-            self.bound = before | done
+            self.bound, self.sure = before | done, set(sure)
             if handler.type is not None:
                 self.visit(handler.type)
             if handler.name:
@@ -241,26 +313,33 @@ class _Walk(ast.NodeVisitor):
             self._block(handler.body)
             if handler.name and not self.scopes:
                 self.bound.discard(handler.name)
+                self.sure.discard(handler.name)
                 if handler.name in before:
                     self.bound.add(handler.name)
             after |= self.bound
-        self.bound = after
+            if not _leaves(handler.body):
+                ends.append(self.sure)
+        self.bound, self.sure = after, _common(ends, sure)
         self._block(node.finalbody)
 
     visit_Try = visit_TryStar = _try
 
     def visit_Match(self, node: ast.Match) -> None:
         self.visit(node.subject)
-        before = set(self.bound)
+        before, sure = set(self.bound), set(self.sure)
         after = set(before)
+        whole = any(_irrefutable(case) for case in node.cases)
+        ends = [] if whole else [set(sure)]
         for case in node.cases:
-            self.bound = set(before)
+            self.bound, self.sure = set(before), set(sure)
             self.visit(case.pattern)
             if case.guard is not None:
                 self.visit(case.guard)
             self._block(case.body)
             after |= self.bound
-        self.bound = after
+            if not _leaves(case.body):
+                ends.append(self.sure)
+        self.bound, self.sure = after, _common(ends, sure)
 
     def visit_MatchAs(self, node: ast.MatchAs) -> None:
         self.generic_visit(node)
@@ -322,12 +401,12 @@ class _Walk(ast.NodeVisitor):
         inside = Bindings().block(body)
         names = {a.arg for a in _arguments(node.args)} | (inside.names - inside.globals - inside.nonlocals)
         # Its statements run when it is called: they neither bind nor delete module names now.
-        before, tolerant = set(self.bound), self._tolerant
+        before, sure, tolerant = set(self.bound), set(self.sure), self._tolerant
         self._tolerant = 0
         self.scopes.append(_Scope("function", names, inside.globals))
         self._block(body)
         self.scopes.pop()
-        self.bound, self._tolerant = before, tolerant
+        self.bound, self.sure, self._tolerant = before, sure, tolerant
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._block(node.decorator_list)
@@ -377,6 +456,19 @@ def _arguments(arguments: ast.arguments) -> list[ast.arg]:
 
 def _type_parameters(node: Any) -> set[str]:
     return {p.name for p in getattr(node, "type_params", [])}
+
+
+def _leaves(block: list[Any]) -> bool:
+    """Whether what follows a block is never reached from it."""
+    return bool(block) and isinstance(block[-1], (ast.Raise, ast.Return, ast.Continue, ast.Break))
+
+
+def _common(ends: list[set[str]], otherwise: set[str]) -> set[str]:
+    return set.intersection(*ends) if ends else otherwise
+
+
+def _irrefutable(case: ast.match_case) -> bool:
+    return case.guard is None and isinstance(case.pattern, ast.MatchAs) and case.pattern.pattern is None
 
 
 def _catches_name_error(kind: ast.AST | None) -> bool:

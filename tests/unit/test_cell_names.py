@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyter_mlops.magics.cellcheck import CellError, check_cell, free_names
+from jupyter_mlops.shipping.cell import CellError, check_cell
+from jupyter_mlops.shipping.names import free_names
 
 
 def names(source: str) -> list[str]:
@@ -193,10 +194,10 @@ def test_syntax_errors_have_the_line_of_the_cell(source: str, line: int) -> None
         check_cell(source, {}, first_line=2)
 
 
-def test_top_level_await() -> None:
-    with pytest.raises(CellError) as raised:
-        check_cell("import asyncio\nawait asyncio.sleep(1)", {}, first_line=2)
-    assert "line 3" in raised.value.message and "asyncio.run" in raised.value.hint
+def test_top_level_await_runs_as_in_the_notebook() -> None:
+    check_cell("import asyncio\nawait asyncio.sleep(1)\nasync with asyncio.timeout(1):\n    pass", {})
+    with pytest.raises(CellError, match="syntax error in line 3"):
+        check_cell("import asyncio\ndef f(): await asyncio.sleep(1)", {}, first_line=2)
 
 
 @pytest.mark.parametrize("source", ["", "  \n\n", "x = 1\0", "(" * 500 + ")" * 500])

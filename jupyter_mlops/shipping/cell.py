@@ -1,6 +1,7 @@
-"""Checks a cell before it runs as a job: its syntax, IPython syntax, and names that only the notebook has.
+"""Checks a cell before it runs as a job: its syntax, IPython syntax, and names that are defined nowhere.
 
-A job runs in a fresh process, so a name that the cell reads but never binds would fail there, perhaps after minutes.
+A job runs in a fresh process: a name that the cell reads, never binds and does not get from its notebook would fail
+there, perhaps after minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class CellError(ParameterError):
 
 
 def check_cell(source: str, names: Mapping[str, Any], first_line: int = 1) -> None:
-    """Refuse a cell that cannot run outside its notebook.
+    """Refuse a cell that cannot run without its notebook's variables.
 
     Args:
         source: body of the cell.
@@ -43,7 +44,7 @@ def check_cell(source: str, names: Mapping[str, Any], first_line: int = 1) -> No
     tree = parse_cell(source, first_line)
     missing = free_names(tree)
     if missing:
-        raise _refusal(missing, names, first_line)
+        raise refusal(missing, names, first_line)
 
 
 def parse_cell(source: str, first_line: int = 1) -> ast.Module:
@@ -60,7 +61,7 @@ def parse_cell(source: str, first_line: int = 1) -> ast.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
-            compile(source, "<cell>", "exec", dont_inherit=True)
+            compile(source, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         return tree
     except SyntaxError as error:
         raise _syntax_error(error, source, first_line) from None
@@ -78,16 +79,18 @@ def _syntax_error(error: SyntaxError, source: str, first_line: int) -> CellError
             "a job runs as plain Python: move it to another cell, or use subprocess, os or importlib",
         )
     message = error.msg or "invalid syntax"
-    if "'await'" in message or "'async" in message:
-        return CellError(
-            f"line {number + first_line - 1} of the cell: {message}", "a job runs as a script: use asyncio.run(…)"
-        )
     return CellError(f"syntax error in line {number + first_line - 1} of the cell: {message}", text.strip()[:120])
 
 
-def _refusal(missing: list[FreeName], names: Mapping[str, Any], first_line: int) -> CellError:
-    shell_only = {"display", "get_ipython", "In", "Out", "_", "__", "___", "_i", "_ii", "_iii", "_ih", "_oh", "_dh"}
-    there = [m for m in missing if m.name in names or m.name in shell_only]
+#: Names that IPython gives to a notebook and no job has.
+SHELL_ONLY = frozenset({
+    "display", "get_ipython", "In", "Out", "_", "__", "___", "_i", "_ii", "_iii", "_ih", "_oh", "_dh",
+})
+
+
+def refusal(missing: list[FreeName], names: Mapping[str, Any], first_line: int) -> CellError:
+    """The error for names that a cell needs and cannot have."""
+    there = [m for m in missing if m.name in names or m.name in SHELL_ONLY]
     absent = [m for m in missing if m not in there]
     if there:
         listed = _listed(there)
