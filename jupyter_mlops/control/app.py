@@ -40,7 +40,8 @@ def make_app(plane: ControlPlane) -> web.Application:
     handlers: list[Any] = [*local.handlers()]
     for path, operations in by_path.items():
         pattern, names = _pattern(API + path)
-        handlers.append((pattern, OperationHandler, {"operations": operations, "parameters": names}))
+        handler = next((op.handler for op in operations.values() if op.handler is not None), OperationHandler)
+        handlers.append((pattern, handler, {"operations": operations, "parameters": names}))
     from .mlflow_handler import MlflowHandler
 
     handlers.append((re.escape(ROOT) + r"/mlflow(?:/(.*))?", MlflowHandler))

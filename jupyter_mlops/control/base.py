@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import re
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 from tornado import web
+from tornado.iostream import StreamClosedError
 
 from ..core import policy
 from ..core.errors import Forbidden, MlopsError, NotFound, ParameterError, Unauthenticated, VersionMismatch
@@ -25,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Largest JSON body in bytes.
 MAX_BODY = 8 * 1024 * 1024
+#: Bytes of a file that are sent at a time.
+_PIECE = 1024 * 1024
 
 _HOST = re.compile(r"^(127\.0\.0\.1|localhost|\[::1\])(:\d+)?$", re.IGNORECASE)
 
@@ -161,10 +167,31 @@ class OperationHandler(BaseHandler):
             call.raw = self.request.body
         elif operation.body is not None:
             call.body = self._body(operation.body)
-        self.answer(await operation.function(call))
+        call.upload = getattr(self, "upload", None)
+        answer = await operation.function(call)
+        if answer.file is not None:
+            await self._send(answer, answer.file)
+        else:
+            self.answer(answer)
 
     get = post = put = delete = patch = head = options = _serve  # type: ignore[assignment]
     trace = _serve
+
+    async def _send(self, answer: Answer, path: Path) -> None:
+        """Stream a file in flat memory."""
+        with await asyncio.to_thread(open, path, "rb") as f:
+            self.set_status(answer.status)
+            for name, value in answer.headers.items():
+                self.set_header(name, value)
+            self.set_header("Content-Type", answer.content_type)
+            self.set_header("Content-Length", os.fstat(f.fileno()).st_size)
+            try:
+                while data := await asyncio.to_thread(f.read, _PIECE):
+                    self.write(data)
+                    await self.flush()
+                await self.finish()
+            except StreamClosedError:
+                self._auto_finish = False  # the client went away
 
     def _query(self, model: type[BaseModel]) -> BaseModel:
         values: dict[str, Any] = {}

@@ -89,6 +89,7 @@ def _operation(op: Operation, names: dict[type[BaseModel], str]) -> dict[str, An
         }
     elif op.raw_body:
         result["requestBody"] = {
-            "required": True, "content": {"application/json": {"schema": {"type": "object"}}},
+            "required": True, "content": {op.content: {"schema": {"type": "object"} if op.content == "application/json"
+                                                       else {"type": "string", "format": "binary"}}},
         }
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -29,6 +30,7 @@ class Call:
     body: Any = None
     raw: bytes = b""
     headers: Any = None
+    upload: Any = None
 
     @property
     def if_match(self) -> int | None:
@@ -47,13 +49,14 @@ class Call:
 
 @dataclass
 class Answer:
-    """Status, JSON body (None for no content) and headers."""
+    """Status, JSON body (None for no content) and headers; ``file`` is streamed instead of a body."""
 
     status: int = 200
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     raw: bytes | None = None
     content_type: str = "application/json"
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Operation:
         query, body: pydantic models; ``raw_body`` for a body that is passed on unread.
         responses: status → model of its body (None: no body).
         errors: error statuses that this operation may answer beside the common ones.
+        handler: a subclass of ``OperationHandler`` that receives the body as it comes; all methods of a path share it.
+        content: content type of a ``raw_body``.
     """
 
     method: str
@@ -80,6 +85,8 @@ class Operation:
     errors: tuple[int, ...] = ()
     preconditions: bool = False
     description: str = ""
+    handler: Any = None
+    content: str = "application/json"
 
 
 TABLE: list[Operation] = []

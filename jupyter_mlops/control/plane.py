@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..compute.base import ComputeDriver
+from ..core.blobs import Blobs, named_by, needed_blobs, put_inputs
 from ..core.controllers import DeploymentController, EndpointController, JobController
 from ..core.errors import MlopsError, NotFound, Refused, Unauthenticated
 from ..core.identity import SYSTEM, Identity
@@ -26,6 +27,7 @@ from ..core.workspace import Workspace
 from ..runtime import locate
 from ..serving.local import LocalServing
 from ..tracking.child import MlflowChild
+from ..tracking.orphans import Orphans
 from ..tracking.proxy import Proxy
 from ..tracking.shipper import Shipper
 from ..tracking.views import MlflowViews
@@ -80,12 +82,17 @@ class ControlPlane:
         self.views = MlflowViews(mlflow)
         self.serving = LocalServing(home, Path(locate.private_dir(place.runtime_dir)))
         self.workspace = Workspace(place.name, home, self.store)
+        self.orphans = self.views.orphans = Orphans(self.views.api, self.tokens.holder)
         self.shipper = Shipper(home, self.views.api, lambda job: self.feed.touch("run"))
         self.jobs = JobController(home, self.views, self.driver_for, self.job_environment, self.shipper)
         self.endpoints = EndpointController(self.serving)
         self.deployments = DeploymentController(self.serving, self.views)
         for controller in (self.jobs, self.endpoints, self.deployments):
             self.workspace.add(controller)
+        self.blobs = Blobs(home)
+        self.jobs.check.append(self.blobs.require_all)
+        self.jobs.prepare.append(partial(put_inputs, self.blobs))
+        self.jobs.removed.append(self._forget_blobs)
         self.retention = RetentionSweep(
             home, self.store, lambda name: self.jobs.ref(name).folder, partial(self.workspace.purge, SYSTEM)
         )
@@ -120,6 +127,7 @@ class ControlPlane:
         self.workspace.start()
         self._tasks = [
             asyncio.create_task(self._housekeeping()), asyncio.create_task(self._close_intents()),
+            asyncio.create_task(self.orphans.run()),
         ]
 
     async def stop(self) -> None:
@@ -157,6 +165,7 @@ class ControlPlane:
                 if time.monotonic() - self._swept_at > _SWEEP:
                     self._swept_at = time.monotonic()
                     await self.retention.sweep()
+                    await asyncio.to_thread(self.blobs.sweep, await self.store.read(needed_blobs))
                 if await self._wanted():
                     self._busy_at = time.monotonic()
                 elif time.monotonic() - self._busy_at > self.idle:
@@ -164,6 +173,13 @@ class ControlPlane:
                     self.exit.set()
             except Exception:
                 log.exception("housekeeping failed")
+
+    async def _forget_blobs(self, spec: dict[str, Any]) -> None:
+        """What was uploaded for a job goes with it, unless a waiting one needs the same."""
+        gone = named_by(spec)
+        if gone:
+            for digest in gone - await self.store.read(needed_blobs):
+                await asyncio.to_thread(self.blobs.remove, digest)
 
     async def _wanted(self) -> bool:
         """Whether anybody needs us: a token holder, a waiter, an active job, an endpoint. Calls count by themselves."""

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from ...compute.base import ComputeDriver, Grant, JobRef
 from ...runtime import jobfolder
+from ..blobs import returned
 from ..errors import BackendTimeout, BackendUnreachable, Conflict, MlopsError, NotFound, Refused, Unavailable
 from ..identity import SYSTEM, Identity
 from ..resources.base import Resource, utcnow
@@ -44,7 +45,8 @@ _AWAY = (Unavailable, BackendUnreachable, BackendTimeout)
 class JobController(Controller):
     """``driver_for(compute name)`` gives the driver; ``environment(job)`` the addresses that ranks need.
 
-    ``prepare`` are called with (folder, spec) on a thread before each attempt, to put there what the job needs.
+    ``prepare`` are called with (folder, spec) on a thread before each attempt, to put there what the job needs,
+    ``check`` with a new spec, to refuse it, ``removed`` with the spec of a job that is gone.
     """
 
     kind = "job"
@@ -65,6 +67,8 @@ class JobController(Controller):
         self._environment = environment
         self.shipper: JournalShipper = shipper or NoShipper()
         self.prepare: list[Callable[[Path, JobSpec], None]] = []
+        self.check: list[Callable[[JobSpec], None]] = []
+        self.removed: list[Callable[[dict[str, Any]], Awaitable[None]]] = []
         self.slots = Slots()
         self._loaded = False
         self._rounds = 0
@@ -170,6 +174,8 @@ class JobController(Controller):
         if self.ref(name).folder.exists():
             raise Refused(f"the folder of an earlier job {name!r} still exists", "choose another name")
         await self._check(spec)
+        for check in self.check:
+            await asyncio.to_thread(check, spec)
         self._fresh.add(name)
         status = JobStatus(phase="Queued", reason="waiting to start", queued_at=utcnow())
         return status.model_dump(), {}, {}
@@ -416,6 +422,8 @@ class JobController(Controller):
         if phase == "Failed":
             changes["traceback"] = [line[:500] for line in seen.traceback]
             changes["log_tail"] = await asyncio.to_thread(log_tail, driver, ref, attempt, seen.failed_rank or 0)
+        elif phase == "Completed" and spec.cell is not None and spec.cell.returns:
+            changes["returned"] = await asyncio.to_thread(returned, ref.folder)
         ended = outcome(attempt, seen)
         pause = retry_pause(job.status, spec, ended, seen.cause)
         if pause is None:
@@ -483,6 +491,8 @@ class JobController(Controller):
         self.shipper.forget(job.name)
         await asyncio.to_thread(shutil.rmtree, self.ref(job.name).folder, True)
         await self.workspace.store.write(lambda tx: tx.remove("job", job.name))
+        for removed in self.removed:
+            await removed(job.spec)
 
 
 def _queued_page(mark: int | None, tx: Any) -> tuple[list[Resource], int | None]:
