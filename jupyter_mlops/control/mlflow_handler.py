@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 from typing import Any
 
 from multidict import CIMultiDict
@@ -28,6 +30,8 @@ PASSED = frozenset({
     "if-none-match", "if-modified-since", "if-match", "if-range", "if-unmodified-since", "user-agent",
     "x-mlflow-experiment-id", "x-mlflow-run-id",
 })
+#: The run that a JSON body names; where it names several, the first.
+_RUN_ID = re.compile(rb'"run_(?:id|uuid)"\s*:\s*"([A-Za-z0-9]{1,64})"')
 SANDBOX = "sandbox; default-src 'none'"
 
 
@@ -36,6 +40,8 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
     """One request to MLflow."""
 
     _match: Match
+    _written = ""  # the run to which this request writes, where that is easily seen
+    _resumed = False
     _patience = 0.0  # loop time until which a restart is waited for
 
     @property
@@ -84,8 +90,18 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
             self._patience = asyncio.get_running_loop().time() + WAIT
         return not self._gone and await self.plane.mlflow.reconnect(self._patience)
 
+    @property
+    def _direct(self) -> bool:
+        """Whether the caller itself speaks to us; Jupyter, on behalf of browsers, comes over the unix socket."""
+        return getattr(self.request.connection.context, "address_family", None) != socket.AF_UNIX  # type: ignore
+
     async def inspect(self, upstream: Upstream, body: bytes) -> bytes | None:
         found = self._match
+        if found.rule.template.startswith("runs/") and not found.rule.reads and not found.rule.audit:
+            named = _RUN_ID.search(body)
+            self._written = named[1].decode() if named else ""
+            # Who has a run go on that had ended holds it from now on.
+            self._resumed = found.rule.template == "runs/update" and b'"RUNNING"' in body and self._direct
         if not self._proxy.must_see_body(self.identity, found.rule):
             return body
         if found.rule.template == "/v1/traces":
@@ -96,6 +112,8 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
         if found.rule.template in ("registered-models/delete", "model-versions/delete"):
             await self._unused(value or {})
         if found.rule.audit:
+            if found.rule.operation == "POST runs/create":
+                value = self.plane.orphans.marked(self.identity, value or {}, self._direct)
             request_id = self.request.headers.get(REQUEST_ID_HEADER)
             status, data = await self._proxy.perform(self.identity, found, self.request.query, value, request_id)
             self._changed(status)
@@ -116,6 +134,10 @@ class MlflowHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # prepa
 
     async def on_answered(self, status: int) -> None:
         self._changed(status)
+        if self._written and status < 300:
+            self.plane.orphans.wrote(self.identity, self._written)
+            if self._resumed:
+                await self.plane.orphans.claim(self.identity, self._written)
 
     def _changed(self, status: int) -> None:
         if status < 300 and self._match.rule.changes:

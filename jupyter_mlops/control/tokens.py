@@ -119,6 +119,10 @@ class Tokens:
             entry.checked = now
         return True
 
+    def holder(self, identity: Identity) -> tuple[int, str] | None:
+        """(pid, start time) of the local process that holds the caller's token; None for one that cannot be seen."""
+        return next((e.holder for e in self._entries.values() if e.id == identity.token_id), None)
+
     def holders(self, exclude: int | None = None) -> list[int]:
         """Pids of the live processes that hold a token."""
         pids = {e.holder[0] for e in self._entries.values() if e.holder and self._valid(e)}

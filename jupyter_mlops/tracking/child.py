@@ -47,6 +47,13 @@ class MlflowChild:
         socket: path of the unix socket.
     """
 
+    #: Seconds between two looks at its health.
+    PROBE = 5.0
+    #: Seconds without an answer and without using any processor time after which it is frozen: it is replaced.
+    FROZEN_IDLE = 20.0
+    #: Seconds without an answer after which it is, whatever it is doing.
+    FROZEN = 60.0
+
     def __init__(
         self, home: str | os.PathLike[str], runtime_dir: str | os.PathLike[str],
         on_state: Callable[[MlflowChild], None] | None = None,
@@ -206,10 +213,10 @@ class MlflowChild:
                     self._lean_failures = 0 if self.lean else self._lean_failures
                     self._ready.set()
                     self._set("ready", "")
-                    await self._await_end()
+                    ended = await self._await_end()
                     self._ready.clear()
                     failures = 0 if time.monotonic() - began > SETTLED else failures
-                    self.message = "MLflow ended and is being restarted"
+                    self.message = f"MLflow {'ended' if ended else 'was frozen'} and is being restarted"
                 else:
                     failures += 1
                     if self.lean:
@@ -247,11 +254,11 @@ class MlflowChild:
             await asyncio.sleep(0.02)
         return False
 
-    async def _answers(self) -> bool:
+    async def _answers(self, patience: float = 10.0) -> bool:
         if not os.path.exists(self.socket):
             return False
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patience):
                 reader, writer = await asyncio.open_unix_connection(self.socket)
                 try:
                     writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -261,7 +268,8 @@ class MlflowChild:
         except (OSError, TimeoutError):
             return False
 
-    async def _await_end(self) -> None:
+    async def _await_end(self) -> bool:
+        """Return when the process has ended (True), or is frozen and was killed (False)."""
         process = self._process
         assert process is not None
         loop = asyncio.get_running_loop()
@@ -272,16 +280,51 @@ class MlflowChild:
         ended = asyncio.Event()
         if descriptor >= 0:
             loop.add_reader(descriptor, ended.set)
+        frozen = asyncio.create_task(self._await_frozen(process.pid, ended))
         try:
             while process.poll() is None:
                 try:
                     await asyncio.wait_for(ended.wait(), 30 if descriptor >= 0 else 0.2)
                 except TimeoutError:
                     self._bound_log()
+                if frozen.done() and frozen.exception() is None and process.poll() is None:
+                    # It cannot end by itself, nor write anything more.
+                    _signal_group(process.pid, signal.SIGKILL)
+                    await loop.run_in_executor(None, process.wait)
+                    return False
+            return True
         finally:
+            frozen.cancel()
             if descriptor >= 0:
                 loop.remove_reader(descriptor)
                 os.close(descriptor)
+
+    async def _await_frozen(self, pid: int, wake: asyncio.Event) -> None:
+        """Return, and set ``wake``, when the process answers no more; one that is merely busy uses processor time."""
+        tick = self.PROBE / 5
+        while True:
+            await asyncio.sleep(self.PROBE)
+            asked = asyncio.create_task(self._answers(self.FROZEN))
+            silent = idle = 0.0
+            used, last = _cpu_time(pid), time.monotonic()
+            try:
+                while not asked.done() or not asked.result():
+                    if asked.done():
+                        asked = asyncio.create_task(self._answers(self.FROZEN))
+                    await asyncio.wait([asked], timeout=tick)
+                    now, spent = time.monotonic(), _cpu_time(pid)
+                    # While we were stopped ourselves, nobody had a chance to answer.
+                    passed = min(now - last, 2 * tick)
+                    last, silent = now, silent + passed
+                    idle = idle + passed if spent is not None and spent == used else 0.0
+                    used = spent
+                    if not asked.done() and (idle >= self.FROZEN_IDLE or silent >= self.FROZEN):
+                        wake.set()
+                        return
+                    if asked.done() and not asked.result():
+                        await asyncio.sleep(tick)  # refused at once
+            finally:
+                asked.cancel()
 
     def _why(self) -> str:
         """The last line of the log that tells why a start failed."""
@@ -395,6 +438,25 @@ def _signal_group(pid: int, number: int) -> None:
             os.kill(pid, number)
         except (ProcessLookupError, PermissionError):
             pass
+
+
+def _cpu_time(pid: int) -> float | None:
+    """Processor time that a process has used; None when that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()
+        return float(int(fields[11]) + int(fields[12]))
+    except (OSError, ValueError, IndexError):
+        pass
+    if sys.platform.startswith("linux"):
+        return None
+    import psutil
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return None
+    return float(times.user + times.system)
 
 
 def _is_mlflow(pid: int, path: str) -> bool:

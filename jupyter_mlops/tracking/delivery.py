@@ -90,7 +90,7 @@ class Sender:
                 await self._batch(*request, tally, Counter())
         return tally
 
-    # -- one request -----------------------------------------------------------------------------------------------
+    # -- one request -------------------------------------------------------------------------------------------------
 
     async def post(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         """A call to MLflow that is repeated until it is answered; (status, body): accepted, or refused (>= 400).

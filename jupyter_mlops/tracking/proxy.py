@@ -37,6 +37,8 @@ REQUEST_ID_HEADER = "X-Mlops-Request-Id"
 #: Carried by what a call with a request id creates.
 REQUEST_TAG = "mlops.request_id"
 PARENT_TAG = "mlflow.parentRunId"
+#: Which local process holds a run that is no job's: ``pid:start time:boot``, see :mod:`.orphans`.
+HOLDER_TAG = "mlops.holder"
 
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9_-]{8,64}$")
 #: Tags that name a run; a job may name only its own.

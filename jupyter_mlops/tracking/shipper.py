@@ -172,7 +172,7 @@ class Shipper:
         self._kick = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
 
-    # -- life ------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to look at the watched jobs."""
@@ -194,7 +194,7 @@ class Shipper:
                     pass
         self._threads.shutdown(wait=False)
 
-    # -- what the job controller asks ----------------------------------------------------------------------------------
+    # -- what the job controller asks --------------------------------------------------------------------------------
 
     def watch(self, job: str, run_id: str, folder: Path) -> None:
         """Deliver what this job logs from now on; it runs, or is about to. May be repeated."""

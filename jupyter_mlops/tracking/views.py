@@ -11,7 +11,8 @@ from typing import Any
 from ..core.errors import Conflict, NotFound, ParameterError
 from .api import MlflowApi
 from .child import MlflowChild
-from .proxy import PARENT_TAG, REQUEST_TAG
+from .orphans import Orphans
+from .proxy import HOLDER_TAG, PARENT_TAG, REQUEST_TAG
 from .registry import Registry
 from .shape import iso, number, progress, quoted, thin
 
@@ -29,7 +30,7 @@ _MANY = 1000
 #: Seconds for which the id of an experiment is believed: many jobs are submitted at once.
 _EXPERIMENT_LIFE = 2.0
 #: Tags that belong to the machinery and are not shown.
-_HIDDEN_TAGS = frozenset({REQUEST_TAG, "mlflow.log-model.history"})
+_HIDDEN_TAGS = frozenset({REQUEST_TAG, HOLDER_TAG, "mlflow.log-model.history"})
 
 
 class MlflowViews(Registry):
@@ -37,6 +38,8 @@ class MlflowViews(Registry):
 
     def __init__(self, child: MlflowChild) -> None:
         super().__init__(MlflowApi(child), Path(child.artifacts))
+        #: Ends what a job leaves beneath its run.
+        self.orphans: Orphans | None = None
         self._experiment_ids: dict[str, tuple[str, float]] = {}  # name → id, and when it was looked up
 
     async def close(self) -> None:
@@ -228,6 +231,8 @@ class MlflowViews(Registry):
             start_time=int(datetime.now(UTC).timestamp() * 1000),
             tags=[{"key": k, "value": str(v)} for k, v in every.items()],
         )
+        if self.orphans is not None:
+            self.orphans.made(made["run"]["info"]["run_id"])
         return self._facts(made["run"], experiment)
 
     def _facts(self, run: dict[str, Any], experiment: str) -> dict[str, Any]:
@@ -295,11 +300,15 @@ class MlflowViews(Registry):
         return found["experiment_id"]
 
     async def finish_run(self, run_id: str, status: str, reason: str = "", end_time_ms: int | None = None) -> None:
-        """Set a run's terminal status, and why as tag ``mlops.reason``; a deleted run stays as it is.
+        """Set the terminal status of a job's run, and why as tag ``mlops.reason``; a deleted run stays as it is.
+
+        Runs beneath it that still go on end with it.
 
         Raises:
             NotFound: it does not exist.
         """
+        if self.orphans is not None:
+            await self.orphans.end_beneath(run_id, status, reason, end_time_ms)
         try:
             if reason:
                 await self.api.post("runs/set-tag", run_id=run_id, key="mlops.reason", value=reason[:5000])
