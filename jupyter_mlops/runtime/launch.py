@@ -123,7 +123,7 @@ def rank(folder, number, name, lock, ending=None):
         if spec.get("command") is not None:
             code = _command(spec["command"])
         elif spec.get("cell") is not None:
-            code = _python(ending, job.cell_path, job.cell_path, [], cwd, True)
+            code = _python(ending, job.cell_path, job.cell_path, [], cwd, True, _shipped(job, spec))
         elif spec.get("script") is not None:
             path = os.path.join(cwd, spec["script"])
             first = os.path.dirname(os.path.realpath(path))
@@ -137,6 +137,7 @@ def rank(folder, number, name, lock, ending=None):
     if os.getpid() == ending.pid:
         if index == 0:
             _figures(job.figures)
+            _returns(job, spec, code)
         ending.code = code
     return code if code >= 0 else 128 - code
 
@@ -160,13 +161,14 @@ def _command(command):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _python(ending, path, argv0, arguments, first, cell):
+def _python(ending, path, argv0, arguments, first, cell, before=None):
     """Run a file as ``python FILE`` would: a real ``__main__``, its arguments, its folder first on the path.
 
     Args:
         argv0: ``sys.argv[0]``.
         first: ``sys.path[0]``.
         cell: allow ``await`` outside functions, as a notebook does.
+        before: called with the namespace before the code runs.
 
     Returns:
         the exit code
@@ -193,6 +195,8 @@ def _python(ending, path, argv0, arguments, first, cell):
         faulthandler.enable()
     except Exception:
         pass
+    if before is not None:
+        before(space)
     try:
         # 0x2000: PyCF_ALLOW_TOP_LEVEL_AWAIT
         code = compile(source, path, "exec", flags=0x2000 if cell else 0, dont_inherit=True)
@@ -217,6 +221,33 @@ def _python(ending, path, argv0, arguments, first, cell):
             sys.__excepthook__(kind, value, tb)
         return 130 if isinstance(value, KeyboardInterrupt) else 1
     return 0
+
+
+def _shipped(job, spec):
+    """What puts the variables that were shipped with a cell into its namespace, or None."""
+    if not spec["cell"].get("payload"):
+        return None
+
+    def load(space):
+        from . import variables
+
+        variables.load(job, space)
+
+    return load
+
+
+def _returns(job, spec, code):
+    """Keep the variables that a cell was asked to bring back, when it has done its work; never fails."""
+    names = (spec.get("cell") or {}).get("returns")
+    if not names or code != 0:
+        return
+    try:
+        from . import variables
+
+        for line in variables.keep(job, sys.modules["__main__"].__dict__, names):
+            _warn(line)
+    except BaseException as error:
+        _warn("what the cell returns was not kept: %s: %s" % (type(error).__name__, error))
 
 
 def _system_exit(code):

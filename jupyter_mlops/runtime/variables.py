@@ -25,6 +25,8 @@ _MODULES = "modules"
 class VariablesError(Exception):
     """Variables that cannot be read; says so in one line."""
 
+    __module__ = "builtins"  # a traceback then names it without where it is from
+
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 
