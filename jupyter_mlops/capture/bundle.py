@@ -22,8 +22,8 @@ SCHEMA = 1
 #: Folder of the context among the artifacts of a run.
 FOLDER = "context"
 #: What of a spec says how it runs; the environment's values are not among it.
-_OF_SPEC = ("display_name", "experiment_name", "cwd", "compute", "distribution", "resources", "limits", "retry_settings",
-            "queue_settings", "interpreter")
+_OF_SPEC = ("display_name", "experiment_name", "cwd", "compute", "distribution", "resources", "limits",
+            "retry_settings", "queue_settings", "interpreter")
 
 
 @dataclass

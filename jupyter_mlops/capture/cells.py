@@ -133,7 +133,7 @@ _SEEDERS = ("manual_seed", "manual_seed_all", "seed_everything", "set_seed", "se
 
 
 def seeds(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    """Calls in executed cells that set a seed: ``{"call", "value", "cell"}``, with the value as far as it is constant."""
+    """Calls in executed cells that set a seed: ``{"call", "value", "cell"}``, with values that are constant."""
     found: list[dict[str, Any]] = []
     constants: dict[str, Any] = {}
     for cell in cells:
@@ -163,7 +163,7 @@ def _seeding(source: str) -> tuple[tuple[str, str, Any], ...]:
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func) if isinstance(node.func, (ast.Name, ast.Attribute)) else ""
             last = name.rpartition(".")[2]
-            if last not in _SEEDERS or last == "key" and not name.endswith("random.key"):
+            if last not in _SEEDERS or (last == "key" and not name.endswith("random.key")):
                 continue
             argument = node.args[0] if node.args else node.keywords[0].value if node.keywords else None
             rows.append((node.lineno, "call", name[:120], _constant(argument)))

@@ -13,11 +13,14 @@ from ..runtime import redact
 _IPYTHON = re.compile(r"^(\s*)(?:%{1,2}\s*[A-Za-z_]|!|\?).*$")
 _ASSIGNED = re.compile(r"^(\s*[\w.,\s\[\]]+=)\s*(?:%\s*[A-Za-z_]|!).*$")
 #: Functions that are given the name of a secret, or a question, rather than the secret.
-_LOOKUPS = frozenset(
-    "getenv get getpass input get_secret environ pop get_password get_credential read_text open Path exists".split()
-)
+_LOOKUPS = frozenset([
+    "getenv", "get", "getpass", "input", "get_secret", "environ", "pop", "get_password", "get_credential",
+    "read_text", "open", "Path", "exists",
+])
 #: Functions whose arguments are secrets.
-_LOGINS = frozenset("login authenticate sign_in signin basic_auth HTTPBasicAuth HTTPDigestAuth".split())
+_LOGINS = frozenset([
+    "login", "authenticate", "sign_in", "signin", "basic_auth", "HTTPBasicAuth", "HTTPDigestAuth",
+])
 
 
 def mask_python(source: str, found: set[str] | None = None) -> str:

@@ -157,5 +157,7 @@ def _gpus() -> list[dict[str, str]]:
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [[part.strip() for part in line.split(",")] for line in out.stdout.splitlines()] if not out.returncode else []
+    if out.returncode:
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in out.stdout.splitlines()]
     return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]

@@ -47,20 +47,26 @@ _DATABASE = re.compile(
     r"clickhouse\w*|snowflake|cockroachdb)(?:\+\w+)?://)([^\s'\"<>`]{1,2000})@"
 )
 
-_STRONG = frozenset(
-    "password passwd passphrase passcode pwd passwort secret secrets credential credentials creds apikey apikeys "
-    "accesskey secretkey privatekey authkey apitoken accesstoken authtoken connstr sas pw".split()
-)
-_WEAK = frozenset("token auth authorization bearer cookie cookies jwt pat dsn sessionid session_id otp".split())
-_KEY_OF = frozenset(
-    "api access private secret account auth encryption signing master storage subscription license service ssh "
-    "client shared write admin deploy hmac webhook app consumer primary secondary endpoint project publishable".split()
-)
+_STRONG = frozenset([
+    "password", "passwd", "passphrase", "passcode", "pwd", "passwort", "secret", "secrets", "credential",
+    "credentials", "creds", "apikey", "apikeys", "accesskey", "secretkey", "privatekey", "authkey", "apitoken",
+    "accesstoken", "authtoken", "connstr", "sas", "pw",
+])
+_WEAK = frozenset([
+    "token", "auth", "authorization", "bearer", "cookie", "cookies", "jwt", "pat", "dsn", "sessionid",
+    "session_id", "otp",
+])
+_KEY_OF = frozenset([
+    "api", "access", "private", "secret", "account", "auth", "encryption", "signing", "master", "storage",
+    "subscription", "license", "service", "ssh", "client", "shared", "write", "admin", "deploy", "hmac",
+    "webhook", "app", "consumer", "primary", "secondary", "endpoint", "project", "publishable",
+])
 #: What is a token to a language model is none to a server.
-_ML = frozenset(
-    "pad eos bos unk sep cls mask special additional stop start end image video audio next prev previous first last "
-    "max min num new total n per type prompt completion input output vocab class word sub".split()
-)
+_ML = frozenset([
+    "pad", "eos", "bos", "unk", "sep", "cls", "mask", "special", "additional", "stop", "start", "end", "image",
+    "video", "audio", "next", "prev", "previous", "first", "last", "max", "min", "num", "new", "total", "n",
+    "per", "type", "prompt", "completion", "input", "output", "vocab", "class", "word", "sub",
+])
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 #: A whole name with a telling part; anchored at its start and bounded, so that no input is slow.
@@ -73,7 +79,9 @@ _BESIDE = re.compile(
     r"(?P<value>" + _QUOTED + r"(?:[\s+\\\-]{0,40}" + _QUOTED + r"){0,200}"
     r"|[\[({][\s+\-]{0,40}" + _QUOTED + r"(?:[\s+\\\-,:]{0,40}" + _QUOTED + r"){0,200})"
 )
-_PASSED = re.compile(r"\([\s+\-]{0,40}[\"']" + _NAME + r"[\"'](?P<sep>[\s+\-]{0,40},[\s+\-]{0,40})(?P<value>" + _QUOTED + ")")
+_PASSED = re.compile(
+    r"\([\s+\-]{0,40}[\"']" + _NAME + r"[\"'](?P<sep>[\s+\-]{0,40},[\s+\-]{0,40})(?P<value>" + _QUOTED + ")"
+)
 _BARE = re.compile(
     _NAME + r"(?P<sep>[\"']?[ \t]{0,8}[:=][ \t]{0,8})(?P<value>[^\s\"'`,;(){}\[\]<>&|#]{1,2000})(?P<next>[(\[]?)"
 )
@@ -84,7 +92,10 @@ _OPTION = re.compile(
 _STRING = re.compile(_QUOTED)
 _NEAR = re.compile(r"(?i)key|token|secret|passw|pwd|auth|credential|bearer|private|signature|session")
 _RANDOM = re.compile(r"(?<![\w«])[A-Za-z0-9+/_=\-]{20,}")
-_PLAIN = frozenset("str int float bool bytes none true false null any object optional secretstr string number".split())
+_PLAIN = frozenset([
+    "str", "int", "float", "bool", "bytes", "none", "true", "false", "null", "any", "object", "optional",
+    "secretstr", "string", "number",
+])
 
 _marked = set()  # type: set[str]
 
@@ -107,9 +118,9 @@ def secret_name(name):
     words = [w.lower() for w in _WORDS.findall(name)]
     for i, word in enumerate(words):
         before = words[i - 1] if i else ""
-        if word in _STRONG or word.endswith("s") and word[:-1] in _STRONG:
+        if word in _STRONG or (word.endswith("s") and word[:-1] in _STRONG):
             return 2
-        if word in ("key", "keys") and before in _KEY_OF or word == "string" and before == "connection":
+        if (word in ("key", "keys") and before in _KEY_OF) or (word == "string" and before == "connection"):
             return 2
         if word in _WEAK and not (word == "token" and (before in _ML or _ends_otherwise(words[i + 1:]))):
             return 1
@@ -129,29 +140,30 @@ def telling(name, value):
         return False
     if sure == 2:
         return True
-    if len(text) < 4 or text[0] in "<[" and text[-1] in ">]":
+    if len(text) < 4 or (text[0] in "<[" and text[-1] in ">]"):
         return False
     return not re.fullmatch(r"[a-z]{1,12}|[A-Za-z]+(?:[ ,.:]+[A-Za-z]+)*[.:!?]?\s*", text) or len(text) > 40
 
 
 def values_of(mapping):
     """The texts among the values of a mapping whose keys look secret: a notebook's variables, an environment."""
-    found = set()
+    found = set()  # type: set[str]
     for name, value in list(mapping.items()):
         if not isinstance(name, str):
             continue
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
-        if isinstance(value, str) and len(value) < 10000 and telling(name, value):
-            if not (value.startswith("/") and os.path.lexists(value)):  # PWD, SSH_AUTH_SOCK
-                keep(found, value)
+        if not isinstance(value, str) or len(value) > 10000 or not telling(name, value):
+            continue
+        if not (value.startswith("/") and os.path.lexists(value)):  # PWD, SSH_AUTH_SOCK
+            keep(found, value)
     return found
 
 
 def keep(found, value):
     """Note a value that was found, if it is distinct enough to be looked for everywhere."""
     value = value.strip()
-    if len(value) >= 12 or len(value) >= 6 and re.search(r"[0-9]", value) and re.search(r"[^0-9.\-]", value):
+    if len(value) >= 12 or (len(value) >= 6 and re.search(r"[0-9]", value) and re.search(r"[^0-9.\-]", value)):
         found.add(value)
 
 
@@ -162,7 +174,7 @@ def marked():
 
 def strike(text, values):
     """``text`` without the given values, also where they are escaped, quoted for an address or in base64."""
-    forms = set()
+    forms = set()  # type: set[str]
     for value in values:
         if value == REDACTED:
             continue
@@ -235,7 +247,7 @@ def _replace_form(match):
 def _userinfo(match, found):
     scheme, who = match.group(1), match.group(2)
     user, colon, password = who.partition(":")
-    if not who or not colon and "ssh" in scheme:
+    if not who or (not colon and "ssh" in scheme):
         return match.group(0)
     if not colon and re.fullmatch(r"git|[a-z][a-z0-9\-]{0,15}", user) and not scheme.startswith("http"):
         return match.group(0)
@@ -281,11 +293,13 @@ def _bare(match, found, code):
     before = line[-1:]
     # ``?token=…`` in an address, ``TOKEN=…`` in a file of settings or a shell line.
     shell = line.lstrip(" +-").startswith(("%", "!"))
-    setting = sep == "=" and (before in ("?", "&") or name.upper() == name and (shell or not code))
+    setting = sep == "=" and (before in ("?", "&") or (name.upper() == name and (shell or not code)))
     if not setting:
-        if not telling(name, value) or code and "#" not in line and not shell:
+        if not telling(name, value) or (code and "#" not in line and not shell):
             return match.group(0)
-        if code and re.fullmatch(r"[A-Za-z_.]+", value) or re.fullmatch(r"[\d.]+", value) and secret_name(name) < 2:
+        if code and re.fullmatch(r"[A-Za-z_.]+", value):
+            return match.group(0)
+        if secret_name(name) < 2 and re.fullmatch(r"[\d.]+", value):
             return match.group(0)
     keep(found, value)
     return name + sep + REDACTED
@@ -305,5 +319,5 @@ def random_like(text):
     if digits < 2 or digits == len(text):
         return False
     kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" for c in text if c.isalnum()]
-    changes = sum(a != b for a, b in zip(kinds, kinds[1:]))
+    changes = sum(kinds[i] != kinds[i - 1] for i in range(1, len(kinds)))
     return len(kinds) >= 16 and changes / len(kinds) > 0.3
