@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 from ..core.errors import Gone, Unavailable
 from ..runtime.locate import Place, Session
+from .logs import follow
 from .transport import Transport, segment
 
 Json = dict[str, Any]
@@ -154,11 +155,25 @@ class AsyncClient:
         params = {"offset": offset, "limit": limit, "attempt": attempt}
         return await self._call("GET", f"/jobs/{segment(name)}/logs/{int(rank)}", params=params)
 
-    async def follow_job_log(self, name: str, rank: int = 0, offset: int = 0) -> AsyncIterator[str]:
-        """Text of a rank's log until the job ends; nothing is repeated or lost over reconnects."""
-        path = f"/jobs/{segment(name)}/logs/{int(rank)}"
-        async for text in self._follow(path, offset):
+    async def follow_job_log(
+        self, name: str, rank: int = 0, offset: int = 0, attempt: int | None = None
+    ) -> AsyncIterator[str]:
+        """Text of a rank's log until the job ends, over all its attempts; nothing is repeated or lost over reconnects."""
+        async for text in follow(lambda at, which: self.job_log(name, rank, at, LOG_CHUNK, which), offset, attempt):
             yield text
+
+    async def search_job_log(
+        self, name: str, rank: int, text: str, offset: int = 0, line: int | None = None, limit: int = 100,
+        attempt: int | None = None, regex: bool = False, case: bool = False,
+    ) -> Json:
+        """One stretch of a search: ``{matches, next_offset, next_line, complete}``; go on until ``complete``."""
+        params = {"q": text, "offset": offset, "line": line, "limit": limit, "attempt": attempt, "regex": regex,
+                  "case": case}
+        return await self._call("GET", f"/jobs/{segment(name)}/logs/{int(rank)}/search", params=params)
+
+    async def job_usage(self, name: str, max_points: int | None = None) -> Json:
+        """CPU, memory and GPU of a job's ranks: ``{cpus, memory_bytes, attempts}``."""
+        return await self._call("GET", f"/jobs/{segment(name)}/usage", params={"max_points": max_points})
 
     # -- endpoints and deployments --------------------------------------------------------------------------------
 
@@ -306,21 +321,3 @@ class AsyncClient:
 
     async def _put(self, path: str, spec: Json, new: bool) -> Json:
         return await self._call("PUT", path, spec, headers={"If-None-Match": "*"} if new else None)
-
-    async def _follow(self, path: str, offset: int) -> AsyncIterator[str]:
-        attempt: int | None = None
-        pause = 0.2
-        while True:
-            params = {"offset": offset, "limit": LOG_CHUNK, "attempt": attempt}
-            answer = await self._call("GET", path, params=params)
-            if attempt is None and answer.get("attempt"):
-                attempt = answer["attempt"]
-            moved = answer["next_offset"] != offset
-            offset = answer["next_offset"]
-            if answer["text"]:
-                yield answer["text"]
-            if answer.get("complete"):
-                return
-            pause = 0.2 if moved else min(pause * 1.5, 1.0)
-            if not moved or answer.get("size", offset) <= offset:
-                await asyncio.sleep(pause)

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import BackendTimeout, MlopsError
 from . import render
 from .record import Record, Table
+from .terminal import rendered
 
 if TYPE_CHECKING:
+    from .logs import LogMatches
     from .run import Run
+    from .usage import JobUsage
 
 TERMINAL = frozenset({"Completed", "Failed", "Canceled"})
 
@@ -121,13 +124,49 @@ class Job(Record):
         """Metric histories of its run."""
         return self._client.run_metrics(self.run_id, list(keys) or None, max_points) if self.run_id else {}
 
-    def logs(self, rank: int = 0, tail: int | None = None) -> str:
-        """The log of a rank, or its last ``tail`` lines."""
-        return self._client.job_log(self.name, rank, tail)
+    def logs(
+        self, rank: int = 0, tail: int | None = None, attempt: int | None = None, raw: bool = False,
+        colours: bool = False,
+    ) -> str:
+        """The log of a rank as a terminal would leave it (progress bars as they ended), or its last ``tail`` lines.
 
-    def follow(self, rank: int = 0, tail: int | None = None) -> Iterator[str]:
-        """Pieces of a rank's log as they come, until the job ends."""
-        return self._client.follow_job_log(self.name, rank, tail)
+        Of a log of more than 16 MB, its end; :meth:`follow` reads all of it.
+
+        Args:
+            attempt: which one, from 1; the newest by default.
+            raw: the log as it was written, with all states of progress bars and control sequences.
+            colours: keep colours.
+        """
+        text = self._client.job_log(self.name, rank, tail, attempt)
+        return text if raw else rendered(text, colours)
+
+    def follow(self, rank: int = 0, tail: int | None = None, attempt: int | None = None) -> Iterator[str]:
+        """Pieces of a rank's log as they were written and as they come, until the job ends.
+
+        When the job is tried again, a line ``— attempt 2 —`` and that attempt's log follow. Nothing is missing or told
+        twice when the connection breaks or the control plane is replaced.
+        """
+        return self._client.follow_job_log(self.name, rank, tail, attempt)
+
+    def search(
+        self, text: str, rank: int = 0, regex: bool = False, case: bool = False, attempt: int | None = None,
+        limit: int = 100,
+    ) -> LogMatches:
+        """The first ``limit`` lines of a rank's log that hold ``text``.
+
+        Args:
+            regex: take ``text`` for a regular expression.
+            case: tell upper and lower case apart.
+            attempt: which one, from 1; the newest by default.
+
+        Raises:
+            ParameterError: the expression is none, or takes too long.
+        """
+        return self._client.search_job_log(self.name, text, rank, regex, case, attempt, limit)
+
+    def usage(self, max_points: int = 300) -> JobUsage:
+        """CPU, memory and GPU of its ranks over time, at most ``max_points`` of each attempt."""
+        return self._client.job_usage(self.name, max_points)
 
     def stop(self, wait: bool = False, timeout: float | None = 60) -> Job:
         """Ask it to end; with ``wait``, return when it has."""

@@ -7,11 +7,12 @@ notebook or another front end has none.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
+
+from .terminal import rendered
 
 TEXT = "var(--jp-content-font-color1, inherit)"
 MUTED = "var(--jp-content-font-color2, #757575)"
@@ -95,16 +96,9 @@ def clean(text: Any) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
-_ESCAPES = re.compile(r"\x1b(?:\[[0-9;:?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-
-
 def log_lines(text: str) -> list[str]:
     """Lines of a log as a terminal shows them in the end: progress bars folded, without colours and controls."""
-    lines = []
-    for line in text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []:
-        parts = [part for part in line.split("\r") if part]
-        lines.append(clean(_ESCAPES.sub("", parts[-1].replace("\t", "    "))) if parts else "")
-    return lines
+    return [clean(line) for line in rendered(text.replace("\t", "    ")).removesuffix("\n").split("\n")] if text else []
 
 
 def short(text: Any, width: int = 60) -> str:

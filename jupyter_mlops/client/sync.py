@@ -19,11 +19,12 @@ from . import payload
 from .aio import AsyncClient
 from .deploy import Deployed, deploy
 from .job import Job, JobTable
-from .logs import tail_of, text_of
+from .logs import LogMatch, LogMatches, Piece, found_in, last_of, pinned, text_of
 from .model import Model, ModelTable, ModelVersion
 from .run import Comparison, Run, RunTable
 from .serving import Deployment, DeploymentTable, Endpoint, EndpointTable, unknown_key
 from .transport import shared_loop
+from .usage import JobUsage
 
 T = TypeVar("T")
 
@@ -293,18 +294,40 @@ class Client:
                     return there
         raise ParameterError(f"there are a thousand jobs called {name}", "give another name with -n")
 
-    def job_log(self, name: str, rank: int = 0, tail: int | None = None) -> str:
-        """The log of a rank, or its last ``tail`` lines."""
-        return self.call(text_of(lambda offset: self.aio.job_log(name, rank, offset), tail))
+    def _log_pieces(self, name: str, rank: int) -> Piece:
+        return lambda offset, attempt: self.aio.job_log(name, rank, offset, attempt=attempt)
 
-    def follow_job_log(self, name: str, rank: int = 0, tail: int | None = None) -> Iterator[str]:
-        """Pieces of a rank's log as they come, until the job ends."""
+    def job_log(self, name: str, rank: int = 0, tail: int | None = None, attempt: int | None = None) -> str:
+        """The log of a rank as it was written, or its last ``tail`` lines; of a very long one its end."""
+        return self.call(text_of(pinned(self._log_pieces(name, rank), attempt), tail))
+
+    def follow_job_log(
+        self, name: str, rank: int = 0, tail: int | None = None, attempt: int | None = None
+    ) -> Iterator[str]:
+        """Pieces of a rank's log as they come, until the job ends; further attempts follow."""
         offset = 0
         if tail is not None:
-            text, offset = self.call(tail_of(lambda at: self.aio.job_log(name, rank, at), tail))
+            text, answer = self.call(last_of(pinned(self._log_pieces(name, rank), attempt), tail))
+            offset, attempt = answer["next_offset"], answer["attempt"]
             if text:
                 yield text
-        yield from self._iterate(self.aio.follow_job_log(name, rank, offset))
+        yield from self._iterate(self.aio.follow_job_log(name, rank, offset, attempt))
+
+    def search_job_log(
+        self, name: str, text: str, rank: int = 0, regex: bool = False, case: bool = False,
+        attempt: int | None = None, limit: int = 100,
+    ) -> LogMatches:
+        """The first ``limit`` lines of a rank's log that hold ``text``, or that match it as a regular expression."""
+        found, whole = self.call(found_in(
+            lambda offset, line, most: self.aio.search_job_log(
+                name, rank, text, offset, line, min(most, 1000), attempt, regex, case
+            ), limit,
+        ))
+        return LogMatches([LogMatch(self, row) for row in found], "" if whole else f"the first {len(found)}")
+
+    def job_usage(self, name: str, max_points: int | None = None) -> JobUsage:
+        """What a job's ranks use, over time."""
+        return JobUsage(self, self.call(self.aio.job_usage(name, max_points)))
 
     def delete_job(self, name: str) -> None:
         """Delete a job that has ended."""

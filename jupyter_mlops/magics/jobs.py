@@ -133,6 +133,8 @@ def jobs(a: argparse.Namespace, context: Context) -> Job | JobTable:
 
 def logs(a: argparse.Namespace, context: Context) -> Any:
     """Print a log; the text itself is returned to nobody, since it is on the screen already."""
+    from ..client.terminal import Follower
+
     endpoint, slash, deployment = a.name.partition("/")
     if slash:
         if a.follow:
@@ -142,18 +144,26 @@ def logs(a: argparse.Namespace, context: Context) -> Any:
     job = context.job(a.name)
     if a.rank >= job.processes:
         raise ParameterError(f"job {job.name} has no rank {a.rank}", f"its ranks are 0 to {job.processes - 1}")
+    if a.search is not None:
+        if a.follow:
+            raise ParameterError("what is searched is not followed", "leave out -f or --search")
+        return job.search(a.search, a.rank, a.regex, attempt=a.attempt, limit=a.tail or 100)
+    in_terminal = context.face == "cli" and sys.stdout.isatty()
+    colours = in_terminal or context.face == "magic"
     if not a.follow:
-        text = job.logs(a.rank, a.tail)
+        text = job.logs(a.rank, a.tail, a.attempt, colours=colours)
         if not text:
             context.say(f"job {job.name} ({job.phase}) has written nothing{'' if job.done else ' yet'}")
         _print(text)
         return None
     written = False
+    follower = Follower(colours, partial=colours)
     try:
-        for text in job.follow(a.rank, a.tail):
-            sys.stdout.write(text)
+        for text in job.follow(a.rank, a.tail, a.attempt):
+            sys.stdout.write(follower.feed(text))
             sys.stdout.flush()
             written |= bool(text)
+        sys.stdout.write(follower.close())
         if not written:
             context.say(f"job {job.name} ({job.status}) has written nothing")
     except KeyboardInterrupt:

@@ -174,6 +174,9 @@ def _logs(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rank", type=whole, default=0, metavar="R", help="which process (default 0)")
     p.add_argument("-t", "--tail", type=whole, metavar="N", help="only the last N lines")
     p.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    p.add_argument("--attempt", type=whole, metavar="N", help="of which attempt (default the newest)")
+    p.add_argument("-s", "--search", metavar="TEXT", help="only lines that hold this")
+    p.add_argument("--regex", action="store_true", help="TEXT is a regular expression")
 
 
 def _stop(p: argparse.ArgumentParser) -> None:

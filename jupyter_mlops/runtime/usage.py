@@ -38,21 +38,20 @@ class Usage:
         self.path = path
         self._size = size
         self._visible = visible
-        self._last = {}  # rank → (cpu seconds of its tree, when)
-        self._peaks = {}
+        self._last = {}  # type: dict # rank → (CPU seconds of its tree, when)
+        self._peaks = {}  # type: dict[int, int]
         self._at = 0.0
         self._pending = []  # rows that become one
         self._gpus = gpus.Gpus() if _LINUX and gpus.present() else None
         self._devices = {}  # pid → its CUDA_VISIBLE_DEVICES
-        self._rows, self._every, size = 0, PERIOD, 0
+        self._rows, self._every, self._bytes = 0, PERIOD, 0
         if os.path.lexists(path):
             rows, self._every = read(path)
             self._rows = len(rows)
-            size = os.lstat(path).st_size
+            self._bytes = os.lstat(path).st_size
             for row in rows:
                 for entry in row["ranks"]:
                     self._peaks[entry[0]] = max(self._peaks.get(entry[0], 0), entry[2] or 0)
-        self._bytes = size
 
     def peak(self, rank):
         """The most resident bytes that were seen of a rank's processes together; 0 when it was never seen."""
@@ -160,7 +159,8 @@ def read(path):
 
     What is torn or nonsense is left out: the job's own code can write there too.
     """
-    rows, every = [], PERIOD
+    rows = []  # type: list[dict]
+    every = PERIOD
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError:
@@ -215,7 +215,7 @@ def merge(rows):
             found.setdefault(entry[0], []).append((entry + [None] * _WIDTH)[:_WIDTH])
     merged = []
     for rank in sorted(found):
-        columns = []
+        columns = []  # type: list
         for position, column in enumerate(zip(*found[rank])):
             known = [value for value in column if value is not None]
             if not known:
@@ -233,7 +233,7 @@ def merge(rows):
 def series(rows):
     """Rows as columns, see ``docs/logs.md``: times in milliseconds, and a list for each value of each rank."""
     ranks = sorted({entry[0] for row in rows for entry in row["ranks"]})
-    columns = {rank: [[None] * len(rows) for _ in range(_WIDTH)] for rank in ranks}
+    columns = {rank: [[None] * len(rows) for _ in range(_WIDTH)] for rank in ranks}  # type: dict[int, list[list]]
     for at, row in enumerate(rows):
         for entry in row["ranks"]:
             for position, value in enumerate(entry[:_WIDTH]):
@@ -242,7 +242,7 @@ def series(rows):
         "times": [int(row["t"] * 1000) for row in rows],
         "ranks": [
             {"rank": rank, "cpu": column[1], "rss": column[2], "threads": column[3], "gpu": column[4],
-             "gpu_memory": column[5], "peak_rss": max((value for value in column[2] if value is not None), default=0)}
+             "gpu_memory": column[5], "peak_rss": max(filter(None, column[2]), default=0)}
             for rank, column in columns.items()
         ],
     }
@@ -253,7 +253,8 @@ def series(rows):
 
 def family(pid):
     """A process and its descendants, as pids; those whose parents have ended are missing."""
-    found, queue = [], [pid]
+    found = []  # type: list[int]
+    queue = [pid]
     while queue and len(found) < _MAX_TREE:
         current = queue.pop()
         found.append(current)
