@@ -32,7 +32,7 @@ class Grant:
 
     Attributes:
         gpu_ids: indices of its GPUs; empty: it asked for none.
-        timeout: seconds that it may run, counted by the supervisor from its first rank's first moment; None: no limit.
+        timeout: seconds that it may run, from the start of its ranks, enforced without the control plane; None: no limit.
     """
 
     gpu_ids: tuple[int, ...] = ()

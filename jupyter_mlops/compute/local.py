@@ -249,7 +249,8 @@ class LocalCompute:
     def read_log(self, job: JobRef, attempt: int, rank: int, offset: int, limit: int) -> LogChunk:
         """Bytes of a rank's log; no UTF-8 character is cut at the end of a chunk."""
         log = JobFolder(job.folder).attempt(attempt).log_path(rank)
-        return LogChunk(*logfile.read(log, offset, limit), logfile.hole(log))
+        data, begin, following, size = logfile.read(log, offset, limit)
+        return LogChunk(data, begin, following, size, logfile.hole(log))
 
     def delete(self, job: JobRef) -> None:
         """Forget a job that has ended.

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from ..runtime import memory
+
 _GPU_TIMEOUT = 5.0
 
 
@@ -48,16 +50,14 @@ def _groups() -> list[Path]:
 
 def memory_bytes() -> int:
     """Memory of the machine, or the control group's limit when that is less."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        import psutil
+    return memory.limit() or psutil_total()
 
-        total = psutil.virtual_memory().total
-    for path in [*(group / "memory.max" for group in _groups()), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]:
-        with contextlib.suppress(OSError, ValueError):
-            return min(total, int(path.read_text()))
-    return total
+
+def psutil_total() -> int:
+    """Memory of the machine where the system itself does not tell."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 @lru_cache(maxsize=1)

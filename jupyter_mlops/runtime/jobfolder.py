@@ -186,6 +186,11 @@ class Attempt:
         return self._file("torchrun.log")
 
     @property
+    def limits_path(self):
+        """What the attempt was started with, for a supervisor that adopts."""
+        return self._file("limits.json")
+
+    @property
     def usage_path(self):
         """Samples of what the ranks use, one JSON object a line."""
         return self._file("usage.jsonl")

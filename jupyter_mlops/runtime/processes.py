@@ -5,6 +5,7 @@ A pid alone is no identity: it is reused. Pid, start time and boot id together a
 
 import os
 import sys
+import time
 
 _PROC = os.path.isdir("/proc/self")
 
@@ -25,6 +26,14 @@ def start_time(pid):
 def alive(pid, started):
     """Whether the process ``pid`` that started at ``started`` still runs."""
     return bool(pid) and bool(started) and start_time(int(pid)) == str(started)
+
+
+def clock():
+    """Seconds since the machine was started, also those that it slept; nobody can set this clock."""
+    try:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (AttributeError, OSError):  # macOS
+        return time.monotonic()
 
 
 def boot_id():

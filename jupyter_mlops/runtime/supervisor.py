@@ -4,7 +4,8 @@
 
 It needs nobody: neither control plane nor Jupyter. Only one supervises an attempt (a lock), and an attempt is started
 once: as soon as a rank has signed in, a later supervisor adopts what runs instead of starting anything. Whoever starts
-a supervisor passes ``{"interpreter": PATH, "env": {…}}`` as JSON on its standard input; one that adopts needs none.
+a supervisor passes ``{"interpreter": PATH, "env": {…}, "timeout": seconds or null}`` as JSON on its standard input; one
+that adopts needs none.
 
 Exit codes: 0 the attempt has ended; 3 another one supervises it; 4 there is nothing to adopt; 5 bad input.
 """
@@ -18,7 +19,7 @@ import signal
 import sys
 import time
 
-from . import jobfolder, processes, verdict
+from . import jobfolder, memory, processes, verdict
 
 HEARTBEAT = 2.0
 #: Seconds between looks: while the ranks start, while they run, while they are being ended.
@@ -27,6 +28,8 @@ _STARTING, _RUNNING, _ENDING = 0.05, 0.5, 0.1
 LEFTOVER_GRACE = 5.0
 _KILL_PATIENCE = 10.0
 _LOCK_PATIENCE = 2.0
+#: Seconds after which logs are bounded and usage is sampled; most short jobs need neither.
+_MEASURE_AFTER = 1.0
 
 
 class Supervisor:
@@ -43,11 +46,17 @@ class Supervisor:
         self.me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": self.boot}
         self.child = None  # type: int | None # pid of the process that this supervisor started: rank 0, or the agent
         self.codes = {}  # pid → exit code of what was our child
+        self.peaks = {}  # pid → the most memory in bytes that it, or one of its children, had
         self.phase = "starting"
         self.reason = ""
         self.started_at = None
         self.stopping = False
         self.stop_reason = ""  # why the ranks are being ended
+        self.cause = ""  # the same in one word, where it matters: "timeout"
+        self.timeout = None  # seconds that the ranks may run
+        self.begun = processes.clock()  # when they began
+        self.kills = None  # how many processes the kernel had killed for lack of memory by then
+        self.meters = None  # what bounds logs and samples usage
         self.signal = 0
         self.kill_at = None  # type: float | None # when SIGKILL follows SIGTERM; None while nothing is being ended
         self.termed = {}  # pid → start time of who got SIGTERM
@@ -83,8 +92,10 @@ class Supervisor:
         if self.attempt.started():
             self.started_at = state.get("started_at")
             self.restarted = self._other_boot(state)
+            self._recall(state)
             if state.get("phase") == "stopping":
-                self._stop(self.job.stop_wish(self.attempt.number), state.get("reason") or "stopped")
+                self._stop(self.job.stop_wish(self.attempt.number), state.get("reason") or "stopped",
+                           state.get("cause") or "")
         elif order is None:
             return 4
         elif self.job.stop_wish(self.attempt.number) is not None:
@@ -92,6 +103,7 @@ class Supervisor:
             return 0
         else:
             try:
+                self._remember(order)
                 self._start(order)
             except OSError as error:
                 self._end("failed", "cannot start %s: %s" % (order["interpreter"], error.strerror or error))
@@ -119,6 +131,8 @@ class Supervisor:
     def _wait(self):
         """Sleep until a child ends, a signal comes or it is time to look again."""
         pause = _ENDING if self.kill_at is not None else _STARTING if self.phase == "starting" else _RUNNING
+        if self.timeout is not None and not self.stopping:
+            pause = max(min(pause, self.begun + self.timeout - processes.clock()), 0.0)
         try:
             if select.select([self.wake], [], [], pause)[0]:
                 os.read(self.wake, 512)
@@ -132,6 +146,46 @@ class Supervisor:
 
     def _all(self):
         return ["agent", *range(self.size)] if self.size > 1 else [0]
+
+    # -- limits
+
+    def _remember(self, order):
+        """Keep what a supervisor that adopts must know; before any rank is started."""
+        self.timeout = order.get("timeout")
+        self.begun = processes.clock()
+        self.kills = memory.kills()
+        limits = {"timeout": self.timeout, "clock": self.begun, "kills": self.kills}
+        jobfolder.write_json(self.attempt.limits_path, limits, durable=False)
+
+    def _recall(self, state):
+        limits = jobfolder.read_json(self.attempt.limits_path)
+        self.timeout, self.kills = limits.get("timeout"), limits.get("kills")
+        if self.restarted:  # the clock has begun anew
+            self.begun = processes.clock()
+            self.timeout = None
+        else:
+            self.begun = limits.get("clock", self.begun)
+
+    def _seconds(self, ended):
+        """How long the ranks ran until they ended at ``ended``, seconds since the epoch."""
+        ran = processes.clock() - self.begun
+        if self.started_at and (self.child is None or self.restarted):
+            # Nobody may have watched for long: then the calendar knows better.
+            ran = ended - self.started_at if self.restarted else min(ran, ended - self.started_at)
+        return round(max(ran, 0.0), 3)
+
+    def _measure(self):
+        """Bound the logs, and note what the ranks use."""
+        if self.meters is None:
+            if processes.clock() - self.begun < _MEASURE_AFTER:
+                return
+            from . import logfile, usage
+
+            limit = (self.spec.get("limits") or {}).get("log_bytes") or 1 << 30
+            logs = [self.attempt.log_path(rank.index) for rank in self.ranks]
+            self.meters = logfile.Bound(logs, limit, self._say), usage.Usage(self.attempt.usage_path, self.size)
+        self.meters[0].look()
+        self.meters[1].sample({rank.index: rank.pid for rank in self.ranks if rank.running})
 
     # -- start
 
@@ -181,6 +235,7 @@ class Supervisor:
             self._check_failure()
             if self.kill_at is not None:
                 self._press()
+            self._measure()
             self._write()
             return False
         if self._leftovers():
@@ -192,12 +247,13 @@ class Supervisor:
     def _reap(self):
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if not pid:
                 return
             self.codes[pid] = os.waitstatus_to_exitcode(status)
+            self.peaks[pid] = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def _observe(self):
         """Look at ranks and agent; returns whether one of them runs."""
@@ -211,6 +267,7 @@ class Supervisor:
                     continue
                 rank.pid, rank.started = entry["pid"], str(entry.get("start_time") or "")
                 rank.running = True
+                rank.seen = entry.get("time") or now
                 if self.started_at is None:
                     self.started_at = entry.get("time")
             if not rank.running:
@@ -252,10 +309,14 @@ class Supervisor:
             self._stop(None, jobfolder.DELETED)  # nobody could see it, or stop it, any more
         elif self.signal:
             self._stop(None, "stopped: the supervisor got signal %d" % self.signal)
+        elif self.timeout is not None and processes.clock() - self.begun >= self.timeout:
+            total = (self.spec.get("limits") or {}).get("timeout") or self.timeout
+            self._stop(None, "ran longer than limits.timeout (%g s)" % total, "timeout")
 
-    def _stop(self, grace, reason):
+    def _stop(self, grace, reason, cause=""):
         self.stopping = True
         self.stop_reason = reason
+        self.cause = cause
         self.phase = "stopping"
         self.agent_terms = False
         self.kill_at = time.monotonic() + (self._grace() if grace is None else grace)
@@ -318,7 +379,7 @@ class Supervisor:
         """Write the state when it changed, or as a heartbeat."""
         state = {
             "phase": self.phase, "world_size": self.size, "started_at": self.started_at, "ended_at": None,
-            "exit_code": None, "failed_rank": None, "reason": self.reason or self.stop_reason,
+            "exit_code": None, "failed_rank": None, "reason": self.reason or self.stop_reason, "cause": self.cause,
             "ranks": [rank.public() for rank in self.ranks if rank.pid or rank.exit_code is not None],
         }
         state.update(self.me)
@@ -340,18 +401,25 @@ class Supervisor:
         times = [rank.exit_time for rank in self.ranks if rank.exit_time]
         ended = max(times) if times and self.child is None else time.time()
         unfinished = any(code != 0 for code in codes)
-        if self.stopping or (unfinished and self.restarted and self.job.stop_wish(self.attempt.number) is not None):
+        if self.stopping and self.cause == "timeout":
+            self._end("failed", self.stop_reason, ended, codes[0])
+        elif self.stopping or (unfinished and self.restarted and self.job.stop_wish(self.attempt.number) is not None):
+            self.cause = "deleted" if self.stop_reason == jobfolder.DELETED else ""
             self._end("canceled", self.stop_reason or "stopped", ended, codes[0])
         elif not unfinished:
             self._end("completed", "", ended, 0)
         elif self.restarted:
+            self.cause = "reboot"
             self._end("failed", "the machine restarted", ended)
         else:
             rank = verdict.culprit(self.ranks)
-            reason = verdict.explain(self.attempt, rank, self.size)
+            rank.peak = max(self.peaks.get(rank.pid, 0), self.meters[1].peak(rank.index) if self.meters else 0)
+            killed = self.kills is not None and (memory.kills() or 0) > self.kills
+            self.cause = "memory" if killed else ""
+            reason = verdict.explain(self.attempt, rank, self.size, killed)
             if rank.pid is None and self.size > 1:
                 self._show_agent_log()
-            self._end("failed", reason, ended, rank.exit_code, rank.index if rank.pid else None)
+            self._end("failed", reason, ended, rank.exit_code, rank.index if rank.pid else None, rank.traceback)
 
     def _show_agent_log(self):
         try:
@@ -359,12 +427,14 @@ class Supervisor:
         except OSError as error:
             self._say(str(error))
 
-    def _end(self, phase, reason, ended=None, code=None, failed=None):
+    def _end(self, phase, reason, ended=None, code=None, failed=None, traceback=()):
         """Write the terminal state; tries until it is written, because nobody else can."""
         self.phase, self.reason = phase, reason
+        ended = ended or time.time()
         state = {
-            "phase": phase, "world_size": self.size, "started_at": self.started_at, "ended_at": ended or time.time(),
-            "exit_code": code, "failed_rank": failed, "reason": reason,
+            "phase": phase, "world_size": self.size, "started_at": self.started_at, "ended_at": ended,
+            "seconds": self._seconds(ended) if self.started_at else 0.0, "exit_code": code, "failed_rank": failed,
+            "reason": reason, "cause": self.cause, "traceback": list(traceback),
             "ranks": [rank.public() for rank in self.ranks if rank.pid or rank.exit_code is not None],
             "heartbeat": time.time(),
         }

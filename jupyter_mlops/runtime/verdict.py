@@ -2,7 +2,7 @@
 
 import signal
 
-from . import jobfolder
+from . import jobfolder, memory
 
 
 class Rank:
@@ -16,7 +16,9 @@ class Rank:
         self.seen = 0.0
         self.exit_code = None
         self.error = ""
+        self.traceback = []
         self.exit_time = None
+        self.peak = 0  # bytes of memory, as far as they were seen
 
     def public(self):
         """The rank's entry in ``state.json``."""
@@ -42,6 +44,8 @@ def read_exit(attempt, rank, size, told):
     rank.exit_code = told if told is not None and (told < 0 or not own) else own
     if own is not None:
         rank.error = str(entry.get("error") or "")
+        lines = entry.get("traceback")
+        rank.traceback = [str(line) for line in lines][-100:] if isinstance(lines, list) else []
         rank.exit_time = entry.get("time")
 
 
@@ -54,8 +58,12 @@ def culprit(ranks):
     return min((rank for rank in ranks if rank.exit_code != 0), key=order)
 
 
-def explain(attempt, rank, size):
-    """One line: which rank ended how, and why."""
+def explain(attempt, rank, size, killed=False):
+    """One line: which rank ended how, and why.
+
+    Args:
+        killed: whether the kernel has killed for lack of memory while the ranks ran.
+    """
     code = rank.exit_code
     who = "rank %d " % rank.index if size > 1 else ""
     if rank.pid is None and size > 1:
@@ -69,9 +77,15 @@ def explain(attempt, rank, size):
             name = " (%s)" % signal.Signals(-code).name
         except ValueError:
             name = ""
-        return "%skilled by signal %d%s" % (who and who + "was ", -code, name)
+        was = who and who + "was "
+        if code == -signal.SIGKILL and killed:
+            used = " used %s" % memory.of(rank.peak, memory.limit()) if rank.peak else " had too little"
+            return "%skilled by the kernel for lack of memory (out of memory): rank %d%s" % (was, rank.index, used)
+        seen = ", memory %s" % memory.of(rank.peak, memory.limit()) if code == -signal.SIGKILL and rank.peak else ""
+        return "%skilled by signal %d%s%s" % (was, -code, name, seen)
     text = rank.error or ("" if rank.pid else last_line(attempt.log_path(0)))
-    return "%sended with exit code %d%s" % (who, code, ": %s" % text if text else "")
+    lack = "; meanwhile the kernel killed a process for lack of memory" if killed else ""
+    return "%sended with exit code %d%s%s" % (who, code, ": %s" % text if text else "", lack)
 
 
 def show_agent_log(attempt):
