@@ -158,7 +158,7 @@ class AsyncClient:
     async def follow_job_log(
         self, name: str, rank: int = 0, offset: int = 0, attempt: int | None = None
     ) -> AsyncIterator[str]:
-        """Text of a rank's log until the job ends, over all its attempts; nothing is repeated or lost over reconnects."""
+        """Text of a rank's log until the job ends, over its attempts; nothing is repeated or lost over reconnects."""
         async for text in follow(lambda at, which: self.job_log(name, rank, at, LOG_CHUNK, which), offset, attempt):
             yield text
 
