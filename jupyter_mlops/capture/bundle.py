@@ -128,7 +128,7 @@ def collect(around: Surroundings, patience: float = repository.PATIENCE) -> Bund
 
 def _tags(around: Surroundings, git: repository.Facts, count: int) -> dict[str, str]:
     tags = {"mlops.context": FOLDER}
-    if around.notebook:
+    if around.notebook and (around.spec is None or around.spec.get("cell")):
         tags |= {"mlflow.source.name": around.notebook, "mlflow.source.type": "NOTEBOOK"}
     if around.cell_id:
         tags["mlops.cell_id"] = around.cell_id

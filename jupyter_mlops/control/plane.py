@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..compute.base import ComputeDriver
+from ..core import context
 from ..core.blobs import Blobs, named_by, needed_blobs, put_inputs
 from ..core.controllers import DeploymentController, EndpointController, JobController
 from ..core.errors import MlopsError, NotFound, Refused, Unauthenticated
@@ -91,7 +92,7 @@ class ControlPlane:
             self.workspace.add(controller)
         self.blobs = Blobs(home)
         self.jobs.check.append(self.blobs.require_all)
-        self.jobs.prepare.append(partial(put_inputs, self.blobs))
+        self.jobs.prepare += [partial(put_inputs, self.blobs), context.deliver]
         self.jobs.removed.append(self._forget_blobs)
         self.retention = RetentionSweep(
             home, self.store, lambda name: self.jobs.ref(name).folder, partial(self.workspace.purge, SYSTEM)

@@ -18,7 +18,8 @@ from typing import Any
 
 from ...compute.base import ComputeDriver, Grant, JobRef
 from ...runtime import jobfolder
-from ..blobs import returned
+from .. import context
+from ..blobs import Blobs, returned
 from ..errors import BackendTimeout, BackendUnreachable, Conflict, MlopsError, NotFound, Refused, Unavailable
 from ..identity import SYSTEM, Identity
 from ..resources.base import Resource, utcnow
@@ -350,13 +351,7 @@ class JobController(Controller):
                 await self._recorder.reopen_run(run_id)
             known = jobfolder.JobFolder(folder).run()
             return known if known.get("run_id") == run_id else await self._recorder.job_run(run_id)
-        tags = dict(spec.tags)
-        if spec.cell is not None:
-            tags["mlflow.source.name"] = spec.cell.notebook or "notebook cell"
-            tags["mlflow.source.type"] = "NOTEBOOK" if spec.cell.notebook else "LOCAL"
-        else:
-            tags["mlflow.source.name"] = spec.script or spec.command or ""
-            tags["mlflow.source.type"] = "LOCAL"
+        tags = await asyncio.to_thread(context.describe, Blobs(self._home), spec)
         fresh = job.name in self._fresh
         self._fresh.discard(job.name)
         return await self._recorder.create_job_run(
