@@ -6,7 +6,11 @@ TYPE_CHECKING = False  # typing itself would cost ten times what this module doe
 if TYPE_CHECKING:
     from typing import Any
 
+    from .runtime.record import flush, log
+
     __version__: str
+
+__all__ = ["__version__", "flush", "log"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,6 +18,11 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         version = globals()["__version__"] = _version()
         return version
+    if name in ("flush", "log"):
+        from .runtime import record
+
+        function = globals()[name] = getattr(record, name)
+        return function
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -32,6 +32,22 @@ mlflow-artifacts = jupyter_mlops.runtime.mlflow_plugin:ArtifactRepository
 jupyter-mlops = jupyter_mlops.runtime.mlflow_plugin:NotebookContext
 """
 
+#: What stands in for ``jupyter_mlops/__init__.py`` there.
+_STUB = '''\
+"""The part of Jupyter MLOps that runs in foreign interpreters."""
+
+__version__ = %r
+
+
+def __getattr__(name):
+    if name not in ("flush", "log"):
+        raise AttributeError("module %%r has no attribute %%r" %% (__name__, name))
+    from .runtime import record
+
+    function = globals()[name] = getattr(record, name)
+    return function
+'''
+
 PROBE_TIMEOUT = 30.0
 OLDEST = (3, 9)
 
@@ -122,9 +138,8 @@ def build():
     """The zip as bytes, the same for the same sources."""
     here = os.path.dirname(os.path.abspath(__file__))
     ours = version()
-    stub = '"""The part of Jupyter MLOps that runs in foreign interpreters."""\n\n__version__ = %r\n' % ours
     files = {
-        "jupyter_mlops/__init__.py": stub,
+        "jupyter_mlops/__init__.py": _STUB % ours,
         "jupyter_mlops-%s.dist-info/METADATA" % ours:
             "Metadata-Version: 2.1\nName: jupyter-mlops\nVersion: %s\n" % ours,
         "jupyter_mlops-%s.dist-info/entry_points.txt" % ours: ENTRY_POINTS,

@@ -1,5 +1,8 @@
 """MLflow's ``mlflow-artifacts:`` repository for our workspace: our token, patience, and flat memory.
 
+In a job nobody waits for a server that is away: what is logged then goes to the spool, and so does all that the rank
+logs after it until that is delivered.
+
 For any other tracking server it is MLflow's own repository, unchanged.
 """
 
@@ -13,7 +16,7 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 from mlflow.tracking._tracking_service.utils import get_tracking_uri
 from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
 
-from . import locate
+from . import arrival, locate, mlflow_stores, record, spool
 from . import mlflow_http as http
 
 _SERVICE = "/api/2.0/mlflow-artifacts/artifacts"
@@ -32,7 +35,22 @@ class ArtifactRepository(MlflowArtifactsRepository):
         self._root = self.artifact_uri.partition(_SERVICE)[2].strip("/")
 
     def _endpoint(self, path=None):
-        return quote(posixpath.join("/", self._root, path or ""))
+        return quote(posixpath.join("/", mlflow_stores.real_ids(self._root), path or ""))
+
+    def _owner(self):
+        """Whose artifacts these are, as entries of the spool tell it, and the folder in them; None for any other."""
+        parts = self._root.split("/")
+        if len(parts) >= 4 and parts[1] == "models" and parts[3] == "artifacts":
+            return {"model_id": parts[2]}, "/".join(parts[4:])
+        if len(parts) >= 3 and parts[2] == "artifacts":
+            return {"run_id": parts[1]}, "/".join(parts[3:])
+        return None
+
+    def _settle(self):
+        """Before reading: have delivered what this rank has left in the spool."""
+        here = record.place() if self._ours else None
+        if here is not None and spool.pending(here.job.spool, here.rank):
+            mlflow_stores.await_spool()
 
     def _request(self, method, path, **options):
         def call(creds_of):
@@ -63,6 +81,21 @@ class ArtifactRepository(MlflowArtifactsRepository):
         verify_artifact_path(artifact_path)
         if http.silent():
             return None
+        here, owner = record.place(), self._owner()
+        if here is None or owner is None:
+            return self._upload(local_file, artifact_path)
+        (who, folder), local = owner, spool.is_local(owner[0].get("model_id", ""))
+        if not local and not spool.pending(here.job.spool, here.rank):
+            try:
+                with http.brief():
+                    return self._upload(local_file, artifact_path)
+            except http.Away:
+                arrival.note_away()
+        content = dict(who, kind="artifact", path=posixpath.join(folder, artifact_path or "").strip("/"))
+        spool.put(here.job.spool, here.rank, content, local_file)
+        return None
+
+    def _upload(self, local_file, artifact_path):
         from mlflow.utils.mime_type_utils import _guess_mime_type
 
         name = os.path.basename(local_file)
@@ -73,7 +106,7 @@ class ArtifactRepository(MlflowArtifactsRepository):
                 f.seek(0)
                 return http_request(
                     creds_of(_SERVICE), self._endpoint(target), "PUT", data=f, max_retries=0, raise_on_status=False,
-                    extra_headers={"Content-Type": _guess_mime_type(name)},
+                    extra_headers={"Content-Type": _guess_mime_type(name)}, timeout=http.timeout(),
                 )
 
             augmented_raise_for_status(http.persist(call))
@@ -87,7 +120,9 @@ class ArtifactRepository(MlflowArtifactsRepository):
     def list_artifacts(self, path=None):
         if not self._ours:
             return super().list_artifacts(path)
-        folder = posixpath.join(self._root, path) if path else self._root
+        self._settle()
+        root = mlflow_stores.real_ids(self._root)
+        folder = posixpath.join(root, path) if path else root
 
         def call(creds_of):
             return http_request(creds_of(_SERVICE), "", "GET", params={"path": folder}, max_retries=0,
@@ -114,6 +149,8 @@ class ArtifactRepository(MlflowArtifactsRepository):
         if not self._ours:
             return super()._download_file(remote_file_path, local_path)
         import requests
+
+        self._settle()
 
         tries = 3
         while True:

@@ -1,12 +1,17 @@
 """One call to our MLflow proxy from a user's process: with our token, and patient while the server is away."""
 
+import contextlib
 import json
 import logging
 import os
+import threading
 import time
 import uuid
 
 from . import locate
+from .record import rank, silent
+
+__all__ = ["rank", "silent"]
 
 #: Seconds for which a call is repeated while the control plane or MLflow is away.
 PATIENCE = 60.0
@@ -19,8 +24,32 @@ MAX_PAUSE = 5.0
 MAX_REFUSALS = 3
 #: Seconds of waiting after which the user is told.
 TELL_AFTER = 3.0
+#: Seconds for connecting, and of silence, after which a call that need not be patient takes the server for away.
+BRIEF = (3.0, 30.0)
 
 _logger = logging.getLogger("jupyter_mlops")
+
+
+_limits = threading.local()
+
+
+class Away(Exception):
+    """The server did not answer a call that need not be patient."""
+
+
+@contextlib.contextmanager
+def brief(timeout=BRIEF):
+    """Calls of this thread within are not repeated while the server is away, but raise :class:`Away` soon.
+
+    Args:
+        timeout: seconds for connecting, and of silence after that.
+    """
+    before = getattr(_limits, "timeout", None)
+    _limits.timeout = timeout
+    try:
+        yield
+    finally:
+        _limits.timeout = before
 
 
 def in_job():
@@ -28,22 +57,14 @@ def in_job():
     return bool(os.environ.get("JUPYTER_MLOPS_JOB"))
 
 
-def rank():
-    """Rank of this process among those of its job; 0 when there is one, or none."""
-    try:
-        return int(os.environ.get("RANK", "0")) if in_job() else 0
-    except ValueError:
-        return 0
-
-
-def silent():
-    """Whether this process is a further rank of a job, which logs nothing unless asked to."""
-    return rank() > 0 and os.environ.get("JUPYTER_MLOPS_LOG_ALL_RANKS") != "1"
-
-
 def own_run():
     """Id of the run that belongs to this process's job, or ``""``."""
     return os.environ.get("JUPYTER_MLOPS_RUN_ID", "") if in_job() else ""
+
+
+def timeout():
+    """What MLflow's calls take as ``timeout``: None for its own, or that of :func:`brief`."""
+    return getattr(_limits, "timeout", None)
 
 
 def patience():
@@ -94,19 +115,22 @@ def persist(call):
     began = time.monotonic()
     pause, refusals, told = 0.1, 0, False
     while True:
-        failure, response = None, None
+        failure, response, transient = None, None, True
         try:
             response = call(host_creds)
+            transient = response.status_code in TRANSIENT
             if response.status_code in (401, 500):
                 refusals += 1
-            elif response.status_code not in TRANSIENT:
+            elif not transient:
                 return response
         except MlflowException as e:
             if not _unreached(e):
                 raise
             failure = e
         waited = time.monotonic() - began
-        if waited > patience() or refusals >= MAX_REFUSALS:
+        if timeout() is not None and transient:
+            raise Away(str(failure or "the server does not answer"))
+        if (waited > patience() and timeout() is None) or refusals >= MAX_REFUSALS:
             if failure is not None:
                 raise failure
             return response
@@ -137,7 +161,7 @@ def call_json(endpoint, method, json_body, response_proto, once=False, expected_
 
     def call(creds_of):
         return http_request(creds_of(), endpoint, method, max_retries=0, raise_on_status=False,
-                            extra_headers=headers, **options)
+                            extra_headers=headers, timeout=timeout(), **options)
 
     response = verify_rest_response(persist(call), endpoint)
     if response.status_code != 204:

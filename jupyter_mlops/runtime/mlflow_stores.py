@@ -1,11 +1,13 @@
 """MLflow's REST stores for our workspace, and what differs inside a job.
 
 In a job the first run that is started is the job's own, made before by the control plane; later and nested runs hang
-beneath it. How that run ends is the job's to say, so its terminal status is held back. Ranks above 0 read, but what
-they write is dropped, unless ``JUPYTER_MLOPS_LOG_ALL_RANKS=1``: then each has runs of its own beneath the job's.
+beneath it. How that run ends is the job's to say, so its terminal status is held back. What is logged goes to the
+journal (:mod:`.mlflow_job`), or straight to MLflow where there is none. Ranks above 0 read, but what they write is
+dropped, unless ``JUPYTER_MLOPS_LOG_ALL_RANKS=1``: then each has runs of its own beneath the job's.
 """
 
 import os
+import re
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ import uuid
 from mlflow.store.model_registry.rest_store import RestStore as PlainRegistry
 from mlflow.store.tracking.rest_store import RestStore as PlainTracking
 
+from . import arrival, record, spool
 from . import mlflow_http as http
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -39,7 +42,14 @@ _handed_out: "dict[int, str]" = {}
 
 def tracking_store_for(uri):
     """The tracking store for our URI in this process."""
-    return SilentTracking(uri) if http.silent() else TrackingStore(uri)
+    if http.silent():
+        return SilentTracking(uri)
+    here = record.place()
+    if here is None or here.writer is None:
+        return TrackingStore(uri)
+    from .mlflow_job import JobTracking
+
+    return JobTracking(uri, here)
 
 
 def registry_store_for(uri):
@@ -59,9 +69,63 @@ def _take_own_run():
         return run_id
 
 
-def _note_own_run():
+def note_own_run():
+    """The job's run has been started in this process: the next one that is started is another."""
     with _lock:
         _handed_out[os.getpid()] = http.own_run()
+
+
+def tags_of_own(tags):
+    """What of the tags of a new run is news of the job's own one."""
+    return [tag for tag in tags if tag.key not in _KNOWN_OF_JOB] + [_tag(INTERPRETER_TAG, sys.executable)]
+
+
+def origin_of_model(tags, source_run_id):
+    """(tags, source run id) of a new logged model, with the Python that made it and the job's run."""
+    from mlflow.entities import LoggedModelTag
+
+    tags = list(tags or [])
+    if not any(tag.key == INTERPRETER_TAG for tag in tags):
+        tags.append(LoggedModelTag(INTERPRETER_TAG, sys.executable))
+    return tags, source_run_id or http.own_run() or None
+
+
+def real_ids(text):
+    """``text`` with MLflow's ids for those that models got here while it was away; waits until they are delivered.
+
+    Raises:
+        MlflowException: they were not in time.
+    """
+    if not text or spool.LOCAL_ID not in text:
+        return text
+    until = time.monotonic() + http.patience()
+    for local in set(re.findall(spool.LOCAL_ID + "[0-9a-f]{20}", text)):
+        real = arrival.real_id(local)
+        while not real:
+            _await_delivery("model %s" % local, until)
+            real = arrival.real_id(local)
+        text = text.replace(local, real)
+    return text
+
+
+def await_spool():
+    """Wait until MLflow has all artifacts that this rank left in the spool.
+
+    Raises:
+        MlflowException: it had not in time.
+    """
+    here, until = record.place(), time.monotonic() + http.patience()
+    while here is not None and spool.pending(here.job.spool, here.rank):
+        _await_delivery("the files of this job", until)
+
+
+def _await_delivery(what, until):
+    from mlflow.exceptions import MlflowException
+
+    if time.monotonic() > until:
+        raise MlflowException("%s: not in MLflow yet, which does not answer; nothing is lost" % what)
+    if not arrival.flush(10.0):
+        time.sleep(0.5)
 
 
 class TrackingStore(PlainTracking):
@@ -76,7 +140,8 @@ class TrackingStore(PlainTracking):
         known = self._V3_METHOD_TO_INFO if third else self._METHOD_TO_INFO
         path, method = known[api]
         return http.call_json(
-            endpoint or path, method, json_body, response_proto or api.Response(), once=api.__name__ in ONCE
+            real_ids(endpoint or path), method, real_ids(json_body), response_proto or api.Response(),
+            once=api.__name__ in ONCE,
         )
 
     def create_run(self, experiment_id, user_id, start_time, tags, run_name):
@@ -98,17 +163,16 @@ class TrackingStore(PlainTracking):
 
     def _resume_own(self, run_id, tags, run_name):
         """The job's own run as if it were newly created."""
-        wanted = [tag for tag in tags if tag.key not in _KNOWN_OF_JOB] + [_tag(INTERPRETER_TAG, sys.executable)]
         if run_name:
             super().update_run_info(run_id, None, None, run_name)
-        self.log_batch(run_id, [], [], wanted)
+        self.log_batch(run_id, [], [], tags_of_own(tags))
         return self.get_run(run_id)
 
     def update_run_info(self, run_id, run_status, end_time, run_name):
         if run_id == http.own_run():
             from mlflow.entities import RunStatus
 
-            _note_own_run()
+            note_own_run()
             if run_status is not None and RunStatus.is_terminated(run_status):
                 if not run_name:
                     return self.get_run(run_id).info
@@ -118,13 +182,7 @@ class TrackingStore(PlainTracking):
     def create_logged_model(
         self, experiment_id, name=None, source_run_id=None, tags=None, params=None, model_type=None
     ):
-        from mlflow.entities import LoggedModelTag
-
-        tags = list(tags or [])
-        if not any(tag.key == INTERPRETER_TAG for tag in tags):
-            tags.append(LoggedModelTag(INTERPRETER_TAG, sys.executable))
-        if not source_run_id and http.own_run():
-            source_run_id = http.own_run()
+        tags, source_run_id = origin_of_model(tags, source_run_id)
         return super().create_logged_model(experiment_id, name, source_run_id, tags, params, model_type)
 
 
@@ -140,8 +198,10 @@ class RegistryStore(PlainRegistry):
         path, method = self._get_all_endpoints_from_method(api)[0] if call_all_endpoints else (
             self._get_endpoint_from_method(api)
         )
+        if api.__name__ == "CreateModelVersion":
+            await_spool()
         return http.call_json(
-            path, method, json_body, self._get_response_from_method(api), once=api.__name__ in ONCE
+            path, method, real_ids(json_body), self._get_response_from_method(api), once=api.__name__ in ONCE
         )
 
 
