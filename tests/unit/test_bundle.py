@@ -25,7 +25,7 @@ RUNTIME = ROOT / "jupyter_mlops" / "runtime"
 #: Loaded in any case, but their functions may import what a foreign interpreter has.
 LAZY = {"mlflow_plugin.py", "scorer.py"}
 #: Loaded only by MLflow itself, or behind it.
-BEHIND_MLFLOW = {"mlflow_artifacts.py", "mlflow_http.py", "mlflow_stores.py"}
+BEHIND_MLFLOW = {"mlflow_artifacts.py", "mlflow_http.py", "mlflow_job.py", "mlflow_models.py", "mlflow_stores.py"}
 
 
 @pytest.fixture(scope="module")
