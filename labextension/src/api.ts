@@ -6,217 +6,33 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
+import type {
+  Compute,
+  Deployment,
+  Endpoint,
+  IExperiment,
+  ILogChunk,
+  ILogMatches,
+  ILogQuery,
+  IMetricHistory,
+  IModel,
+  IPage,
+  IPageQuery,
+  IRun,
+  ISearchQuery,
+  IServed,
+  IServerStatus,
+  IUsage,
+  IWorkspace,
+  Job
+} from './resources';
 import { VERSION } from './version';
+
+export type * from './resources';
 
 const NAMESPACE = 'jupyter-mlops';
 
 export const EVENT_SCHEMA = 'https://jupyter-mlops.github.io/events/changes/v1';
-
-/** What the Jupyter server extension knows, without asking the control plane. */
-export interface IServerStatus {
-  version: string;
-  workspace: string;
-  state: 'up' | 'starting' | 'down';
-  message: string;
-  readonly: boolean;
-}
-
-export interface IWorkspace {
-  name: string;
-  version: string;
-  owner: string;
-  role: string;
-  started_at: string;
-  home: string;
-  url: string;
-  tracking_uri: string;
-  mlflow: {
-    state: 'starting' | 'ready' | 'restarting' | 'failed' | 'stopped';
-    restarts: number;
-    version: string;
-    message: string;
-  };
-  gateway: { state: 'stopped' | 'starting' | 'ready' | 'failed'; url: string };
-  counts: { jobs: number; running_jobs: number; endpoints: number; computes: number };
-}
-
-/** The envelope in which every resource travels. */
-export interface IResource<S, T> {
-  kind: string;
-  name: string;
-  parent: string;
-  revision: number;
-  created_by: string;
-  created_at: string;
-  updated_at: string;
-  spec: S;
-  status: T;
-}
-
-export type JobPhase =
-  | 'Queued'
-  | 'Starting'
-  | 'Running'
-  | 'Stopping'
-  | 'Finalizing'
-  | 'Completed'
-  | 'Failed'
-  | 'Canceled';
-
-export interface IProgress {
-  done: number;
-  total: number;
-}
-
-export interface IJobSpec {
-  display_name?: string;
-  experiment_name?: string;
-  command?: string | null;
-  script?: string | null;
-  compute?: string;
-  distribution?: { type: string; process_count_per_instance: number } | null;
-}
-
-export interface IJobStatus {
-  phase: JobPhase;
-  reason: string;
-  run_id: string;
-  experiment_id: string;
-  attempt: number;
-  queued_at: string;
-  started_at: string;
-  ended_at: string;
-  exit_code: number | null;
-  failed_rank: number | null;
-  ranks: { rank: number; phase: string; pid: number | null; exit_code: number | null }[];
-  log_tail: string[];
-  progress?: IProgress | null;
-}
-
-export type Job = IResource<IJobSpec, IJobStatus>;
-
-export interface IRun {
-  run_id: string;
-  name: string;
-  experiment_id: string;
-  experiment_name: string;
-  status: string;
-  lifecycle_stage: string;
-  start_time: string | null;
-  end_time: string | null;
-  user: string;
-  source: string;
-  job: string;
-  parent_run_id: string;
-  metrics: Record<string, number | null>;
-  params: Record<string, string>;
-  progress: IProgress | null;
-}
-
-export interface IModel {
-  name: string;
-  description: string;
-  latest_version: string | number | null;
-  aliases: Record<string, string | number>;
-  created_at: string | null;
-  updated_at: string | null;
-}
-
-export interface IEndpointStatus {
-  phase: 'Creating' | 'Ready' | 'Degraded' | 'Failed';
-  reason: string;
-  scoring_uri: string;
-  key_hints: Record<string, string>;
-}
-
-export type Endpoint = IResource<{ traffic?: Record<string, number> }, IEndpointStatus>;
-
-/** A model's signature as MLflow writes it; columns or one tensor. */
-export interface ISignature {
-  inputs?: unknown;
-  outputs?: unknown;
-}
-
-export interface IDeploymentStatus {
-  phase: 'Pending' | 'Preparing' | 'Starting' | 'Ready' | 'Failed' | 'Deleting';
-  reason: string;
-  model_name: string;
-  model_version: string;
-  restarts: number;
-  signature: ISignature;
-}
-
-export type Deployment = IResource<{ model: string }, IDeploymentStatus>;
-
-/** An endpoint with what stands behind it: what the panel shows in one row. */
-export interface IServed extends Endpoint {
-  deployments: Deployment[];
-}
-
-export interface IComputeStatus {
-  phase: string;
-  reason: string;
-  cpus: number;
-  memory_bytes: number;
-  gpus: string[];
-  running_jobs: number;
-}
-
-export type Compute = IResource<
-  { type: string; description?: string; max_processes?: number },
-  IComputeStatus
->;
-
-export interface ISeries {
-  steps: number[];
-  values: (number | null)[];
-}
-
-export interface IMetricHistory {
-  run_id: string;
-  status: string;
-  metrics: Record<
-    string,
-    ISeries & { timestamps?: number[]; last?: number | null; total?: number }
-  >;
-}
-
-export interface ILogChunk {
-  rank: number;
-  attempt: number;
-  offset: number;
-  next_offset: number;
-  size: number;
-  text: string;
-  complete: boolean;
-}
-
-export interface IExperiment {
-  experiment_id: string;
-  name: string;
-  lifecycle_stage: string;
-}
-
-export interface IPage<T> {
-  items: T[];
-  next_token?: string | null;
-}
-
-export interface IPageQuery {
-  limit?: number;
-  page_token?: string;
-}
-
-/** One change, as the event stream brings it. */
-export interface IChange {
-  seq: number;
-  kind: string;
-  name: string;
-  parent?: string;
-  op: 'put' | 'delete';
-  revision?: number;
-  phase?: string;
-}
 
 /**
  * A failed call: `message` says what is wrong, `hint` what to do, `code` is for programs.
@@ -245,18 +61,24 @@ export class ApiError extends Error {
 export interface IApi {
   /** The workspace that all calls are about. */
   workspaceName: string;
+  /** The same connection, for another workspace. */
+  in(workspaceName: string): IApi;
   status(): Promise<IServerStatus>;
   resume(): Promise<IServerStatus>;
   workspace(): Promise<IWorkspace>;
-  jobs(query?: IPageQuery): Promise<IPage<Job>>;
+  jobs(query?: IPageQuery & { phase?: string }): Promise<IPage<Job>>;
   job(name: string): Promise<Job>;
   stopJob(name: string): Promise<Job>;
+  /** Start another attempt of a job that has ended without success. */
+  resumeJob(name: string): Promise<Job>;
+  /** It can be restored until it is purged. */
   deleteJob(name: string): Promise<void>;
-  log(
-    name: string,
-    rank: number,
-    query: { offset: number; limit?: number; attempt?: number }
-  ): Promise<ILogChunk>;
+  restoreJob(name: string): Promise<Job>;
+  /** Remove for good. */
+  purgeJob(name: string): Promise<void>;
+  usage(name: string, maxPoints: number): Promise<IUsage>;
+  log(name: string, rank: number, query: ILogQuery): Promise<ILogChunk>;
+  searchLog(name: string, rank: number, query: ISearchQuery): Promise<ILogMatches>;
   experiments(): Promise<IPage<IExperiment>>;
   runs(query?: IPageQuery & { experiment?: string }): Promise<IPage<IRun>>;
   run(id: string): Promise<IRun>;
@@ -312,7 +134,7 @@ export class Api implements IApi {
     return this._get([]);
   }
 
-  jobs(query: IPageQuery = {}): Promise<IPage<Job>> {
+  jobs(query: IPageQuery & { phase?: string } = {}): Promise<IPage<Job>> {
     return this._get(['jobs'], query);
   }
 
@@ -324,16 +146,32 @@ export class Api implements IApi {
     return this._request('POST', this._path(['jobs', name, 'actions', 'stop']));
   }
 
+  resumeJob(name: string): Promise<Job> {
+    return this._request('POST', this._path(['jobs', name, 'actions', 'resume']));
+  }
+
   deleteJob(name: string): Promise<void> {
     return this._request('DELETE', this._path(['jobs', name]));
   }
 
-  log(
-    name: string,
-    rank: number,
-    query: { offset: number; limit?: number; attempt?: number }
-  ): Promise<ILogChunk> {
+  restoreJob(name: string): Promise<Job> {
+    return this._request('POST', this._path(['jobs', name, 'actions', 'restore']));
+  }
+
+  purgeJob(name: string): Promise<void> {
+    return this._request('POST', this._path(['jobs', name, 'actions', 'purge']));
+  }
+
+  usage(name: string, maxPoints: number): Promise<IUsage> {
+    return this._get(['jobs', name, 'usage'], { max_points: maxPoints });
+  }
+
+  log(name: string, rank: number, query: ILogQuery): Promise<ILogChunk> {
     return this._get(['jobs', name, 'logs', String(rank)], query);
+  }
+
+  searchLog(name: string, rank: number, query: ISearchQuery): Promise<ILogMatches> {
+    return this._get(['jobs', name, 'logs', String(rank), 'search'], query);
   }
 
   experiments(): Promise<IPage<IExperiment>> {

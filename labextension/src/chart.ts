@@ -1,16 +1,22 @@
 /**
- * A line chart of one group of metrics over steps, drawn by uPlot in the colours of the theme.
+ * A line chart, drawn by uPlot in the colours of the theme.
  *
- * uPlot is loaded with the first chart, not with the page.
+ * uPlot is loaded with the first chart, not with the page. What is zoomed is told and not done: the owner gives the
+ * stretch to show, so that all charts of an output show the same one.
  */
 import { IDisposable } from '@lumino/disposable';
 import type uPlot from 'uplot';
 
-import { formatNumber } from './format';
+import type { ChartData, IMark, XAxis } from './curves';
+import { formatDuration, formatNumber } from './format';
 
-const HEIGHT = 132;
+export const HEIGHT = 132;
 /** Fewer points than this are marked, so that the steps can be seen. */
 const MAX_MARKED = 24;
+/** Pixels below which a drag is a click. */
+const MIN_DRAG = 6;
+/** How faint the raw curve behind a smoothed one is. */
+const FAINT = 0.25;
 
 /** Theme variables that differ well from each other, in light and in dark themes. */
 const COLORS = [
@@ -23,28 +29,51 @@ const COLORS = [
 ];
 /** Lines differ in their dashes too, for eyes and printers that do not see colours. */
 const DASHES: number[][] = [[], [7, 3], [2, 2]];
+const STYLES = ['solid', 'dashed', 'dotted'] as const;
 
-/** How the legend shows the line of a series. */
-export function lineStyle(index: number): {
-  borderTopColor: string;
-  borderTopStyle: 'solid' | 'dashed' | 'dotted';
-} {
-  const styles = ['solid', 'dashed', 'dotted'] as const;
+/** How a line looks: its colour and its dash are numbers of a palette. */
+export interface ILine {
+  label: string;
+  color: number;
+  dash: number;
+}
+
+/** How the legend shows a line. */
+export function lineStyle(
+  color: number,
+  dash: number = color
+): { borderTopColor: string; borderTopStyle: 'solid' | 'dashed' | 'dotted' } {
   return {
-    borderTopColor: `var(${COLORS[index % COLORS.length]})`,
-    borderTopStyle: styles[index % styles.length]
+    borderTopColor: `var(${COLORS[color % COLORS.length]})`,
+    borderTopStyle: STYLES[dash % STYLES.length]
   };
 }
 
-export type ChartData = [number[], ...(number | null)[][]];
+/** What a chart shows beside its data. */
+export interface IChartForm {
+  lines: readonly ILine[];
+  axis: XAxis;
+  /** On a logarithmic scale, values that are not positive are left out. */
+  log: boolean;
+  /** Whether a smoothed row follows for each line. */
+  smoothed: boolean;
+  zoom: readonly [number, number] | null;
+  marks: readonly IMark[];
+  /** Where the vertical axis begins at least; for shares and sizes. */
+  floor?: number;
+  height?: number;
+  tick?: (value: number) => string;
+}
 
 export namespace MetricChart {
   export interface IOptions {
     host: HTMLElement;
-    /** Charts of one group show the same step under the pointer. */
+    /** Charts of one group show the same place under the pointer. */
     group: string;
-    /** The index of the step under the pointer; null when it has left. */
+    /** The index of the place under the pointer; null when it has left. */
     onHover: (index: number | null) => void;
+    /** A stretch was dragged over; null: all is wanted again. */
+    onZoom: (range: [number, number] | null) => void;
   }
 }
 
@@ -61,29 +90,34 @@ export class MetricChart implements IDisposable {
     return this._isDisposed;
   }
 
-  /** Show `data`; on a logarithmic scale, values that are not positive are left out. */
-  async setData(keys: readonly string[], data: ChartData, log: boolean): Promise<void> {
-    const [steps, ...rows] = data;
-    this._data = log
-      ? [steps, ...rows.map(row => row.map(value => (value !== null && value > 0 ? value : null)))]
-      : data;
-    this._keys = keys;
-    const module = await import('uplot');
-    if (this._isDisposed || this._data[0] !== steps) {
-      return;
-    }
-    const form = JSON.stringify([keys, log]);
-    if (this._plot && form === this._form) {
-      this._plot.setData(this._data as uPlot.AlignedData);
-      return;
-    }
+  async setData(data: ChartData, form: IChartForm): Promise<void> {
+    const [xs, ...rows] = data;
+    const positive = (value: number | null | undefined) =>
+      value === null || value === undefined || value > 0 ? value : null;
+    this._data = form.log ? [xs, ...rows.map(row => row.map(positive))] : data;
     this._form = form;
-    this._plot?.destroy();
-    this._plot = new module.default(
-      this._plotOptions(log),
-      this._data as uPlot.AlignedData,
-      this._options.host
-    );
+    const module = await import('uplot');
+    if (this._isDisposed || this._form !== form) {
+      return;
+    }
+    const { lines, axis, log, smoothed, height } = form;
+    const shape = JSON.stringify([lines, axis, log, smoothed, height]);
+    let plot = this._plot;
+    if (!plot || shape !== this._shape) {
+      this._shape = shape;
+      plot?.destroy();
+      plot = this._plot = new module.default(
+        this._plotOptions(),
+        this._data as uPlot.AlignedData,
+        this._options.host
+      );
+    } else {
+      plot.setData(this._data as uPlot.AlignedData, false);
+    }
+    if (xs.length) {
+      plot.setScale('x', this._range());
+    }
+    plot.redraw();
   }
 
   dispose(): void {
@@ -96,61 +130,152 @@ export class MetricChart implements IDisposable {
     }
   }
 
-  private _plotOptions(log: boolean): uPlot.Options {
-    const css = (name: string) =>
-      getComputedStyle(this._options.host).getPropertyValue(name).trim();
+  /** The stretch of the axis to show: what is zoomed to, else all that there is. */
+  private _range(): { min: number; max: number } {
+    const xs = this._data[0];
+    const [min, max] = this._form?.zoom ?? [xs[0] ?? 0, xs[xs.length - 1] ?? 1];
+    // A single place needs room around it.
+    return max > min ? { min, max } : { min: min - 1, max: min + 1 };
+  }
+
+  private _css(name: string): string {
+    return getComputedStyle(this._options.host).getPropertyValue(name).trim();
+  }
+
+  private _plotOptions(): uPlot.Options {
+    const { lines, log, smoothed } = this._form!;
     const axis: uPlot.Axis = {
-      stroke: () => css('--jp-ui-font-color2') || 'gray',
-      font: `10px ${css('--jp-ui-font-family') || 'sans-serif'}`,
-      grid: { stroke: () => css('--jp-border-color2') || 'lightgray', width: 1 },
+      stroke: () => this._css('--jp-ui-font-color2') || 'gray',
+      font: `10px ${this._css('--jp-ui-font-family') || 'sans-serif'}`,
+      grid: { stroke: () => this._css('--jp-border-color2') || 'lightgray', width: 1 },
       ticks: { show: false },
       gap: 4
     };
+    const series = (line: ILine, faint: boolean): uPlot.Series => ({
+      label: line.label,
+      stroke: () => this._css(COLORS[line.color % COLORS.length]) || 'steelblue',
+      width: faint ? 1 : 1.5,
+      alpha: faint ? FAINT : 1,
+      dash: DASHES[line.dash % DASHES.length],
+      points: {
+        show: (_: uPlot, _series: number, first: number, last: number) =>
+          !faint && last - first < MAX_MARKED,
+        size: 5
+      }
+    });
+    const options = this._options;
     return {
       width: this._width,
-      height: HEIGHT,
+      height: this._form!.height ?? HEIGHT,
       padding: [8, 10, 0, 0],
       legend: { show: false },
       cursor: {
         y: false,
-        drag: { x: false, y: false },
+        drag: { x: true, y: false, setScale: false },
         points: { size: 6 },
-        sync: { key: this._options.group, scales: ['x', null] }
+        bind: {
+          dblclick: () => () => {
+            options.onZoom(null);
+            return null;
+          }
+        },
+        sync: {
+          key: options.group,
+          scales: ['x', null],
+          // Others follow the pointer; only the chart that was dragged over tells of the stretch.
+          filters: { pub: type => type === 'mousemove' || type === 'mouseleave' }
+        }
       },
-      scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
+      scales: {
+        x: { time: false },
+        y: {
+          distr: log ? 3 : 1,
+          ...(!log && this._form!.floor !== undefined ? { range: this._floored } : {})
+        }
+      },
       axes: [
-        { ...axis, size: 22, space: 48, values: (_, ticks) => ticks.map(tick => this._tick(tick)) },
+        {
+          ...axis,
+          size: 22,
+          space: 52,
+          values: (_, ticks) => ticks.map(tick => this._xTick(tick))
+        },
         {
           ...axis,
           size: 46,
           space: 26,
-          values: (_, ticks) => ticks.map(tick => (tick === null ? '' : formatNumber(tick, 3)))
+          values: (_, ticks) =>
+            ticks.map(tick =>
+              tick === null ? '' : (this._form!.tick?.(tick) ?? formatNumber(tick, 3))
+            )
         }
       ],
       series: [
         {},
-        ...this._keys.map((key, i) => ({
-          label: key,
-          stroke: () => css(COLORS[i % COLORS.length]) || 'steelblue',
-          width: 1.5,
-          dash: DASHES[i % DASHES.length],
-          spanGaps: true,
-          points: {
-            show: (_: uPlot, _series: number, first: number, last: number) =>
-              last - first < MAX_MARKED,
-            size: 5
-          }
-        }))
+        ...lines.map(line => series(line, smoothed)),
+        ...(smoothed ? lines.map(line => series(line, false)) : [])
       ],
       hooks: {
-        setCursor: [plot => this._options.onHover(plot.cursor.idx ?? null)]
+        setCursor: [plot => options.onHover(plot.cursor.idx ?? null)],
+        setSelect: [
+          plot => {
+            const { left, width } = plot.select;
+            if (width >= MIN_DRAG) {
+              const range: [number, number] = [
+                plot.posToVal(left, 'x'),
+                plot.posToVal(left + width, 'x')
+              ];
+              plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+              options.onZoom(range);
+            }
+          }
+        ],
+        draw: [plot => this._drawMarks(plot)]
       }
     };
   }
 
-  /** Steps are whole numbers; ticks between them would say nothing. */
-  private _tick(value: number): string {
-    return Number.isInteger(value) ? formatNumber(value) : '';
+  private readonly _floored = (_: uPlot, low: number, high: number): [number, number] => {
+    const floor = this._form?.floor ?? 0;
+    return [Math.min(floor, low ?? floor), (high ?? 0) > floor ? high * 1.05 : floor + 1];
+  };
+
+  private _drawMarks(plot: uPlot): void {
+    const { ctx, bbox } = plot;
+    const ratio = bbox.width / Math.max(1, plot.over.clientWidth || bbox.width);
+    const { min, max } = this._range();
+    for (const mark of this._form?.marks ?? []) {
+      if (mark.x < min || mark.x > max) {
+        continue;
+      }
+      const x = Math.round(plot.valToPos(mark.x, 'x', true)) + 0.5;
+      ctx.save();
+      ctx.strokeStyle = ctx.fillStyle = this._css('--jp-ui-font-color2') || 'gray';
+      ctx.lineWidth = ratio;
+      ctx.setLineDash([3 * ratio, 3 * ratio]);
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+      ctx.font = `${10 * ratio}px ${this._css('--jp-ui-font-family') || 'sans-serif'}`;
+      ctx.textBaseline = 'top';
+      const right = x > bbox.left + bbox.width * 0.7;
+      ctx.textAlign = right ? 'right' : 'left';
+      ctx.fillText(mark.label, x + (right ? -3 : 3) * ratio, bbox.top + ratio);
+      ctx.restore();
+    }
+  }
+
+  private _xTick(value: number): string {
+    switch (this._form?.axis) {
+      case 'relative':
+        return formatDuration(value * 1000);
+      case 'time':
+        return new Date(value * 1000).toLocaleTimeString([], { timeStyle: 'short' });
+      default:
+        // Steps are whole numbers; ticks between them would say nothing.
+        return Number.isInteger(value) ? formatNumber(value) : '';
+    }
   }
 
   private get _width(): number {
@@ -160,7 +285,7 @@ export class MetricChart implements IDisposable {
   private _fit(): void {
     const width = this._width;
     if (this._plot && this._plot.width !== width && this._options.host.clientWidth > 0) {
-      this._plot.setSize({ width, height: HEIGHT });
+      this._plot.setSize({ width, height: this._form?.height ?? HEIGHT });
     }
   }
 
@@ -169,7 +294,7 @@ export class MetricChart implements IDisposable {
   private readonly _theme: MutationObserver;
   private _plot: uPlot | null = null;
   private _data: ChartData = [[]];
-  private _keys: readonly string[] = [];
-  private _form = '';
+  private _form: IChartForm | null = null;
+  private _shape = '';
   private _isDisposed = false;
 }

@@ -1,51 +1,19 @@
 /** The commands: what the panel's buttons, the context menu, the palette and other extensions call. */
 import { ILabShell, ILayoutRestorer, JupyterFrontEnd } from '@jupyterlab/application';
-import {
-  Dialog,
-  ICommandPalette,
-  InputDialog,
-  MainAreaWidget,
-  Notification,
-  showDialog,
-  WidgetTracker
-} from '@jupyterlab/apputils';
-import { refreshIcon, stopIcon } from '@jupyterlab/ui-components';
+import { ICommandPalette, MainAreaWidget, Notification, WidgetTracker } from '@jupyterlab/apputils';
+import { refreshIcon } from '@jupyterlab/ui-components';
 import { TranslationBundle } from '@jupyterlab/translation';
-import { CommandRegistry } from '@lumino/commands';
-import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
-import { DisposableSet, IDisposable } from '@lumino/disposable';
+import { IDisposable } from '@lumino/disposable';
 
 import { curlCall, magicCall, pythonCall } from './codegen';
+import { Args, CommandKit, describe, text } from './commandkit';
+import { ComparisonView, createComparisonWidget } from './comparison';
 import { copyText } from './components/common';
-import { errorText } from './components/list';
 import { mlopsIcon } from './icons';
 import { CommandIDs, PANEL_ID } from './ids';
-import { createJobWidget, JobView } from './jobview';
-import { toApiError } from './listmodel';
+import { addJobCommands } from './jobcommands';
 import { createMlflowWidget, MlflowFrame, route } from './mlflow';
-import { isTerminal } from './snapshot';
 import type { IMlops } from './tokens';
-
-type Args = ReadonlyPartialJSONObject;
-
-const STRING = { type: 'string' } as const;
-
-/** The schema of a command's arguments. */
-function describe(properties: Record<string, string>) {
-  return {
-    args: {
-      type: 'object' as const,
-      properties: Object.fromEntries(
-        Object.entries(properties).map(([key, description]) => [key, { ...STRING, description }])
-      )
-    }
-  };
-}
-
-function text(args: Args, key: string): string {
-  const value = args[key];
-  return typeof value === 'string' ? value : '';
-}
 
 export namespace Commands {
   export interface IOptions {
@@ -63,64 +31,15 @@ export function addCommands(options: Commands.IOptions): IDisposable {
   const { app, mlops, trans } = options;
   const { api, model } = mlops;
   const { commands, shell } = app;
-  const added = new DisposableSet();
-  const jobs = new WidgetTracker<MainAreaWidget<JobView>>({ namespace: 'jupyter-mlops-jobs' });
+  const kit = new CommandKit(app, mlops, trans);
+  const { added } = kit;
   const frames = new WidgetTracker<MainAreaWidget<MlflowFrame>>({
     namespace: 'jupyter-mlops-mlflow'
   });
-  const execute = (command: string, args: Args) => {
-    void commands.execute(command, args);
-  };
-
-  /** The row under the pointer or the focus when a context menu is open. */
-  const hit = (kind: string): string => {
-    const node = app.contextMenuHitTest(
-      element => element.classList.contains('jp-Mlops-row') && element.dataset.kind === kind
-    );
-    return node?.dataset.name ?? '';
-  };
-  const nameOf = (kind: string, args: Args) => text(args, 'name') || hit(kind);
-  const writable = () => !model.readonly;
-
-  /** Ask, when the settings say so; `label` is the button that goes on. */
-  const confirmed = async (ask: boolean, title: string, body: string, label: string) => {
-    if (!ask) {
-      return true;
-    }
-    const result = await showDialog({
-      title,
-      body,
-      defaultButton: 0,
-      buttons: [Dialog.cancelButton({ label: trans.__('Cancel') }), Dialog.warnButton({ label })]
-    });
-    return result.button.accept;
-  };
-
-  /** Do something that may fail; the failure is told in a notification. */
-  const attempt = async (what: string, action: () => Promise<unknown>): Promise<boolean> => {
-    try {
-      await action();
-      return true;
-    } catch (reason) {
-      Notification.error(`${what}: ${errorText(toApiError(reason), trans)}`, { autoClose: 8000 });
-      return false;
-    }
-  };
-
-  const chooseJob = async (title: string, running: boolean): Promise<string> => {
-    const page = await api.jobs({ limit: 50 });
-    const names = page.items
-      .filter(job => !running || !isTerminal(job.status.phase))
-      .map(job => job.name);
-    if (!names.length) {
-      Notification.info(running ? trans.__('No job is running.') : trans.__('There are no jobs.'), {
-        autoClose: 4000
-      });
-      return '';
-    }
-    const choice = await InputDialog.getItem({ title, items: names });
-    return choice.button.accept ? (choice.value ?? '') : '';
-  };
+  const comparisons = new WidgetTracker<MainAreaWidget<ComparisonView>>({
+    namespace: 'jupyter-mlops-comparisons'
+  });
+  addJobCommands(kit, options.restorer ?? null);
 
   const openMlflow = (page: string) => {
     let widget = frames.find(one => !one.isDisposed);
@@ -137,16 +56,7 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     shell.activateById(widget.id);
   };
 
-  const add = (
-    id: string,
-    label: string,
-    run: (args: Args) => unknown,
-    { describedBy, ...more }: Omit<CommandRegistry.ICommandOptions, 'execute' | 'label'>
-  ) => {
-    added.add(commands.addCommand(id, { label, execute: run, describedBy, ...more }));
-  };
-
-  add(
+  kit.add(
     CommandIDs.openPanel,
     trans.__('Show the MLOps Panel'),
     () => {
@@ -156,7 +66,7 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     { describedBy: describe({}), icon: mlopsIcon }
   );
 
-  add(CommandIDs.refresh, trans.__('Refresh the MLOps Panel'), () => model.refresh(), {
+  kit.add(CommandIDs.refresh, trans.__('Refresh the MLOps Panel'), () => model.refresh(), {
     describedBy: describe({}),
     icon: refreshIcon
   });
@@ -171,17 +81,17 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     })
   );
 
-  add(
+  kit.add(
     CommandIDs.openRun,
     trans.__('Open in MLflow'),
     async args => {
-      const id = text(args, 'id') || hit('run');
+      const id = text(args, 'id') || kit.hit('run');
       const known = model.runs.items.find(run => run.run_id === id);
       let experiment = text(args, 'experiment') || known?.experiment_id || '';
       if (!id) {
         return;
       }
-      const found = await attempt(trans.__('The run cannot be opened'), async () => {
+      const found = await kit.attempt(trans.__('The run cannot be opened'), async () => {
         experiment ||= (await api.run(id)).experiment_id;
       });
       if (found) {
@@ -196,11 +106,11 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     }
   );
 
-  add(
+  kit.add(
     CommandIDs.openModel,
     trans.__('Open in MLflow'),
     args => {
-      const name = nameOf('model', args);
+      const name = kit.nameOf('model', args);
       if (name) {
         openMlflow(route.model(name));
       }
@@ -208,56 +118,41 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     { describedBy: describe({ name: trans.__('The model') }) }
   );
 
-  add(
-    CommandIDs.openJob,
-    trans.__('Open Job…'),
-    async args => {
-      let name = nameOf('job', args);
-      await attempt(trans.__('The jobs cannot be listed'), async () => {
-        name ||= await chooseJob(trans.__('Open which job?'), false);
-      });
-      if (!name) {
+  kit.add(
+    CommandIDs.compareRuns,
+    trans.__('Compare Runs'),
+    args => {
+      const ids = (Array.isArray(args.ids) ? args.ids : []).filter(
+        (id): id is string => typeof id === 'string'
+      );
+      if (ids.length < 2) {
         return;
       }
-      let widget = jobs.find(one => one.content.name === name);
+      const key = ids.join(' ');
+      let widget = comparisons.find(one => one.content.key === key);
       if (!widget) {
-        widget = createJobWidget(new JobView(name, mlops, trans, execute));
-        void jobs.add(widget);
+        widget = createComparisonWidget(new ComparisonView(ids, mlops, trans, kit.execute));
+        void comparisons.add(widget);
       }
       if (!widget.isAttached) {
         shell.add(widget, 'main');
       }
       shell.activateById(widget.id);
     },
-    { describedBy: describe({ name: trans.__('The job; asked for when it is not given') }) }
-  );
-
-  add(
-    CommandIDs.stopJob,
-    trans.__('Stop Job…'),
-    async args => {
-      let name = nameOf('job', args);
-      await attempt(trans.__('The jobs cannot be listed'), async () => {
-        name ||= await chooseJob(trans.__('Stop which job?'), true);
-      });
-      if (!name) {
-        return;
-      }
-      const go = await confirmed(
-        model.settings.confirmStop,
-        trans.__('Stop job %1?', name),
-        trans.__('Its processes are asked to end, and are killed when they do not.'),
-        trans.__('Stop')
-      );
-      if (go) {
-        await attempt(trans.__('Job %1 was not stopped', name), () => api.stopJob(name));
-        await model.jobs.refresh();
-      }
-    },
     {
-      describedBy: describe({ name: trans.__('The job; asked for when it is not given') }),
-      isEnabled: writable,
-      icon: stopIcon
+      describedBy: {
+        args: {
+          type: 'object',
+          properties: {
+            ids: {
+              type: 'array',
+              items: { type: 'string' },
+              description: trans.__('The run ids, two or more')
+            }
+          }
+        }
+      },
+      icon: mlopsIcon
     }
   );
 
@@ -270,39 +165,27 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     remove: (name: string) => Promise<void>,
     refresh: () => Promise<unknown>
   ) =>
-    add(
+    kit.add(
       id,
       label,
       async args => {
-        const name = text(args, key) || hit(kind);
+        const name = text(args, key) || kit.hit(kind);
         if (!name) {
           return;
         }
         const known = kind === 'run' ? model.runs.items.find(run => run.run_id === name)?.name : '';
         const [title, body] = question(text(args, 'name') || known || name);
-        if (await confirmed(model.settings.confirmDelete, title, body, trans.__('Delete'))) {
-          await attempt(trans.__('Not deleted'), () => remove(name));
+        if (await kit.confirmed(model.settings.confirmDelete, title, body, trans.__('Delete'))) {
+          await kit.attempt(trans.__('Not deleted'), () => remove(name));
           await refresh();
         }
       },
       {
         describedBy: describe({ [key]: trans.__('What to delete') }),
-        isEnabled: writable
+        isEnabled: kit.writable
       }
     );
 
-  addDelete(
-    CommandIDs.deleteJob,
-    trans.__('Delete Job…'),
-    'name',
-    'job',
-    name => [
-      trans.__('Delete job %1?', name),
-      trans.__('Its folder with logs and outputs is removed. The MLflow run stays.')
-    ],
-    name => api.deleteJob(name),
-    () => model.jobs.refresh()
-  );
   addDelete(
     CommandIDs.deleteRun,
     trans.__('Delete Run…'),
@@ -341,7 +224,7 @@ export function addCommands(options: Commands.IOptions): IDisposable {
   );
 
   const callOf = (args: Args): string => {
-    const name = nameOf('endpoint', args);
+    const name = kit.nameOf('endpoint', args);
     const endpoint = model.endpoints.items.find(item => item.name === name);
     if (!name) {
       return '';
@@ -407,16 +290,17 @@ export function addCommands(options: Commands.IOptions): IDisposable {
       CommandIDs.openMlflow,
       CommandIDs.openJob,
       CommandIDs.stopJob,
+      CommandIDs.resumeJob,
       CommandIDs.refresh
     ]) {
       added.add(options.palette.addItem({ command, category }));
     }
   }
   if (options.restorer) {
-    void options.restorer.restore(jobs, {
-      command: CommandIDs.openJob,
-      args: widget => ({ name: widget.content.name }),
-      name: widget => widget.content.name
+    void options.restorer.restore(comparisons, {
+      command: CommandIDs.compareRuns,
+      args: widget => ({ ids: [...widget.content.ids] }),
+      name: widget => widget.content.key
     });
     void options.restorer.restore(frames, {
       command: CommandIDs.openMlflow,

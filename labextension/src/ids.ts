@@ -10,6 +10,10 @@ export namespace CommandIDs {
   export const openModel = 'jupyter-mlops:open-model';
   export const openJob = 'jupyter-mlops:open-job';
   export const stopJob = 'jupyter-mlops:stop-job';
+  export const resumeJob = 'jupyter-mlops:resume-job';
+  export const restoreJob = 'jupyter-mlops:restore-job';
+  export const purgeJob = 'jupyter-mlops:purge-job';
+  export const compareRuns = 'jupyter-mlops:compare-runs';
   export const deleteJob = 'jupyter-mlops:delete-job';
   export const deleteRun = 'jupyter-mlops:delete-run';
   export const deleteModel = 'jupyter-mlops:delete-model';

@@ -13,6 +13,7 @@ import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { Api } from './api';
+import { ChartStates } from './chartstate';
 import { addCommands } from './commands';
 import { CommandIDs } from './ids';
 import { WorkspaceModel } from './model';
@@ -36,12 +37,14 @@ const tracker: JupyterFrontEndPlugin<IMlops> = {
   activate: (app: JupyterFrontEnd, registry: ISettingRegistry | null): IMlops => {
     const api = new Api(app.serviceManager.serverSettings);
     const model = new WorkspaceModel(api, app.serviceManager.events ?? null);
+    const states = new ChartStates();
     if (registry) {
       registry
         .load(SETTINGS_ID)
         .then(settings => {
           const update = () => {
             model.settings = readSettings(settings.composite);
+            states.defaults = { axis: model.settings.xAxis, smoothing: model.settings.smoothing };
           };
           settings.changed.connect(update);
           update();
@@ -51,7 +54,7 @@ const tracker: JupyterFrontEndPlugin<IMlops> = {
         });
     }
     void app.started.then(() => model.start());
-    return { api, model };
+    return { api, model, states };
   }
 };
 
@@ -114,6 +117,7 @@ const renderer: JupyterFrontEndPlugin<void> = {
         api: workspace => api.in(workspace),
         changes: mlops.model.changes,
         isReadonly: () => mlops.model.readonly,
+        states: mlops.states,
         execute: (command, args) => void app.commands.execute(command, args),
         translator
       })

@@ -12,6 +12,7 @@ import { LiveView } from './components/live';
 import { mlopsIcon } from './icons';
 import { CommandIDs } from './ids';
 import { LiveJob } from './live';
+import { RunSet } from './runset';
 
 export class JobView extends ReactWidget {
   constructor(
@@ -29,9 +30,16 @@ export class JobView extends ReactWidget {
       isVisible: () => this.isVisible,
       changes: _mlops.model.changes
     });
+    this._others = new RunSet({ api: _mlops.api, isVisible: () => this.isVisible });
+  }
+
+  /** Look again: another attempt was started. */
+  revive(): void {
+    this._job.revive();
   }
 
   dispose(): void {
+    this._others.dispose();
     this._job.dispose();
     super.dispose();
   }
@@ -42,9 +50,12 @@ export class JobView extends ReactWidget {
       <ErrorBoundary trans={this._trans}>
         <LiveView
           job={job}
+          state={this._mlops.states.get(`${job.workspace}/${job.name}`)}
+          others={this._others}
           trans={this._trans}
           readonly={this._mlops.model.readonly}
           onStop={() => this._execute(CommandIDs.stopJob, { name: this.name })}
+          onResume={() => this._execute(CommandIDs.resumeJob, { name: this.name })}
           onOpenMlflow={() => {
             const { runId, experimentId, title } = job.view;
             this._execute(CommandIDs.openRun, { id: runId, experiment: experimentId, name: title });
@@ -57,9 +68,11 @@ export class JobView extends ReactWidget {
   protected onAfterShow(msg: Message): void {
     super.onAfterShow(msg);
     this._job.refresh();
+    this._others.refresh();
   }
 
   private readonly _job: LiveJob;
+  private readonly _others: RunSet;
 }
 
 export function createJobWidget(content: JobView): MainAreaWidget<JobView> {

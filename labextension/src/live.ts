@@ -8,14 +8,31 @@ import { IDisposable } from '@lumino/disposable';
 import { Poll } from '@lumino/polling';
 import { ISignal, Signal } from '@lumino/signaling';
 
-import { ApiError, IApi, IChange, IProgress, IRun, ISeries, Job, JobPhase } from './api';
-import { LogBuffer } from './logbuffer';
-import { IJobOutput, ISnapshot, isTerminal, readSeries } from './snapshot';
+import {
+  ApiError,
+  IApi,
+  IChange,
+  IDelivery,
+  IProgress,
+  IQueuePlace,
+  IRun,
+  ISeries,
+  IUsage,
+  Job,
+  JobPhase
+} from './api';
+import type { IAttempt } from './curves';
+import { Ask, JobLog } from './joblog';
+import { readHistory } from './series';
+import { IJobOutput, ISnapshot, isTerminal } from './snapshot';
 
 const INTERVAL = 1000;
 const MAX_INTERVAL = 30_000;
 const MAX_POINTS = 500;
-const EARLIER = 65_536;
+/** Points of what the processes use. */
+const MAX_USAGE = 300;
+/** Milliseconds between two looks at what the processes use. */
+const USAGE_INTERVAL = 4000;
 /** Milliseconds after a job's end in which its last metrics are waited for. */
 const PATIENCE = 30_000;
 /** Lines of log in a snapshot. */
@@ -46,6 +63,39 @@ export interface IJobView {
   experimentId: string;
   progress: IProgress | null;
   metrics: Record<string, ISeries>;
+  experiment: string;
+  priority: string;
+  /** All attempts, also the one that runs. */
+  attempts: readonly IAttempt[];
+  traceback: readonly string[];
+  /** The last lines of the failing rank. */
+  logTail: readonly string[];
+  /** When the next attempt is due, as an RFC 3339 time. */
+  retryAt: string;
+  delivery: IDelivery | null;
+  queue: IQueuePlace | null;
+  deletedAt: string;
+}
+
+/** Attempts as the status tells them: those that have ended, then the one that runs or was the last. */
+export function attemptsOf(status: Job['status']): IAttempt[] {
+  const attempts: IAttempt[] = [...(status.attempts ?? [])];
+  const last = attempts[attempts.length - 1];
+  if (status.attempt > (last?.attempt ?? 0) && status.started_at) {
+    // The job has started with its first attempt; a later one has not begun before the one before it ended.
+    const started_at =
+      last && last.ended_at > status.started_at ? last.ended_at : status.started_at;
+    attempts.push({
+      attempt: status.attempt,
+      phase: status.phase,
+      reason: status.reason,
+      started_at,
+      ended_at: status.ended_at,
+      exit_code: status.exit_code,
+      failed_rank: status.failed_rank
+    });
+  }
+  return attempts;
 }
 
 export namespace LiveJob {
@@ -69,6 +119,11 @@ export class LiveJob implements IDisposable {
     this._runId = options.runId ?? options.snapshot?.run_id ?? '';
     this._stored = options.snapshot ?? null;
     const visible = options.isVisible ?? (() => true);
+    this.log = new JobLog(options.api, options.name, () => {
+      if (!this._isDisposed) {
+        this._changed.emit();
+      }
+    });
     this._poll = new Poll({
       auto: false,
       name: `jupyter-mlops:job-${options.name}`,
@@ -82,6 +137,11 @@ export class LiveJob implements IDisposable {
 
   readonly workspace: string;
   readonly name: string;
+  readonly log: JobLog;
+
+  get api(): IApi {
+    return this._api;
+  }
 
   get changed(): ISignal<this, void> {
     return this._changed;
@@ -95,7 +155,12 @@ export class LiveJob implements IDisposable {
   notice: Notice = '';
   /** What the server said when it refused. */
   message = '';
-  rank = 0;
+  /** What the processes use; null while that is not known. */
+  usage: IUsage | null = null;
+
+  get rank(): number {
+    return this.log.rank;
+  }
 
   /** Whether the job has ended and everything of it was read. */
   get complete(): boolean {
@@ -120,7 +185,16 @@ export class LiveJob implements IDisposable {
         runId: this._runId,
         experimentId: this._stored?.experiment_id ?? '',
         progress: stored?.progress ?? null,
-        metrics: this._metrics ?? stored?.metrics ?? {}
+        metrics: this._metrics ?? stored?.metrics ?? {},
+        experiment: '',
+        priority: '',
+        attempts: [],
+        traceback: [],
+        logTail: [],
+        retryAt: '',
+        delivery: null,
+        queue: null,
+        deletedAt: ''
       };
     }
     const { spec, status } = job;
@@ -138,24 +212,28 @@ export class LiveJob implements IDisposable {
       runId: status.run_id || this._runId,
       experimentId: status.experiment_id || this._stored?.experiment_id || '',
       progress: status.progress ?? this._run?.progress ?? stored?.progress ?? null,
-      metrics: this._metrics ?? stored?.metrics ?? {}
+      metrics: this._metrics ?? stored?.metrics ?? {},
+      experiment: this._run?.experiment_name ?? spec.experiment_name ?? '',
+      priority: spec.queue_settings?.priority ?? '',
+      attempts: attemptsOf(status),
+      traceback: status.traceback ?? [],
+      logTail: status.log_tail ?? [],
+      retryAt: status.retry_at ?? '',
+      delivery: status.delivery ?? null,
+      queue: status.queue ?? null,
+      deletedAt: status.deleted_at ?? ''
     };
   }
 
   /** The log as far as it is held; the snapshot's while nothing better is known. */
   get lines(): readonly string[] {
-    if (this._log.lines.length || this._logRead) {
-      return this._log.lines;
+    if (this.log.isRead || this.log.browsing) {
+      return this.log.lines;
     }
     if (this.rank === this._keptRank && this._stored?.snapshot.log) {
       return (this._storedLines ??= this._stored.snapshot.log.split('\n'));
     }
     return this._job?.status.log_tail ?? [];
-  }
-
-  /** Bytes of log before the first line that is held. */
-  get earlier(): number {
-    return this._logRead ? this._log.start : 0;
   }
 
   /** When the stored snapshot was taken, as an RFC 3339 time. */
@@ -183,6 +261,7 @@ export class LiveJob implements IDisposable {
       metrics: view.metrics,
       log: this._keptLines().slice(-TAIL).join('\n'),
       progress: view.progress,
+      attempt: this._job.status.attempt,
       taken_at: this.takenAt
     };
     return {
@@ -205,37 +284,27 @@ export class LiveJob implements IDisposable {
     }
   }
 
-  /** Show the log of a rank; from then on it is not changed for the one that failed. */
-  selectRank(rank: number): void {
+  /** Show the log of a rank and an attempt; from then on it is not changed for the rank that failed. */
+  selectLog(rank: number, attempt: number = this.log.attempt): void {
     this._chosen = true;
-    if (rank !== this.rank) {
-      this._setRank(rank);
+    this._keepFirst();
+    if (this.log.select(rank, attempt)) {
       this._changed.emit();
       this.refresh();
     }
   }
 
-  /** Read the stretch of log before the one that is held. */
-  async loadEarlier(): Promise<void> {
-    const log = this._log;
-    const end = log.start;
-    if (end <= 0) {
-      return;
-    }
-    const offset = Math.max(0, end - EARLIER);
-    const query = { offset, limit: end - offset, attempt: this._attempt || undefined };
-    const chunk = await this._api.log(this.name, this.rank, query);
-    if (!this.isDisposed && log === this._log) {
-      log.prepend(chunk);
-      this._changed.emit();
+  /** Ask now, for example when the view has come into sight. Does nothing once all is known. */
+  refresh(): void {
+    if (!this.isDisposed && this.connection !== 'static' && !(this._complete && this.log.isRead)) {
+      void this._poll.refresh();
     }
   }
 
-  /** Ask now, for example when the view has come into sight. Does nothing once all is known. */
-  refresh(): void {
-    if (!this.isDisposed && this.connection !== 'static' && !(this._complete && this._logRead)) {
-      void this._poll.refresh();
-    }
+  /** Look again at a job that had ended: somebody has started another attempt. */
+  revive(): void {
+    this._complete = this._ended = false;
+    this.refresh();
   }
 
   /** Try again after the server refused or was missing. */
@@ -257,6 +326,10 @@ export class LiveJob implements IDisposable {
   private _onChanges(_: unknown, items: IChange[]): void {
     for (const item of items) {
       if (item.kind === 'job' && item.name === this.name) {
+        if (item.op === 'put' && item.phase && !isTerminal(item.phase)) {
+          // An ended job that was resumed goes on.
+          this._complete = this._ended = false;
+        }
         // The end is read even when nobody looks, so that the notebook can keep it.
         this._urgent ||= isTerminal(item.phase ?? '') && !this._complete;
         this.refresh();
@@ -303,19 +376,21 @@ export class LiveJob implements IDisposable {
       return;
     }
     this._runId ||= job.status.run_id;
-    if (job.status.attempt !== this._attempt) {
-      this._attempt = job.status.attempt;
-      this._resetLog();
-    }
+    this.log.latest = job.status.attempt;
     const ended = isTerminal(job.status.phase);
     // What went wrong stands in the log of the rank that failed, which the snapshot holds as well.
     this._keptRank = job.status.failed_rank ?? 0;
     if (!this._chosen && this.rank !== this._keptRank) {
-      this._setRank(this._keptRank);
+      this._keepFirst();
+      this.log.select(this._keptRank);
     }
     this._partial = false;
-    const [run, metrics] = await Promise.all([this._readRun(), this._readMetrics()]);
-    await this._readLog();
+    const [run, metrics] = await Promise.all([
+      this._readRun(),
+      this._readMetrics(),
+      this._readUsage(ended)
+    ]);
+    this._partial ||= await this.log.follow(this._ask);
     if (this.isDisposed) {
       return;
     }
@@ -355,28 +430,22 @@ export class LiveJob implements IDisposable {
     if (!history) {
       return null;
     }
-    return Object.fromEntries(
-      Object.entries(history.metrics).map(([key, series]) => [key, readSeries(series)])
-    );
+    return readHistory(history);
   }
 
-  private async _readLog(): Promise<void> {
-    const log = this._log;
-    // A few chunks at once: a burst of output is caught up with, an endless one does not hold the rest.
-    for (let i = 0; i < 8; i++) {
-      const query = { offset: log.next, attempt: this._attempt || undefined };
-      const chunk = await this._api.log(this.name, this.rank, query).catch(this._tolerate);
-      if (this.isDisposed || log !== this._log || !chunk) {
+  private async _readUsage(ended: boolean): Promise<void> {
+    const now = Date.now();
+    if (!ended || !this._ended || !this._usageAt) {
+      if (now - this._usageAt < USAGE_INTERVAL && !ended) {
         return;
       }
-      log.append(chunk);
-      this._logRead = true;
-      if (chunk.complete || log.next >= chunk.size || !chunk.text) {
-        return;
-      }
+      this._usageAt = now;
+      // What is used is shown where it is known; that it is not is no trouble of the job's.
+      this.usage = await this._api.usage(this.name, MAX_USAGE).catch(() => this.usage);
     }
-    this._partial = true;
   }
+
+  private readonly _ask: Ask = call => call().catch(this._tolerate);
 
   /** MLflow or a log may be away for a moment while the job itself is known: keep what was there. */
   private readonly _tolerate = (error: unknown): null => {
@@ -389,23 +458,16 @@ export class LiveJob implements IDisposable {
 
   /** The lines for the notebook: those of the first rank, or of the one that failed. */
   private _keptLines(): readonly string[] {
-    if (this.rank === this._keptRank) {
+    if (this.rank === this._keptRank && !this.log.attempt && !this.log.browsing) {
       return this.lines;
     }
     return this._keptRank === 0 ? this._firstRankLines : (this._job?.status.log_tail ?? []);
   }
 
-  private _setRank(rank: number): void {
-    if (this.rank === 0) {
+  private _keepFirst(): void {
+    if (this.rank === 0 && !this.log.attempt && !this.log.browsing) {
       this._firstRankLines = this.lines;
     }
-    this.rank = rank;
-    this._resetLog();
-  }
-
-  private _resetLog(): void {
-    this._log = new LogBuffer();
-    this._logRead = false;
   }
 
   private readonly _api: IApi;
@@ -421,9 +483,7 @@ export class LiveJob implements IDisposable {
   private _keptRank = 0;
   private _chosen = false;
   private _runId: string;
-  private _attempt = 0;
-  private _log = new LogBuffer();
-  private _logRead = false;
+  private _usageAt = 0;
   private _complete = false;
   private _urgent = false;
   private _partial = false;

@@ -1,11 +1,11 @@
 /**
  * The workspace as the front end knows it: server state, five lists, and the stream of changes.
  *
- * Changes come as Jupyter events and lead to a debounced refresh of the lists they touch; a poll is the fallback, and
+ * Changes come as Jupyter events and lead to a refresh, a moment later, of the lists they touch; a poll is the fallback, and
  * rests while nobody looks.
  */
 import { IDisposable } from '@lumino/disposable';
-import { Debouncer, Poll } from '@lumino/polling';
+import { Poll } from '@lumino/polling';
 import { ISignal, Signal } from '@lumino/signaling';
 
 import {
@@ -45,7 +45,12 @@ const BUSY_INTERVAL = 2000;
 const STATUS_INTERVAL = 30_000;
 const MAX_INTERVAL = 30_000;
 const MAX_STATUS_INTERVAL = 300_000;
-const DEBOUNCE = 250;
+/** Milliseconds that changes are gathered before lists are read. */
+const GATHER = 250;
+/** Reading takes at most one part in so many of the time, however fast changes come. */
+const REST = 4;
+/** The filter for jobs that can still be restored. */
+export const DELETED = 'Deleted';
 /** Running jobs whose progress is asked for. */
 const MAX_PROGRESS = 10;
 
@@ -74,7 +79,7 @@ export class WorkspaceModel implements IDisposable {
       api.runs({ ...query, experiment: this._experiment || undefined })
     );
     this.jobs = new ListModel<Job>(async query => {
-      const page = await api.jobs(query);
+      const page = await api.jobs({ ...query, phase: this._jobPhase || undefined });
       await this._readProgress(page.items);
       return page;
     });
@@ -100,7 +105,6 @@ export class WorkspaceModel implements IDisposable {
       standby: () => this._visible || document.hidden,
       factory: () => this._readStatus()
     });
-    this._debouncer = new Debouncer(() => this._refreshTouched(), DEBOUNCE);
   }
 
   readonly runs: ListModel<IRun>;
@@ -166,6 +170,19 @@ export class WorkspaceModel implements IDisposable {
     }
   }
 
+  /** Only jobs in this state are listed, or those that were deleted; empty: all that were not. */
+  get jobPhase(): string {
+    return this._jobPhase;
+  }
+
+  set jobPhase(phase: string) {
+    if (phase !== this._jobPhase) {
+      this._jobPhase = phase;
+      this._changed.emit();
+      void this.jobs.reload();
+    }
+  }
+
   /** Start asking. Until then nothing is sent, so that a page that never shows the panel costs one call. */
   start(): void {
     void this._poll.start();
@@ -221,7 +238,7 @@ export class WorkspaceModel implements IDisposable {
     this._events?.stream.disconnect(this._onEvent, this);
     this._poll.dispose();
     this._statusPoll.dispose();
-    this._debouncer.dispose();
+    window.clearTimeout(this._timer);
     for (const name of SECTIONS) {
       this[name].dispose();
     }
@@ -309,7 +326,9 @@ export class WorkspaceModel implements IDisposable {
   }
 
   private async _readProgress(jobs: readonly Job[]): Promise<void> {
-    const running = jobs.filter(job => !isTerminal(job.status.phase) && job.status.run_id);
+    const running = jobs.filter(
+      ({ status }) => !isTerminal(status.phase) && status.phase !== 'Queued' && status.run_id
+    );
     const found = await Promise.all(
       running.slice(0, MAX_PROGRESS).map(async job => {
         if (job.status.progress) {
@@ -387,7 +406,23 @@ export class WorkspaceModel implements IDisposable {
       this._changes.emit(items);
     }
     if (this._touched.size) {
-      void this._debouncer.invoke().catch(() => undefined);
+      this._schedule();
+    }
+  }
+
+  /** Read what has changed soon; while a thousand jobs come and go, as often as reading leaves time for. */
+  private _schedule(): void {
+    if (!this._timer && !this.isDisposed) {
+      const wait = Math.max(GATHER, this._pause);
+      this._timer = window.setTimeout(async () => {
+        const start = performance.now();
+        await this._refreshTouched().catch(() => undefined);
+        this._pause = REST * (performance.now() - start);
+        this._timer = 0;
+        if (this._touched.size) {
+          this._schedule();
+        }
+      }, wait);
     }
   }
 
@@ -420,13 +455,15 @@ export class WorkspaceModel implements IDisposable {
   private readonly _events: IEventSource | null;
   private readonly _poll: Poll;
   private readonly _statusPoll: Poll;
-  private readonly _debouncer: Debouncer;
   private readonly _changed = new Signal<this, void>(this);
   private readonly _changes = new Signal<this, IChange[]>(this);
   private readonly _expanded = new Set<SectionName>();
   private _touched = new Set<SectionName | 'workspace'>();
   private _settings: ISettings = DEFAULTS;
   private _experiment = '';
+  private _jobPhase = '';
+  private _timer = 0;
+  private _pause = 0;
   private _visible = false;
   private _isDisposed = false;
 }

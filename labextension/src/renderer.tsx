@@ -14,10 +14,12 @@ import { ISignal } from '@lumino/signaling';
 import React from 'react';
 
 import type { IApi, IChange } from './api';
+import { ChartStates } from './chartstate';
 import { ErrorBoundary } from './components/common';
 import { LiveView } from './components/live';
 import { CommandIDs } from './ids';
 import { LiveJob } from './live';
+import { RunSet } from './runset';
 import { IJobOutput, isTerminal, JOB_MIME, readOutput, toBundle } from './snapshot';
 
 /** Milliseconds between two snapshots of a running job, over all views of one output. */
@@ -29,6 +31,8 @@ export namespace JobRenderer {
     api: (workspace: string) => IApi;
     changes?: ISignal<unknown, IChange[]>;
     isReadonly?: () => boolean;
+    /** How the charts of each output are looked at. */
+    states?: ChartStates;
     execute: (command: string, args: ReadonlyPartialJSONObject) => void;
     translator?: IRenderMime.ITranslator | null;
   }
@@ -38,6 +42,7 @@ export class JobRenderer extends ReactWidget implements IRenderMime.IRenderer {
   constructor(private readonly _options: JobRenderer.IOptions) {
     super();
     this.addClass('jp-Mlops-renderer');
+    this._states = _options.states ?? new ChartStates();
     this._trans = (_options.translator ?? nullTranslator).load(
       'jupyter_mlops'
     ) as TranslationBundle;
@@ -49,6 +54,7 @@ export class JobRenderer extends ReactWidget implements IRenderMime.IRenderer {
           this._inView = inView;
           if (inView) {
             this._job?.refresh();
+            this._others?.refresh();
           }
         }
       });
@@ -95,6 +101,7 @@ export class JobRenderer extends ReactWidget implements IRenderMime.IRenderer {
   dispose(): void {
     if (!this.isDisposed) {
       this._observer?.disconnect();
+      this._others?.dispose();
       this._job?.dispose();
       this._job = null;
       this._mime = null;
@@ -108,14 +115,19 @@ export class JobRenderer extends ReactWidget implements IRenderMime.IRenderer {
       return <pre className="jp-Mlops-plain">{this._fallback}</pre>;
     }
     const { execute, isReadonly } = this._options;
+    const key = `${job.workspace}/${job.name}/${this._runId}`;
+    const args = { name: job.name, workspace: job.workspace };
     return (
       <ErrorBoundary trans={this._trans}>
         <LiveView
-          key={`${job.workspace}/${job.name}/${this._runId}`}
+          key={key}
           job={job}
+          state={this._states.get(key)}
+          others={(this._others ??= this._makeOthers(job))}
           trans={this._trans}
           readonly={isReadonly?.() ?? false}
-          onStop={() => execute(CommandIDs.stopJob, { name: job.name, workspace: job.workspace })}
+          onStop={() => execute(CommandIDs.stopJob, args)}
+          onResume={() => execute(CommandIDs.resumeJob, args)}
           onOpenMlflow={() => {
             const { runId, experimentId, title } = job.view;
             execute(CommandIDs.openRun, { id: runId, experiment: experimentId, name: title });
@@ -132,9 +144,15 @@ export class JobRenderer extends ReactWidget implements IRenderMime.IRenderer {
 
   private _setJob(job: LiveJob | null): void {
     this._job?.dispose();
+    this._others?.dispose();
+    this._others = null;
     this._job = job;
     job?.changed.connect(this._keep, this);
     this.update();
+  }
+
+  private _makeOthers(job: LiveJob): RunSet {
+    return new RunSet({ api: job.api, isVisible: () => this.isVisible && this._inView });
   }
 
   /** Write what is seen into the notebook: at the end of the job, and now and then while it runs. */
@@ -154,9 +172,11 @@ export class JobRenderer extends ReactWidget implements IRenderMime.IRenderer {
   }
 
   private readonly _trans: TranslationBundle;
+  private readonly _states: ChartStates;
   private _observer: IntersectionObserver | null = null;
   private _inView = true;
   private _job: LiveJob | null = null;
+  private _others: RunSet | null = null;
   private _mime: IRenderMime.IMimeModel | null = null;
   private _runId = '';
   private _fallback = '';
@@ -166,11 +186,12 @@ export class JobRenderer extends ReactWidget implements IRenderMime.IRenderer {
  * Whether the notebook should take `seen` in place of `stored`.
  *
  * The notebook itself holds the time of the last snapshot, so several views of one output do not add up. An ended job
- * is written once: opening a notebook again does not change it.
+ * is written once: opening a notebook again does not change it. A resumed one is a new story.
  */
 export function isDue(stored: IJobOutput, seen: IJobOutput, complete: boolean): boolean {
   const { snapshot } = stored;
-  if (isTerminal(snapshot.phase)) {
+  const resumed = snapshot.attempt > 0 && seen.snapshot.attempt > snapshot.attempt;
+  if (isTerminal(snapshot.phase) && !resumed) {
     return false;
   }
   if (isTerminal(seen.snapshot.phase)) {

@@ -1,5 +1,5 @@
 /** Metric histories: which belong into one chart, and how to make them small. Pure functions. */
-import type { ISeries } from './api';
+import type { IMetricHistory, ISeries } from './api';
 
 /** Metrics that are drawn over each other: `loss` and `val_loss`, `train/acc` and `val/acc`. */
 export interface IChartGroup {
@@ -87,22 +87,17 @@ export function downsample(series: ISeries, count: number): ISeries {
   return { steps: kept.map(i => steps[i]), values: kept.map(i => values[i]) };
 }
 
-/**
- * Several histories over the union of their steps, as a chart takes them: x, then one row for each series.
- *
- * Where a step has several values, the last counts; where it has none, the value is null.
- */
-export function align(series: ISeries[]): [number[], ...(number | null)[][]] {
-  const steps = [...new Set(series.flatMap(one => one.steps))].sort((a, b) => a - b);
-  const index = new Map(steps.map((step, i) => [step, i]));
-  const rows = series.map(one => {
-    const row = new Array<number | null>(steps.length).fill(null);
-    one.steps.forEach((step, i) => {
-      row[index.get(step)!] = one.values[i] ?? null;
-    });
-    return row;
-  });
-  return [steps, ...rows];
+/** The curves of a run as the server tells them, with their times; what is no number is a gap. */
+export function readHistory(history: IMetricHistory): Record<string, ISeries> {
+  const curves: Record<string, ISeries> = {};
+  for (const [key, { steps, values, timestamps }] of Object.entries(history.metrics)) {
+    const series: ISeries = { steps, values: values.map(value => value ?? null) };
+    if (timestamps && timestamps.length >= steps.length) {
+      series.timestamps = timestamps;
+    }
+    curves[key] = series;
+  }
+  return curves;
 }
 
 /** The last value that is a number, or null. */

@@ -1,4 +1,6 @@
 /** The settings of `schema/plugin.json`, with their defaults. */
+import { CHART_DEFAULTS, MAX_SMOOTHING } from './chartstate';
+import { AXES, XAxis } from './curves';
 
 export interface ISettings {
   /** Seconds between refreshes of the panel, beside the changes that the server tells. */
@@ -9,6 +11,9 @@ export interface ISettings {
   showStatusItem: boolean;
   /** Metrics shown first in the list of runs. */
   keyMetrics: readonly string[];
+  /** What charts start with. */
+  smoothing: number;
+  xAxis: XAxis;
 }
 
 export const DEFAULTS: ISettings = {
@@ -17,7 +22,9 @@ export const DEFAULTS: ISettings = {
   confirmStop: true,
   confirmDelete: true,
   showStatusItem: true,
-  keyMetrics: []
+  keyMetrics: [],
+  smoothing: CHART_DEFAULTS.smoothing,
+  xAxis: CHART_DEFAULTS.axis
 };
 
 /** Settings as they come from the registry: checked by the schema, except when a user's file is broken. */
@@ -38,6 +45,8 @@ export function readSettings(composite: Record<string, unknown>): ISettings {
     showStatusItem: flag('showStatusItem'),
     keyMetrics: Array.isArray(metrics)
       ? metrics.filter((key): key is string => typeof key === 'string')
-      : DEFAULTS.keyMetrics
+      : DEFAULTS.keyMetrics,
+    smoothing: number('smoothing', 0, MAX_SMOOTHING),
+    xAxis: AXES.find(axis => axis === composite.xAxis) ?? DEFAULTS.xAxis
   };
 }

@@ -7,7 +7,8 @@
 import type { IProgress, ISeries, JobPhase } from './api';
 import { splitLines, stripAnsi } from './ansi';
 import { elapsed, formatDuration, formatNumber, percent } from './format';
-import { align, downsample, groupSeries, lastValue } from './series';
+import { chartData, ICurve } from './curves';
+import { downsample, groupSeries, lastValue } from './series';
 
 export const JOB_MIME = 'application/vnd.jupyter-mlops.job+json';
 
@@ -38,6 +39,8 @@ export interface ISnapshot {
   metrics: Record<string, ISeries>;
   log: string;
   progress: IProgress | null;
+  /** The latest attempt; 0 when it is not known. */
+  attempt: number;
   taken_at: string;
 }
 
@@ -114,6 +117,7 @@ export function readOutput(data: unknown): IJobOutput | null {
         ? snapshot.log.map(line => text(line, 2000)).join('\n')
         : text(snapshot.log, 40_000),
       progress: typeof done === 'number' && typeof total === 'number' ? { done, total } : null,
+      attempt: typeof snapshot.attempt === 'number' ? Math.floor(snapshot.attempt) : 0,
       taken_at: time(snapshot.taken_at)
     }
   };
@@ -198,8 +202,16 @@ const SMALL = 'font-size:12px';
 
 /** One chart as inline SVG, with the range of values at its lower left and of steps at its lower right. */
 function svg(title: string, keys: string[], metrics: Record<string, ISeries>): string {
-  const [steps, ...rows] = align(keys.map(key => metrics[key]));
-  const numbers = rows.flat().filter((value): value is number => value !== null);
+  const curves = keys.map((key, i): ICurve => ({
+    id: key,
+    label: key,
+    series: metrics[key],
+    color: i,
+    dash: i,
+    origin: 0
+  }));
+  const [steps, ...rows] = chartData(curves, 'step', 0);
+  const numbers = rows.flat().filter((value): value is number => typeof value === 'number');
   if (!numbers.length) {
     return '';
   }
@@ -212,7 +224,9 @@ function svg(title: string, keys: string[], metrics: Record<string, ISeries>): s
   const y = (value: number) => 94 - (88 * (value - low)) / (high - low || 1);
   const lines = rows.map((row, i) => {
     const points = row
-      .map((value, j) => (value === null ? '' : `${x(steps[j]).toFixed(1)},${y(value).toFixed(1)}`))
+      .map((value, j) =>
+        typeof value !== 'number' ? '' : `${x(steps[j]).toFixed(1)},${y(value).toFixed(1)}`
+      )
       .filter(Boolean)
       .join(' ');
     return `<polyline points="${points}" style="fill:none;stroke:${COLORS[i % COLORS.length]};stroke-width:1.5"/>`;

@@ -2,6 +2,7 @@
 import { Token } from '@lumino/coreutils';
 
 import type { IApi } from './api';
+import type { ChartStates } from './chartstate';
 import type { WorkspaceModel } from './model';
 
 export interface IMlops {
@@ -9,6 +10,8 @@ export interface IMlops {
   readonly api: IApi;
   /** Server state, lists and changes. */
   readonly model: WorkspaceModel;
+  /** How the charts of each output are looked at. */
+  readonly states: ChartStates;
 }
 
 export const IMlops = new Token<IMlops>(

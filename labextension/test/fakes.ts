@@ -9,12 +9,16 @@ import {
   IApi,
   IChange,
   ILogChunk,
+  ILogMatches,
+  ILogQuery,
   IModel,
   IPage,
   IPageQuery,
   IRun,
   IServed,
+  ISearchQuery,
   ISeries,
+  IUsage,
   Job,
   JobPhase
 } from '../src/api';
@@ -93,7 +97,14 @@ export class FakeApi implements IApi {
   allEndpoints: IServed[] = [];
   allComputes: Compute[] = [];
   series: Record<string, ISeries> = {};
+  /** Other curves for some runs. */
+  seriesOf: Record<string, Record<string, ISeries>> = {};
   logs: Record<number, string> = { 0: '' };
+  /** What is not kept of the logs. */
+  hole: [number, number] | null = null;
+  used: IUsage = { name: '', cpus: 2, memory_bytes: 1e9, attempts: [] };
+  /** The queries of calls that have one. */
+  queries: { name: string; query: object }[] = [];
 
   count(name: string): number {
     return this.calls.filter(call => call === name).length;
@@ -143,8 +154,17 @@ export class FakeApi implements IApi {
       counts: { jobs: 0, running_jobs: 0, endpoints: 0, computes: 1 }
     }));
   }
-  jobs(query?: IPageQuery) {
-    return this._called('jobs', () => page(this.allJobs, query));
+  in() {
+    return this;
+  }
+  jobs(query?: IPageQuery & { phase?: string }) {
+    this.queries.push({ name: 'jobs', query: { ...query } });
+    const wanted = this.allJobs.filter(({ status }) =>
+      query?.phase === 'Deleted'
+        ? status.deleted_at
+        : !status.deleted_at && (!query?.phase || status.phase === query.phase)
+    );
+    return this._called('jobs', () => page(wanted, query));
   }
   job(name: string) {
     return this._called('job', () => this._find(this.allJobs, one => one.name === name));
@@ -152,24 +172,61 @@ export class FakeApi implements IApi {
   stopJob(name: string) {
     return this._called('stopJob', () => this._find(this.allJobs, one => one.name === name));
   }
+  resumeJob(name: string) {
+    return this._called('resumeJob', () => this._find(this.allJobs, one => one.name === name));
+  }
   deleteJob() {
     return this._called('deleteJob', () => undefined);
   }
-  log(_name: string, rank: number, query: { offset: number; limit?: number }): Promise<ILogChunk> {
+  restoreJob(name: string) {
+    return this._called('restoreJob', () => this._find(this.allJobs, one => one.name === name));
+  }
+  purgeJob() {
+    return this._called('purgeJob', () => undefined);
+  }
+  usage() {
+    return this._called('usage', () => this.used);
+  }
+  log(_name: string, rank: number, query: ILogQuery): Promise<ILogChunk> {
     return this._called('log', () => {
+      this.queries.push({ name: 'log', query: { rank, ...query } });
       const text = this.logs[rank] ?? '';
-      const offset = query.offset < 0 ? Math.max(0, text.length + query.offset) : query.offset;
-      const part = text.slice(offset, offset + (query.limit ?? 100_000));
+      const asked = query.offset < 0 ? Math.max(0, text.length + query.offset) : query.offset;
+      const inHole = this.hole && asked >= this.hole[0] && asked < this.hole[1];
+      const offset = inHole ? this.hole![1] : asked;
+      const end = this.hole && offset < this.hole[0] ? this.hole[0] : text.length;
+      const part = text.slice(offset, Math.min(end, offset + (query.limit ?? 100_000)));
       const next_offset = offset + part.length;
       return {
         rank,
-        attempt: 1,
+        attempt: query.attempt ?? 1,
         offset,
         next_offset,
         size: text.length,
         text: part,
-        complete: false
+        complete: false,
+        skipped: offset - asked,
+        hole: this.hole
       };
+    });
+  }
+  searchLog(_name: string, rank: number, query: ISearchQuery): Promise<ILogMatches> {
+    return this._called('searchLog', () => {
+      this.queries.push({ name: 'searchLog', query: { rank, ...query } });
+      const text = this.logs[rank] ?? '';
+      const matches: ILogMatches['matches'] = [];
+      let offset = 0;
+      text.split('\n').forEach((line, i) => {
+        if (line.includes(query.q) && offset >= (query.offset ?? 0)) {
+          matches.push({ offset, line: i + 1, text: line });
+        }
+        offset += line.length + 1;
+      });
+      const all = matches.length <= (query.limit ?? 100);
+      const found = matches.slice(0, query.limit ?? 100);
+      const last = found[found.length - 1];
+      const next_offset = all ? text.length : last.offset + last.text.length + 1;
+      return { matches: found, next_offset, next_line: 1, size: text.length, complete: all };
     });
   }
   experiments() {
@@ -190,7 +247,11 @@ export class FakeApi implements IApi {
     return this._called('deleteRun', () => undefined);
   }
   metrics(run_id: string) {
-    return this._called('metrics', () => ({ run_id, status: '', metrics: this.series }));
+    return this._called('metrics', () => ({
+      run_id,
+      status: '',
+      metrics: this.seriesOf[run_id] ?? this.series
+    }));
   }
   models(query?: IPageQuery) {
     return this._called('models', () => page(this.allModels, query));

@@ -113,14 +113,14 @@ describe('LiveJob', () => {
   it('changes ranks', async () => {
     open();
     await settle();
-    live.selectRank(1);
+    live.selectLog(1);
     await settle();
     expect(live.lines).toEqual(['other']);
     // What the notebook keeps is always the log of the first rank.
     expect(live.output()?.snapshot.log).toBe('one\ntwo');
     end();
     await settle(5000);
-    live.selectRank(0);
+    live.selectLog(0);
     await settle();
     expect(live.lines).toEqual(['one', 'two']);
   });
@@ -137,7 +137,7 @@ describe('LiveJob', () => {
     await settle(5000);
     expect([live.rank, live.lines]).toEqual([1, ['other']]);
     expect(live.output()?.snapshot.log).toBe('other');
-    live.selectRank(0);
+    live.selectLog(0);
     await settle(5000);
     expect([live.rank, live.lines]).toEqual([0, ['one', 'two']]);
     live.dispose();
@@ -145,7 +145,7 @@ describe('LiveJob', () => {
     api.allJobs = [job('a')];
     open();
     await settle();
-    live.selectRank(0);
+    live.selectLog(0);
     fail();
     await settle(5000);
     expect([live.rank, live.lines]).toEqual([0, ['one', 'two']]);
@@ -155,10 +155,10 @@ describe('LiveJob', () => {
     api.logs[0] = Array.from({ length: 5000 }, (_, i) => `line ${i}\n`).join('');
     open();
     await settle();
-    expect(live.earlier).toBeGreaterThan(0);
+    expect(live.log.earlier).toBeGreaterThan(0);
     const first = live.lines[0];
-    await live.loadEarlier();
-    expect(live.earlier).toBe(0);
+    await live.log.loadEarlier();
+    expect(live.log.earlier).toBe(0);
     expect(live.lines[0]).toBe('line 0');
     expect(live.lines).toContain(first);
     expect(new Set(live.lines).size).toBe(5000);

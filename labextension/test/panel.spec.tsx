@@ -244,6 +244,76 @@ describe('MlopsPanel', () => {
     expect(find(section('runs'), 'mlops-stale')).toBeTruthy();
   });
 
+  it('stays quick with a thousand jobs: those in sight are drawn, all are reached', async () => {
+    api.allJobs = Array.from({ length: 1000 }, (_, i) =>
+      job(`job-${i}`, 'Queued', {
+        queue: { place: i + 1, length: 1000, reason: 'waits for 1 CPU' }
+      })
+    );
+    model.settings = { ...model.settings, pageSize: 200 };
+    await show();
+    for (let i = 0; i < 4; i++) {
+      find(section('jobs'), 'mlops-more')!.click();
+      await settle();
+    }
+    expect(model.jobs.items.length).toBe(1000);
+    expect(rows('jobs').length).toBeLessThan(150);
+    expect(rows('jobs')[2].textContent).toContain('3 of 1000 in the queue');
+    expect(rows('jobs')[2].textContent).toContain('waits for 1 CPU');
+    expect(section('jobs').querySelector<HTMLElement>('[role=list]')!.dataset.total).toBe('1000');
+    // Far down, what is there now is drawn, and the room above stays.
+    const scroller = section('jobs');
+    Object.defineProperty(scroller, 'clientHeight', { value: 400 });
+    scroller.scrollTop = 20_000;
+    scroller.dispatchEvent(new Event('scroll'));
+    await settle();
+    expect(rows('jobs').some(row => row.dataset.name === 'job-460')).toBe(true);
+    expect(rows('jobs').length).toBeLessThan(150);
+    rows('jobs')[0].focus();
+    rows('jobs')[0].dispatchEvent(new KeyboardEvent('keydown', { key: 'End', bubbles: true }));
+    await settle();
+    expect((document.activeElement as HTMLElement).dataset.name).toBe('job-999');
+    // Nothing is asked for each of the waiting jobs.
+    expect(api.count('run')).toBe(0);
+  });
+
+  it('tells deleting, restoring and purging apart', async () => {
+    api.allJobs = [
+      job('kept', 'Failed'),
+      job('gone', 'Completed', { deleted_at: '2026-01-31T12:00:00Z' })
+    ];
+    await show();
+    expect(rows('jobs').map(row => row.dataset.name)).toEqual(['kept']);
+    find(rows('jobs')[0], 'mlops-resume')!.click();
+    find(rows('jobs')[0], 'mlops-delete')!.click();
+    const filter = find(section('jobs'), 'mlops-job-filter') as unknown as HTMLSelectElement;
+    filter.value = 'Deleted';
+    filter.dispatchEvent(new Event('change', { bubbles: true }));
+    await settle();
+    expect(rows('jobs').map(row => row.dataset.name)).toEqual(['gone']);
+    find(rows('jobs')[0], 'mlops-restore')!.click();
+    find(rows('jobs')[0], 'mlops-delete')!.click();
+    expect(execute.mock.calls.map(([command, { name }]) => [command, name])).toEqual([
+      ['jupyter-mlops:resume-job', 'kept'],
+      ['jupyter-mlops:delete-job', 'kept'],
+      ['jupyter-mlops:restore-job', 'gone'],
+      ['jupyter-mlops:purge-job', 'gone']
+    ]);
+  });
+
+  it('compares runs that were selected, by mouse or keyboard', async () => {
+    api.allRuns = [run('a'), run('b'), run('c')];
+    await show();
+    expect(find(panel.node, 'mlops-compare')).toBe(null);
+    find(rows('runs')[0], 'mlops-select')!.click();
+    await settle();
+    expect(find(panel.node, 'mlops-compare')!.disabled).toBe(true);
+    rows('runs')[2].dispatchEvent(new KeyboardEvent('keydown', { key: ' ', bubbles: true }));
+    await settle();
+    find(panel.node, 'mlops-compare')!.click();
+    expect(execute).toHaveBeenCalledWith('jupyter-mlops:compare-runs', { ids: ['a', 'c'] });
+  });
+
   it('has one message when the server half is missing or of another version', async () => {
     api.broken = new ApiError('', 'not_installed', 404);
     await show();

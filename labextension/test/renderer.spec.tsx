@@ -5,6 +5,7 @@ import { Widget } from '@lumino/widgets';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
 import type { IChange } from '../src/api';
+import { ChartStates } from '../src/chartstate';
 import { isDue, JobRenderer, rendererFactory, SNAPSHOT_INTERVAL } from '../src/renderer';
 import { IJobOutput, JOB_MIME, readOutput } from '../src/snapshot';
 import { drawn, FakeApi, job, run } from './fakes';
@@ -173,6 +174,121 @@ describe('JobRenderer', () => {
     });
     const other = await open(notebook({ [JOB_MIME]: DATA }), { isReadonly: () => true });
     expect((get(other, 'mlops-live-stop') as HTMLButtonElement).disabled).toBe(true);
+  });
+
+  it('keeps how its charts are looked at through polls and a new drawing', async () => {
+    const states = new ChartStates();
+    const book = notebook({ [JOB_MIME]: DATA });
+    const widget = await open(book, { states });
+    const slider = get(widget, 'mlops-live-smoothing') as HTMLInputElement;
+    const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value')!.set!;
+    set.call(slider, '0.6');
+    await drawn(() => slider.dispatchEvent(new Event('input', { bubbles: true })));
+    get(widget, 'mlops-live-log-scale')!.click();
+    states.get('default/a/run-of-a').set({ zoom: [0, 1] });
+    await settle(3000);
+    expect((get(widget, 'mlops-live-smoothing') as HTMLInputElement).value).toBe('0.6');
+    expect(get(widget, 'mlops-live-chart')!.dataset.zoom).toBe('0 1');
+    const again = await open(book, { states });
+    expect((get(again, 'mlops-live-smoothing') as HTMLInputElement).value).toBe('0.6');
+    expect((get(again, 'mlops-live-log-scale') as HTMLInputElement).checked).toBe(true);
+    get(again, 'mlops-live-reset-zoom')!.click();
+    await settle();
+    expect(get(again, 'mlops-live-chart')!.dataset.zoom).toBe(undefined);
+    expect(get(again, 'mlops-live-reset-zoom')).toBe(null);
+  });
+
+  it('draws other runs over its own', async () => {
+    api.allRuns.push(run('other', { name: 'baseline' }), run('third', { name: 'unlike' }));
+    api.seriesOf = { other: { loss: { steps: [0, 1, 2], values: [3, 2, 1] } } };
+    const book = notebook({ [JOB_MIME]: DATA });
+    const widget = await open(book);
+    get(widget, 'mlops-live-compare')!.click();
+    await settle();
+    const picker = get(widget, 'mlops-picker')!;
+    expect(picker.querySelectorAll('li').length).toBe(2);
+    const search = get(widget, 'mlops-picker-search') as HTMLInputElement;
+    const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value')!.set!;
+    set.call(search, 'BASE');
+    await drawn(() => search.dispatchEvent(new Event('input', { bubbles: true })));
+    expect(picker.querySelectorAll('li').length).toBe(1);
+    picker.querySelector<HTMLInputElement>('[data-run=other]')!.click();
+    await settle(100);
+    const chart = get(widget, 'mlops-live-chart')!;
+    expect([chart.dataset.lines, chart.dataset.points]).toEqual(['2', '3']);
+    expect(get(widget, 'mlops-live-runs')!.textContent).toBe('abaseline');
+    // The notebook keeps the job's own curves only.
+    await settle(SNAPSHOT_INTERVAL + 2000);
+    const { metrics } = kept(book.writes[book.writes.length - 1]);
+    expect(metrics.loss.steps).toEqual([0, 1]);
+  });
+
+  it('marks attempts, and lists why earlier ones ended', async () => {
+    const at = (seconds: number) => new Date(Date.UTC(2026, 0, 31) + seconds * 1000).toISOString();
+    const first = {
+      attempt: 1,
+      phase: 'Failed',
+      reason: 'killed',
+      started_at: at(0),
+      ended_at: at(10),
+      exit_code: -9,
+      failed_rank: 1
+    };
+    api.allJobs = [job('a', 'Running', { attempt: 2, attempts: [first], started_at: at(0) })];
+    const times = [1, 11].map(seconds => Date.parse(at(seconds)));
+    api.series = { loss: { steps: [7, 8], values: [2, 1], timestamps: times } };
+    const widget = await open(notebook({ [JOB_MIME]: DATA }));
+    expect(get(widget, 'mlops-live-chart')!.dataset.marks).toBe('attempt 2@8');
+    const text = get(widget, 'mlops-live-attempts')!.textContent;
+    expect(text).toContain('1 earlier attempt');
+    expect(text).toContain('killed · Rank 1 · ended by signal 9');
+    expect(get(widget, 'mlops-live-attempt')!.textContent).toBe('attempt 1attempt 2');
+    expect(get(widget, 'mlops-live-resources')!.textContent).toContain('Steps/s 0.1');
+  });
+
+  it('says what is waited for, delivered, and why it failed', async () => {
+    api.allJobs = [
+      job('a', 'Queued', {
+        queue: { place: 2, length: 9, reason: 'waits for 1 GPU' },
+        started_at: ''
+      })
+    ];
+    const widget = await open(notebook({ [JOB_MIME]: DATA }));
+    expect(get(widget, 'mlops-live-queue')!.textContent).toBe(
+      '2 of 9 in the queue · waits for 1 GPU'
+    );
+    const delivery = {
+      delivered: 1,
+      pending: 2048,
+      duplicates: 0,
+      rejected: 0,
+      damaged: 0,
+      message: 'MLflow is away'
+    };
+    api.allJobs = [job('a', 'Finalizing', { delivery })];
+    await settle(1500);
+    expect(get(widget, 'mlops-live-delivery')!.textContent).toBe(
+      '2.0 KB not yet in MLflow · MLflow is away'
+    );
+    api.allJobs = [
+      job('a', 'Failed', {
+        reason: 'rank 1 raised ValueError',
+        failed_rank: 1,
+        exit_code: 1,
+        ended_at: new Date().toISOString(),
+        traceback: ['Traceback (most recent call last):', 'ValueError: <b>no</b>']
+      })
+    ];
+    await settle(1500);
+    expect(get(widget, 'mlops-live-reason')!.textContent).toContain('Rank 1 · exit code 1');
+    const trace = get(widget, 'mlops-live-traceback')!;
+    expect(trace.querySelector('pre')!.textContent).toContain('ValueError: <b>no</b>');
+    expect((trace as HTMLDetailsElement).open).toBe(false);
+    get(widget, 'mlops-live-resume')!.click();
+    expect(execute).toHaveBeenCalledWith('jupyter-mlops:resume-job', {
+      name: 'a',
+      workspace: 'default'
+    });
   });
 
   it('falls back to text for data of another version', async () => {

@@ -30,6 +30,7 @@ function output(more: Partial<IJobOutput['snapshot']> = {}): IJobOutput {
       metrics: { loss: { steps: [0, 1, 2], values: [3, null, 1] } },
       log: 'one\ntwo',
       progress: null,
+      attempt: 1,
       taken_at: '2026-01-31T12:01:06.000Z',
       ...more
     }

@@ -12,8 +12,7 @@ import {
   percent,
   relativeTime
 } from '../src/format';
-import { LogBuffer, MAX_CHARS } from '../src/logbuffer';
-import { align, baseName, downsample, groupSeries, lastValue } from '../src/series';
+import { baseName, downsample, groupSeries, lastValue } from '../src/series';
 import { readSettings, DEFAULTS } from '../src/settings';
 import schema from '../schema/plugin.json';
 
@@ -92,43 +91,6 @@ describe('ansi', () => {
   });
 });
 
-describe('LogBuffer', () => {
-  const chunk = (offset: number, text: string, size = offset + text.length) => ({
-    rank: 0,
-    attempt: 1,
-    offset,
-    next_offset: offset + text.length,
-    size,
-    text,
-    complete: false
-  });
-
-  it('appends, ignores doubles, and drops a cut first line', () => {
-    const log = new LogBuffer();
-    log.append(chunk(10, 'tail\nline\nhal'));
-    expect(log.lines).toEqual(['line', 'hal']);
-    expect(log.append(chunk(10, 'tail\nline\nhal'))).toBe(false);
-    log.append(chunk(23, 'f\n'));
-    expect(log.lines).toEqual(['line', 'half']);
-    log.prepend(chunk(0, '0123456789'));
-    expect(log.start).toBe(0);
-    expect(log.lines[0]).toBe('0123456789tail');
-  });
-
-  it('starts anew when the file got shorter, and stays bounded', () => {
-    const log = new LogBuffer();
-    log.append(chunk(0, 'old\n'));
-    expect(log.append(chunk(4, '', 2))).toBe(true);
-    log.append(chunk(0, 'n\n'));
-    expect(log.lines).toEqual(['n']);
-    for (let i = 0; i < 5; i++) {
-      log.append(chunk(log.next, `${'x'.repeat(MAX_CHARS / 2)}\n`));
-    }
-    expect(log.lines.join('').length).toBeLessThanOrEqual(MAX_CHARS);
-    expect(log.start).toBeGreaterThan(0);
-  });
-});
-
 describe('series', () => {
   const series = (...values: (number | null)[]) => ({ steps: values.map((_, i) => i), values });
 
@@ -167,17 +129,7 @@ describe('series', () => {
     expect(downsample(series(1, 2, 3), 2).values).toEqual([1, 3]);
   });
 
-  it('aligns steps', () => {
-    expect(
-      align([
-        { steps: [0, 2], values: [1, 2] },
-        { steps: [1, 2], values: [3, null] }
-      ])
-    ).toEqual([
-      [0, 1, 2],
-      [1, null, 2],
-      [null, 3, null]
-    ]);
+  it('knows the last number', () => {
     expect(lastValue(series(1, 2, null))).toBe(2);
     expect(lastValue(series())).toBe(null);
   });

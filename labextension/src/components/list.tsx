@@ -1,10 +1,11 @@
 /** A list of the panel: its loading, empty, error and stale states, and rows that arrow keys walk through. */
 import { TranslationBundle } from '@jupyterlab/translation';
-import React, { useRef, useState } from 'react';
+import React, { useState } from 'react';
 
 import { ApiError } from '../api';
 import { ListModel } from '../listmodel';
 import { Message, NextStep, useSignal } from './common';
+import { Rows } from './rows';
 
 /** What a list says when there is nothing in it: a sentence, and the line to type next. */
 export interface IEmpty {
@@ -21,6 +22,8 @@ export interface IListProps<T> {
   words?: (item: T) => string;
   /** More controls beside the filter. */
   controls?: React.ReactNode;
+  /** What stands between the filter and the rows. */
+  banner?: React.ReactNode;
   keyOf: (item: T) => string;
   /** The header tells already that nothing can be had now. */
   offline?: boolean;
@@ -50,33 +53,10 @@ function Skeleton({ label }: { label: string }): JSX.Element {
   );
 }
 
-/** Move the focus among rows; buttons inside a row are reached by Tab. */
-function onKeyDown(event: React.KeyboardEvent<HTMLElement>): void {
-  const list = event.currentTarget;
-  const rows = Array.from(list.querySelectorAll<HTMLElement>('.jp-Mlops-row'));
-  const index = rows.findIndex(row => row.contains(document.activeElement));
-  if (index < 0) {
-    return;
-  }
-  const target = {
-    ArrowDown: Math.min(rows.length - 1, index + 1),
-    ArrowUp: Math.max(0, index - 1),
-    Home: 0,
-    End: rows.length - 1
-  }[event.key];
-  if (target !== undefined) {
-    event.preventDefault();
-    event.stopPropagation();
-    rows[target].focus();
-  }
-}
-
 export function List<T>(props: IListProps<T>): JSX.Element {
   const { model, trans, words } = props;
   useSignal(model.changed);
   const [filter, setFilter] = useState('');
-  const list = useRef<HTMLUListElement>(null);
-
   const terms = filter.toLowerCase().split(/\s+/).filter(Boolean);
   const items =
     words && terms.length
@@ -105,6 +85,7 @@ export function List<T>(props: IListProps<T>): JSX.Element {
           {props.controls}
         </div>
       )}
+      {props.banner}
       {stale && (
         <div className="jp-Mlops-stale" role="status" data-testid="mlops-stale">
           <span title={stale}>{trans.__('Not up to date: %1', stale)}</span>
@@ -133,11 +114,9 @@ export function List<T>(props: IListProps<T>): JSX.Element {
         </div>
       )}
       {model.items.length > 0 && (
-        <ul ref={list} className="jp-Mlops-list" aria-label={props.label} onKeyDown={onKeyDown}>
-          {items.map((item, index) => (
-            <React.Fragment key={props.keyOf(item)}>{props.children(item, index)}</React.Fragment>
-          ))}
-        </ul>
+        <Rows items={items} label={props.label} keyOf={props.keyOf}>
+          {props.children}
+        </Rows>
       )}
       {model.items.length > 0 && items.length === 0 && (
         <div className="jp-Mlops-empty">
@@ -159,66 +138,4 @@ export function List<T>(props: IListProps<T>): JSX.Element {
   );
 }
 
-export interface IRowProps {
-  kind: string;
-  name: string;
-  /** What a screen reader says for the row. */
-  label: string;
-  first: boolean;
-  icon: React.ReactNode;
-  title: React.ReactNode;
-  aside?: React.ReactNode;
-  detail?: React.ReactNode;
-  actions?: React.ReactNode;
-  children?: React.ReactNode;
-  onOpen?: () => void;
-  onDelete?: () => void;
-}
-
-export function Row(props: IRowProps): JSX.Element {
-  const onRowKey = (event: React.KeyboardEvent<HTMLElement>) => {
-    if (event.target !== event.currentTarget) {
-      return;
-    }
-    if (event.key === 'Enter' && props.onOpen) {
-      event.preventDefault();
-      props.onOpen();
-    } else if (event.key === 'Delete' && props.onDelete) {
-      event.preventDefault();
-      props.onDelete();
-    }
-  };
-  return (
-    <li
-      className={`jp-Mlops-row${props.actions ? ' jp-mod-actions' : ''}`}
-      data-testid="mlops-row"
-      data-kind={props.kind}
-      data-name={props.name}
-      aria-label={props.label}
-      tabIndex={props.first ? 0 : -1}
-      onKeyDown={onRowKey}
-    >
-      <div className="jp-Mlops-rowIcon">{props.icon}</div>
-      <div className="jp-Mlops-rowBody">
-        <div className="jp-Mlops-rowLine">
-          {props.onOpen ? (
-            <button
-              type="button"
-              className="jp-Mlops-rowTitle"
-              tabIndex={-1}
-              onClick={props.onOpen}
-            >
-              {props.title}
-            </button>
-          ) : (
-            <span className="jp-Mlops-rowTitle">{props.title}</span>
-          )}
-          {props.aside && <span className="jp-Mlops-rowAside">{props.aside}</span>}
-        </div>
-        {props.detail && <div className="jp-Mlops-rowDetail">{props.detail}</div>}
-        {props.children}
-      </div>
-      {props.actions && <div className="jp-Mlops-rowActions">{props.actions}</div>}
-    </li>
-  );
-}
+export { Row } from './rows';

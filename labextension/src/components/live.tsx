@@ -1,261 +1,118 @@
-/** One job as it runs: state, progress, curves and log. The same in a notebook's output and in a tab of its own. */
-import { launchIcon, stopIcon } from '@jupyterlab/ui-components';
+/** One job as it runs: state, progress, curves, resources and log. The same in a notebook and in a tab of its own. */
+import { launchIcon, refreshIcon, stopIcon } from '@jupyterlab/ui-components';
 import { TranslationBundle } from '@jupyterlab/translation';
-import React, { useEffect, useId, useLayoutEffect, useMemo, useRef, useState } from 'react';
+import React, { useEffect, useId, useMemo, useState } from 'react';
 
-import type { ISeries } from '../api';
-import { parseAnsi } from '../ansi';
-import { lineStyle, MetricChart } from '../chart';
-import {
-  elapsed,
-  formatBytes,
-  formatDuration,
-  formatNumber,
-  percent,
-  relativeTime
-} from '../format';
-import type { LiveJob } from '../live';
-import { align, groupSeries, IChartGroup, lastValue } from '../series';
+import { lineStyle } from '../chart';
+import type { ChartState } from '../chartstate';
+import { attemptMarks } from '../curves';
+import { elapsed, formatDuration, percent, relativeTime } from '../format';
+import type { IJobView, LiveJob } from '../live';
+import type { RunSet } from '../runset';
 import { isTerminal } from '../snapshot';
-import { CopyButton, Message, ProgressBar, useNow, useSignal } from './common';
+import { IDrawnRun, Metrics } from './charts';
+import { ProgressBar, useNow, useSignal } from './common';
+import { Log } from './log';
+import { Outcome } from './outcome';
+import { Resources } from './resources';
+import { RunPicker } from './runpicker';
 import { Status } from './status';
-
-/** Charts shown before one asks for all. */
-const MAX_CHARTS = 6;
-/** Lines of log in the page; the rest is counted. */
-const MAX_LINES = 1000;
 
 export interface ILiveProps {
   job: LiveJob;
+  /** How its charts are looked at. */
+  state: ChartState;
+  /** The runs that are drawn beside its own. */
+  others: RunSet;
   trans: TranslationBundle;
   readonly: boolean;
   onStop: () => void;
+  onResume: () => void;
   onOpenMlflow: () => void;
 }
 
-function Chart(props: {
-  group: IChartGroup;
-  metrics: Record<string, ISeries>;
-  log: boolean;
-  sync: string;
-}): JSX.Element {
-  const { group, metrics, log } = props;
-  const host = useRef<HTMLDivElement>(null);
-  const chart = useRef<MetricChart | null>(null);
-  const [hover, setHover] = useState<number | null>(null);
-  const data = useMemo(() => align(group.keys.map(key => metrics[key])), [group, metrics]);
-
-  useEffect(() => {
-    chart.current = new MetricChart({ host: host.current!, group: props.sync, onHover: setHover });
-    return () => {
-      chart.current?.dispose();
-      chart.current = null;
-    };
-  }, [props.sync]);
-  useEffect(() => {
-    void chart.current?.setData(group.keys, data, log);
-  }, [data, log, props.sync]);
-
-  const [steps, ...rows] = data;
-  const last = group.keys.map(key => formatNumber(lastValue(metrics[key])));
-  const at = hover !== null && hover < steps.length ? hover : null;
-  return (
-    <figure
-      className="jp-Mlops-chart"
-      data-testid="mlops-live-chart"
-      data-metric={group.title}
-      data-points={steps.length}
-    >
-      <figcaption>
-        {group.keys.map((key, i) => (
-          <span key={key} className="jp-Mlops-legend">
-            <span className="jp-Mlops-swatch" style={lineStyle(i)} />
-            {key} <b>{at === null ? last[i] : formatNumber(rows[i][at])}</b>
-          </span>
-        ))}
-        {at !== null && <span className="jp-Mlops-muted">#{formatNumber(steps[at])}</span>}
-      </figcaption>
-      <div
-        ref={host}
-        className="jp-Mlops-plot"
-        role="img"
-        aria-label={group.keys.map((key, i) => `${key} ${last[i]}`).join(', ')}
-      />
-    </figure>
-  );
-}
-
-function Metrics(props: {
-  metrics: Record<string, ISeries>;
+/** Curves, those of other runs beside them, and what the processes use. */
+function Curves(props: {
+  job: LiveJob;
+  view: IJobView;
+  state: ChartState;
+  others: RunSet;
   trans: TranslationBundle;
-}): JSX.Element | null {
-  const { metrics, trans } = props;
-  const [log, setLog] = useState(false);
-  const [all, setAll] = useState(false);
-  const sync = useId();
-  const { charts, singles } = useMemo(() => groupSeries(metrics), [metrics]);
-  if (!charts.length && !singles.length) {
-    return null;
-  }
-  const shown = all ? charts : charts.slice(0, MAX_CHARTS);
-  return (
-    <div className="jp-Mlops-metrics">
-      {singles.length > 0 && (
-        <dl className="jp-Mlops-values">
-          {singles.map(key => (
-            <div key={key}>
-              <dt>{key}</dt>
-              <dd>{formatNumber(lastValue(metrics[key]))}</dd>
-            </div>
-          ))}
-        </dl>
-      )}
-      {charts.length > 0 && (
-        <>
-          <div className="jp-Mlops-charts">
-            {shown.map(group => (
-              <Chart
-                key={group.title}
-                group={group}
-                metrics={metrics}
-                log={log}
-                sync={`jupyter-mlops-${sync}`}
-              />
-            ))}
-          </div>
-          <div className="jp-Mlops-chartControls">
-            <label>
-              <input
-                type="checkbox"
-                checked={log}
-                data-testid="mlops-live-log-scale"
-                onChange={event => setLog(event.target.checked)}
-              />
-              {trans.__('Logarithmic')}
-            </label>
-            {charts.length > MAX_CHARTS && (
-              <button type="button" className="jp-Mlops-more" onClick={() => setAll(!all)}>
-                {all
-                  ? trans.__('Show fewer charts')
-                  : trans.__('Show all %1 charts', charts.length)}
-              </button>
-            )}
-          </div>
-        </>
-      )}
-    </div>
-  );
-}
+}): JSX.Element {
+  const { job, view, state, others, trans } = props;
+  useSignal(state.changed);
+  useSignal(others.changed);
+  const [picking, setPicking] = useState(false);
+  const sync = `jupyter-mlops-${useId()}`;
+  const { metrics, attempts } = view;
+  const picked = state.picked;
+  useEffect(() => others.pick(picked), [others, picked]);
 
-const Line = React.memo(function Line({ text }: { text: string }): JSX.Element {
+  const beside = others.runs;
+  const runs = useMemo((): IDrawnRun[] => {
+    const own = { id: view.runId, name: view.title, metrics };
+    return [own, ...beside.filter(run => run.id !== view.runId)];
+  }, [metrics, beside, view.runId, view.title]);
+  const story = JSON.stringify(attempts.map(one => [one.attempt, one.started_at]));
+  const marks = useMemo(
+    () => attemptMarks(attempts, metrics, state.axis, n => trans.__('attempt %1', n)),
+    [story, metrics, state.axis, trans]
+  );
+  const connected = job.connection !== 'static';
   return (
     <>
-      {parseAnsi(text).map((span, i) =>
-        span.classes ? (
-          <span key={i} className={span.classes}>
-            {span.text}
-          </span>
-        ) : (
-          span.text
-        )
+      {runs.length > 1 && (
+        <ul className="jp-Mlops-runs" data-testid="mlops-live-runs">
+          {runs.map((run, i) => (
+            <li key={run.id}>
+              <span className="jp-Mlops-swatch" style={lineStyle(i, 0)} />
+              {run.name}
+            </li>
+          ))}
+        </ul>
       )}
-      {'\n'}
+      <Metrics
+        runs={runs}
+        state={state}
+        group={sync}
+        marks={marks}
+        trans={trans}
+        controls={
+          connected &&
+          view.runId && (
+            <button
+              type="button"
+              className="jp-Mlops-more"
+              aria-expanded={picking}
+              data-testid="mlops-live-compare"
+              onClick={() => setPicking(!picking)}
+            >
+              {trans.__('Compare…')}
+            </button>
+          )
+        }
+      />
+      {picking && connected && (
+        <RunPicker
+          api={job.api}
+          state={state}
+          own={view.runId}
+          experiment={view.experiment}
+          trans={trans}
+          onClose={() => setPicking(false)}
+        />
+      )}
+      {connected && (
+        <Resources
+          usage={job.usage}
+          metrics={metrics}
+          state={state}
+          group={sync}
+          marks={marks}
+          trans={trans}
+        />
+      )}
     </>
-  );
-});
-
-function Log(props: {
-  job: LiveJob;
-  processes: number;
-  running: boolean;
-  trans: TranslationBundle;
-}): JSX.Element | null {
-  const { job, trans } = props;
-  const box = useRef<HTMLPreElement>(null);
-  const follow = useRef(true);
-  const lines = job.lines;
-  const shown = lines.slice(-MAX_LINES);
-  const first = lines.length - shown.length;
-
-  useLayoutEffect(() => {
-    if (follow.current && box.current) {
-      box.current.scrollTop = box.current.scrollHeight;
-    }
-  }, [lines]);
-
-  const several = props.processes > 1 && job.connection !== 'static';
-  return (
-    <div className="jp-Mlops-logArea">
-      <div className="jp-Mlops-logHead">
-        <span className="jp-Mlops-logTitle">{trans.__('Log')}</span>
-        {several && (
-          <select
-            className="jp-Mlops-rank"
-            value={job.rank}
-            aria-label={trans.__('Process')}
-            data-testid="mlops-live-rank"
-            onChange={event => {
-              follow.current = true;
-              job.selectRank(Number(event.target.value));
-            }}
-          >
-            {Array.from({ length: props.processes }, (_, rank) => (
-              <option key={rank} value={rank}>
-                {trans.__('rank %1', rank)}
-              </option>
-            ))}
-          </select>
-        )}
-        {job.earlier > 0 && (
-          <button
-            type="button"
-            className="jp-Mlops-more"
-            onClick={() => {
-              follow.current = false;
-              job.loadEarlier().catch(() => undefined);
-            }}
-          >
-            {trans.__('%1 more before this', formatBytes(job.earlier))}
-          </button>
-        )}
-        <span className="jp-Mlops-spring" />
-        {lines.length > 0 && (
-          <CopyButton
-            text={() =>
-              lines
-                .map(line =>
-                  parseAnsi(line)
-                    .map(span => span.text)
-                    .join('')
-                )
-                .join('\n')
-            }
-            label={trans.__('Copy the log')}
-            trans={trans}
-          />
-        )}
-      </div>
-      <pre
-        ref={box}
-        className="jp-Mlops-log"
-        tabIndex={0}
-        aria-label={trans.__('Log')}
-        data-testid="mlops-live-log"
-        onScroll={event => {
-          const node = event.currentTarget;
-          follow.current = node.scrollHeight - node.scrollTop - node.clientHeight < 24;
-        }}
-      >
-        {shown.map((line, i) => (
-          <Line key={first + i} text={line} />
-        ))}
-        {!lines.length && (
-          <span className="jp-Mlops-muted">
-            {props.running ? trans.__('No output yet.') : trans.__('No output.')}
-          </span>
-        )}
-      </pre>
-    </div>
   );
 }
 
@@ -293,6 +150,8 @@ export function LiveView(props: ILiveProps): JSX.Element {
     ? formatDuration(elapsed(view.startedAt, until, Math.max(now, Date.parse(view.startedAt))))
     : '';
   const canStop = !ended && !isStatic && !props.readonly;
+  const canResume =
+    (view.phase === 'Failed' || view.phase === 'Canceled') && !props.readonly && !view.deletedAt;
   return (
     <div
       className="jp-Mlops-live"
@@ -335,6 +194,18 @@ export function LiveView(props: ILiveProps): JSX.Element {
               <stopIcon.react tag="span" className="jp-Mlops-icon" />
               {trans.__('Stop')}
             </button>
+            {canResume && (
+              <button
+                type="button"
+                className="jp-Mlops-button"
+                title={trans.__('Start another attempt in the same run')}
+                data-testid="mlops-live-resume"
+                onClick={props.onResume}
+              >
+                <refreshIcon.react tag="span" className="jp-Mlops-icon" />
+                {trans.__('Resume')}
+              </button>
+            )}
             <button
               type="button"
               className="jp-Mlops-button"
@@ -349,7 +220,7 @@ export function LiveView(props: ILiveProps): JSX.Element {
           </>
         )}
       </div>
-      {!ended && view.phase !== '' && !isStatic && (
+      {!ended && view.phase !== '' && view.phase !== 'Queued' && !isStatic && (
         <div className="jp-Mlops-liveProgress" data-testid="mlops-live-progress">
           <ProgressBar value={done} label={trans.__('Progress')} />
           {view.progress && (
@@ -360,20 +231,8 @@ export function LiveView(props: ILiveProps): JSX.Element {
         </div>
       )}
       <Notice job={job} trans={trans} />
-      {view.reason &&
-        (view.phase === 'Failed' ? (
-          <Message tone="error" title={view.reason} testId="mlops-live-reason">
-            {[
-              view.failedRank !== null ? trans.__('Rank %1', view.failedRank) : '',
-              exitText(view.exitCode, trans)
-            ]
-              .filter(Boolean)
-              .join(' · ')}
-          </Message>
-        ) : (
-          <div className="jp-Mlops-liveReason">{view.reason}</div>
-        ))}
-      <Metrics metrics={view.metrics} trans={trans} />
+      <Outcome view={view} trans={trans} />
+      <Curves job={job} view={view} state={props.state} others={props.others} trans={trans} />
       {view.phase !== '' && (
         <Log job={job} processes={view.processes} running={!ended} trans={trans} />
       )}
@@ -382,11 +241,4 @@ export function LiveView(props: ILiveProps): JSX.Element {
       )}
     </div>
   );
-}
-
-function exitText(code: number | null, trans: TranslationBundle): string {
-  if (code === null) {
-    return '';
-  }
-  return code < 0 ? trans.__('ended by signal %1', -code) : trans.__('exit code %1', code);
 }

@@ -1,0 +1,14 @@
+/** What every section of the panel is given. */
+import { TranslationBundle } from '@jupyterlab/translation';
+import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
+
+import type { WorkspaceModel } from '../model';
+
+export interface ISectionProps {
+  model: WorkspaceModel;
+  trans: TranslationBundle;
+  execute: (command: string, args: ReadonlyPartialJSONObject) => void;
+}
+
+/** How often relative times are renewed; milliseconds. */
+export const CLOCK = 10_000;
