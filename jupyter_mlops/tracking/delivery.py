@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from ..core.errors import BackendTimeout, BackendUnreachable, MlopsError, Refused, Unavailable
+from ..core.errors import BackendTimeout, BackendUnreachable, Refused, Unavailable
 from ..runtime import spool
 from ..runtime.journal import Call
 from .api import MlflowApi
@@ -51,6 +51,8 @@ ROUTES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "LogLoggedModelParamsRequest": ("POST", "logged-models/{}/params", ("model_id",)),
 }
 API = "/api/2.0/mlflow/"
+_HISTORY = "mlflow.log-model.history"
+_SAME_MODEL = ("run_id", "artifact_path", "utc_time_created", "model_uuid")
 
 
 @dataclass
@@ -171,6 +173,9 @@ class Sender:
                 return
         if call.api == "LogOutputs":
             body = await self._new_outputs(body)
+        if call.api == "LogModel" and await self._in_history(body):
+            tally.delivered += 1
+            return
         method, path, fields = ROUTES[call.api]
         if fields:
             path = path.format(*(quote(str(body.get(f, "")), safe="") for f in fields))
@@ -185,13 +190,23 @@ class Sender:
         tally.rejected += 1
         tally.message = f"{call.api}: {message_of(answer, status)}"
 
+    async def _in_history(self, body: dict[str, Any]) -> bool:
+        """Whether a ``LogModel`` was carried out before: MLflow would list the model twice."""
+        run = (await self._run(body))["data"]
+        try:
+            history = json.loads(next((t["value"] for t in run.get("tags", []) if t["key"] == _HISTORY), "[]"))
+            model = json.loads(str(body.get("model_json")))
+            return any(all(m.get(k) == model.get(k) for k in _SAME_MODEL) for m in history)
+        except (ValueError, TypeError, AttributeError):
+            return False
+
+    async def _run(self, body: dict[str, Any]) -> dict[str, Any]:
+        _, answer = await self.post("GET", f"{API}runs/get?run_id={quote(str(body.get('run_id')), safe='')}")
+        return {"data": {}, "outputs": {}, **json_object(answer).get("run", {})}
+
     async def _new_outputs(self, body: dict[str, Any]) -> dict[str, Any]:
         """``LogOutputs`` without what the run has already: MLflow would list it twice."""
-        try:
-            _, answer = await self.post("GET", f"{API}runs/get?run_id={quote(str(body.get('run_id')), safe='')}")
-            there = json_object(answer).get("run", {}).get("outputs", {}).get("model_outputs", [])
-        except MlopsError:
-            return body
+        there = (await self._run(body))["outputs"].get("model_outputs", [])
         known = {(m.get("model_id"), int(m.get("step", 0))) for m in there}
         models = [m for m in body.get("models", []) if (m.get("model_id"), int(m.get("step") or 0)) not in known]
         return {**body, "models": models}
