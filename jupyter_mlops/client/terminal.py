@@ -100,9 +100,11 @@ class Screen:
         return row if isinstance(row, str) else row.text()
 
     def lines(self) -> list[str]:
-        """All rows that are kept; an empty last one is none."""
+        """All rows that are kept, without those that are empty behind the cursor or where it waits."""
         rows = [self.line(self.dropped + i) for i in range(len(self._rows))]
-        return rows[:-1] if rows[-1] == "" else rows
+        while len(rows) > self._row and rows[-1] == "":
+            rows.pop()
+        return rows
 
     def drop(self) -> None:
         """Forget rows that no cursor can reach any more."""
@@ -147,7 +149,7 @@ class Screen:
         if "\x1b" not in line:
             # Only the last state of a progress bar that rewrites its line matters, where no longer one shows behind it.
             states = line.rstrip("\r").split("\r")
-            if len(states) > 2:
+            if len(states) > 2 and "\t" not in line and "\b" not in line:
                 longest = max(len(state) for state in states[:-1])
                 if len(states[-1]) >= longest:
                     line = "\r" + states[-1] + ("\r" if line.endswith("\r") else "")

@@ -109,7 +109,7 @@ class Bound:
     Args:
         logs: paths of the logs; they may be missing yet.
         limit: bytes of each that are kept.
-        say: called with one line when a log cannot be bounded, once.
+        say: called with one line when a log cannot be bounded, once for each reason.
     """
 
     def __init__(self, logs, limit, say):
@@ -118,6 +118,7 @@ class Bound:
         self._say = say
         self._looked = 0.0
         self._off = False
+        self._said = set()  # type: set[str]
 
     def look(self, now=False):
         """Give back what is too much. Cheap; does nothing when called again at once, unless ``now``. Never raises."""
@@ -133,10 +134,15 @@ class Bound:
                 continue
             except OSError as error:
                 self._off = error.errno in _UNSUPPORTED
-                self._say("%s cannot be kept below %d bytes%s: %s" % (
+                self._complain("%s cannot be kept below %d bytes%s: %s" % (
                     os.path.basename(log), self.limit, " on this file system" if self._off else "", error.strerror))
                 if self._off:
                     return
+
+    def _complain(self, text):
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
 
 
 def shrink(log, limit):
