@@ -50,8 +50,10 @@ async def text_of(read: Chunk, tail: int | None) -> str:
     if tail is not None:
         return (await tail_of(read, tail))[0]
     answer = await read(-MAX_TEXT)
-    size = answer["size"]
+    size, hole = answer["size"], answer.get("hole")
     parts = []
+    if hole and size - (hole[1] - hole[0]) <= MAX_TEXT:
+        answer = await read(0)
     if answer["offset"] > 0:
         parts = [f"… {render.size(answer['offset'])} before this are left out: follow() reads all of it …\n"]
         answer["text"] = answer["text"].partition("\n")[2] or answer["text"]
