@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, BinaryIO, Literal
 
-from ..core.errors import Gone, Unavailable
+from ..core.errors import Gone, MlopsError, Unavailable
 from ..runtime.locate import Place, Session
 from .logs import follow
 from .transport import Transport, segment
@@ -147,6 +147,36 @@ class AsyncClient:
     async def stop_job(self, name: str) -> Json:
         """Ask a job to end."""
         return await self._call("POST", f"/jobs/{segment(name)}/actions/stop")
+
+    async def resume_job(self, name: str) -> Json:
+        """Queue a further attempt of a job that failed or was canceled."""
+        return await self._call("POST", f"/jobs/{segment(name)}/actions/resume")
+
+    async def job_returns(self, name: str, file: BinaryIO) -> None:
+        """Write what a job brought back into a file.
+
+        Raises:
+            NotFound: nothing was asked for, or nothing came.
+        """
+        await self.transport.download(f"/jobs/{segment(name)}/returns", file)
+
+    async def has_blob(self, digest: str) -> bool:
+        """Whether a blob of that SHA-256 is there; it then stays for a day at least."""
+        try:
+            await self.transport.request("HEAD", f"/blobs/{segment(digest)}", raw=True)
+            return True
+        except MlopsError as error:  # the reply to a HEAD has no body that could name the class
+            if error.status != 404:
+                raise
+            return False
+
+    async def put_blob(self, digest: str, data: bytes | Callable[[], BinaryIO]) -> None:
+        """Upload a blob of that SHA-256, unless it is there; callable ``data`` opens a file, which is streamed."""
+        if not await self.has_blob(digest):
+            await self.transport.request(
+                "PUT", f"/blobs/{segment(digest)}", data=data, timeout=3600,
+                headers={"Content-Type": "application/octet-stream"},
+            )
 
     async def job_log(
         self, name: str, rank: int = 0, offset: int = 0, limit: int = LOG_CHUNK, attempt: int | None = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import BackendTimeout, MlopsError
+from ..core.errors import BackendTimeout, MlopsError, NotFound
 from . import render
 from .record import Record, Table
 from .terminal import rendered
@@ -50,6 +50,9 @@ class Job(Record):
     #: Called with the job by the notebook face, to draw it; None elsewhere.
     _on_display: Callable[[Job], None] | None = None
     _on_end: Callable[[Job], None] | None = None
+    #: Called with the values that the job brought back when somebody asks for its result.
+    _on_results: Callable[[Job, dict[str, Any]], None] | None = None
+    _results: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -104,6 +107,28 @@ class Job(Record):
     def processes(self) -> int:
         """Number of ranks."""
         return int((self.spec.get("distribution") or {}).get("process_count_per_instance") or 1)
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Attempts so far, oldest first: number, phase, reason, times; the last may still run."""
+        earlier = list(self.details.get("attempts") or [])
+        number = int(self.details.get("attempt") or 0)
+        if number and all(a.get("attempt") != number for a in earlier):
+            keys = ("phase", "reason", "started_at", "ended_at", "exit_code", "failed_rank")
+            earlier.append({"attempt": number, **{k: self.details.get(k) for k in keys}})
+        return earlier
+
+    @property
+    def asked(self) -> list[str]:
+        """Names of the variables that it was asked to bring back."""
+        return list((self.spec.get("cell") or {}).get("returns") or [])
+
+    @property
+    def returned(self) -> list[dict[str, Any]]:
+        """What of them came back, once it has completed: name, type, bytes, hash; ``detail`` says why one did not."""
+        if not self.done:
+            self.refresh()
+        return list(self.details.get("returned") or [])
 
     def refresh(self) -> Job:
         """Ask again."""
@@ -189,7 +214,54 @@ class Job(Record):
             raise JobFailed(self, self._last_lines())
         return self
 
-    result = wait
+    def results(self, timeout: float | None = None) -> dict[str, Any]:
+        """``{name: value}`` of the variables that it brought back, once it has completed; sets none of them.
+
+        Raises:
+            JobFailed, BackendTimeout: as :meth:`wait`.
+            NotFound: it was asked for none, or none came.
+        """
+        if self._results is None:
+            if not self.done or self.phase != "Completed":
+                self.wait(timeout)
+            self._results = self._client.job_results(self.name)
+        return dict(self._results)
+
+    def result(self, *names: str, timeout: float | None = None) -> Any:
+        """Wait, then give what it brought back and, in a notebook, set variables of these names there.
+
+        Args:
+            names: only these; one name gives its value.
+
+        Returns:
+            a dictionary of values; the job itself when it was asked for none.
+
+        Raises:
+            JobFailed, BackendTimeout: as :meth:`wait`.
+            NotFound: one of ``names`` did not come back.
+        """
+        if not self.asked and not names:
+            return self.wait(timeout)
+        values = self.results(timeout)
+        missing = [name for name in names if name not in values]
+        if missing:
+            why = next((v["detail"] for v in self.returned if v["name"] == missing[0] and v.get("detail")), "")
+            why = why or f"it brought: {', '.join(values)}"
+            raise NotFound(f"job {self.name} did not bring back {missing[0]}", why)
+        chosen = {name: values[name] for name in names} if names else values
+        if self._on_results is not None:
+            self._on_results(self, chosen)
+        return chosen[names[0]] if len(names) == 1 else chosen
+
+    def resume(self) -> Job:
+        """Queue a further attempt, under the same run, of a job that failed or was canceled.
+
+        Raises:
+            Conflict: it has not ended, or has completed.
+        """
+        self._data = self._client.call(self._client.aio.resume_job(self.name))
+        self._results = None
+        return self
 
     def delete(self) -> None:
         """Delete it, once it has ended."""
@@ -239,6 +311,8 @@ class Job(Record):
             self._on_end(self)
         if self.phase != "Completed":
             raise JobFailed(self, await asyncio.to_thread(self._last_lines))
+        if self.asked and self._on_results is not None and self.returned:
+            self._on_results(self, await asyncio.to_thread(self.results))
         return self
 
     def _line(self) -> str:
@@ -263,8 +337,22 @@ class Job(Record):
             ("queued", render.local_time(status.get("queued_at"))),
             ("took", render.duration(status.get("started_at"), status.get("ended_at"))),
             ("exit code", self.exit_code),
+            ("queue", _place(status)),
+            ("attempts", self._attempts_line()),
+            ("delivery", _delivery(status.get("delivery") or {})),
+            ("sent", ", ".join(v["name"] for v in (spec.get("cell") or {}).get("variables") or [])),
+            ("brought back", ", ".join(v["name"] for v in status.get("returned") or [] if v.get("sha256"))),
+            ("traceback", render.short(" / ".join(line.strip() for line in (status.get("traceback") or [])[-3:]), 200)),
             ("log", render.short(" / ".join(status.get("log_tail") or []), 200)),
         ]
+
+    def _attempts_line(self) -> str | None:
+        attempts = self.attempts
+        most = int((self.spec.get("retry_settings") or {}).get("max_retries") or 0) + 1
+        if len(attempts) < 2 and most < 2:
+            return None
+        told = [f"{a['attempt']}: {a['phase']}" + (f" ({a['reason']})" if a["reason"] else "") for a in attempts]
+        return render.short("; ".join(told) or "none yet", 300)
 
     def _ipython_display_(self) -> None:
         if self._on_display is not None:
@@ -281,16 +369,36 @@ class JobTable(Table[Job]):
     empty = "no jobs yet: start one with  %mlops train script.py"
 
     def _columns(self) -> list[str]:
-        return ["job", "state", "processes", "experiment", "queued", "took", "reason"]
+        return ["job", "state", "attempt", "processes", "experiment", "queued", "took", "reason"]
 
     def _row(self, job: Job, html: bool) -> list[Any]:
         status = job.details
         return [
             render.code(job.name) if html else job.name,
             render.pill(job.phase) if html else job.phase,
+            int(status.get("attempt") or 0) or "",
             job.processes,
             job.spec.get("experiment_name") or "",
             render.local_time(status.get("queued_at") or job._data.get("created_at")),
             render.duration(status.get("started_at"), status.get("ended_at")),
-            job.reason,
+            _place(status) or job.reason,
         ]
+
+
+def _place(status: dict[str, Any]) -> str:
+    """Where a waiting job stands and what it waits for; empty for one that does not wait."""
+    queue = status.get("queue") or {}
+    if status.get("phase") != "Queued" or not queue.get("place"):
+        return ""
+    reason = queue.get("reason") or status.get("reason") or ""
+    return f"place {queue['place']} of {queue.get('length', queue['place'])}" + (f": {reason}" if reason else "")
+
+
+def _delivery(counts: dict[str, Any]) -> str:
+    """What of the journal has reached MLflow; empty when there is nothing to say."""
+    told = [f"{counts[key]} {word}" for key, word in (
+        ("delivered", "records in MLflow"), ("duplicates", "repeated"), ("rejected", "refused"),
+    ) if counts.get(key)]
+    if counts.get("pending"):
+        told.append(f"{render.size(counts['pending'])} wait")
+    return ", ".join([*told, counts["message"]] if counts.get("message") else told)

@@ -21,6 +21,7 @@ from .deploy import Deployed, deploy
 from .job import Job, JobTable
 from .logs import LogMatch, LogMatches, Piece, found_in, last_of, pinned, text_of
 from .model import Model, ModelTable, ModelVersion
+from .results import read_results
 from .run import Comparison, Run, RunTable
 from .serving import Deployment, DeploymentTable, Endpoint, EndpointTable, unknown_key
 from .transport import shared_loop
@@ -328,6 +329,22 @@ class Client:
     def job_usage(self, name: str, max_points: int | None = None) -> JobUsage:
         """What a job's ranks use, over time."""
         return JobUsage(self, self.call(self.aio.job_usage(name, max_points)))
+
+    def upload(self, path: str | os.PathLike[str], digest: str) -> None:
+        """Upload a file whose SHA-256 is ``digest``, unless it is there already."""
+        self.call(self.aio.put_blob(digest, functools.partial(_reader, Path(path))))
+
+    def job_results(self, name: str) -> dict[str, Any]:
+        """``{name: value}`` of what a completed job brought back. Reading it executes code of the job.
+
+        Raises:
+            NotFound: nothing was asked for, or nothing came.
+            Refused: it cannot be read here.
+        """
+        return read_results(functools.partial(self._returns, name), name)
+
+    def _returns(self, name: str, file: BinaryIO) -> None:
+        self.call(self.aio.job_returns(name, file))
 
     def delete_job(self, name: str) -> None:
         """Delete a job that has ended."""

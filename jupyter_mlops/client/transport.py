@@ -188,6 +188,34 @@ class Transport:
                 continue
             raise failure
 
+    async def download(self, path: str, file: BinaryIO, timeout: float = 3600.0) -> None:
+        """Write the reply to a GET into a file, in flat memory; begins anew when the connection breaks.
+
+        Raises:
+            MlopsError: the class that the error body names.
+        """
+        begun, fresh, renewed = time.monotonic(), False, False
+        while True:
+            session = await self.connect(fresh)
+            fresh = True
+            file.seek(0)
+            file.truncate()
+            try:
+                async with self.open("GET", path, session, timeout=timeout) as response:
+                    if response.status < 400:
+                        async for piece in response.content.iter_chunked(1 << 20):
+                            file.write(piece)
+                        return
+                    failure = error_of(response.status, await response.read(), response.headers)
+            except (aiohttp.ClientError, OSError) as error:
+                if time.monotonic() - begun > PATIENCE:
+                    raise Unavailable(f"the connection to the control plane broke during GET {path}") from error
+                await asyncio.sleep(0.2)
+                continue
+            if not isinstance(failure, Unauthenticated) or renewed:
+                raise failure
+            renewed = True
+
     @asynccontextmanager
     async def open(
         self,

@@ -100,10 +100,11 @@ _POSITIONAL: dict[tuple[str, str], str] = {
     ("register", "run"): "run or best", ("register", "name"): "model",
     ("models", "name"): "model", ("deploy", "model"): "version", ("invoke", "endpoint"): "endpoint",
     ("endpoints", "name"): "endpoint", ("jobs", "name"): "job", ("logs", "name"): "job",
+    ("attach", "name"): "job", ("resume", "name"): "job",
     ("stop", "name"): "running job", ("train", "script"): "script", ("help", "verb_name"): "verb",
     ("config", "key"): "setting",
 }
-_OPTION: dict[str, str] = {"experiment": "experiment", "run": "run", "endpoint": "endpoint"}
+_OPTION: dict[str, str] = {"experiment": "experiment", "run": "run", "endpoint": "endpoint", "use": "variable"}
 
 
 def complete(before: str, names: Callable[[str], list[str]]) -> tuple[str, list[str]] | None:

@@ -1,4 +1,4 @@
-"""Verbs about jobs: train, jobs, logs, stop."""
+"""Verbs about jobs: train, attach, jobs, logs, stop, resume."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ParameterError, Refused
+from ..shipping import MOST, Shipment, prepare
 from . import settings
-from ..shipping.cell import check_cell
 from .context import Context
+from .manifest import Manifest
 
 if TYPE_CHECKING:
     from ..client.job import Job, JobTable
@@ -27,22 +28,133 @@ _FIRST_LINE = 2
 _MOST = 1024
 
 
-def train(a: argparse.Namespace, context: Context) -> Job:
-    """Check, submit and show a job; returns at once unless ``--wait``."""
+def train(a: argparse.Namespace, context: Context) -> Job | Manifest:
+    """Check, pack, submit and show a job; returns at once unless ``--wait``."""
     spec = job_spec(a, context)
-    context.nearby()
-    job = context.client.submit_job(spec, a.name)
+    shipment = _shipment(a, context, spec)
+    try:
+        manifest = Manifest(shipment.variables, shipment.size, shipment.remarks)
+        if a.dry_run:
+            return manifest
+        _show(manifest, context)
+        context.nearby()
+        if shipment.path:
+            context.client.upload(shipment.path, shipment.digest)
+        job = context.client.submit_job(spec, a.name)
+    finally:
+        shipment.close()
     if a.name and job.name != a.name:
         context.say(f"a job {a.name} is there already; this one is {job.name}")
     if context.face == "magic":
         from .display import LiveOutput
 
+        _set_results(job, context)
         LiveOutput.attach(job, context)
     if a.wait:
         if context.face == "cli" and not context.json:
             for text in job.follow():
                 sys.stderr.write(text)
         job.wait()
+        _bring_back(job)
+    return job
+
+
+def _shipment(a: argparse.Namespace, context: Context, spec: dict[str, Any]) -> Shipment:
+    """What goes with the job, noted in its spec; for a script nothing does.
+
+    Raises:
+        ParameterError, Refused: what is wrong, before anything starts.
+    """
+    if context.cell is None:
+        for flag, given in (("--use", a.use), ("--returns", a.returns)):
+            if given:
+                raise ParameterError(f"{flag} is for a cell; a script reads and writes files", "use %%mlops train")
+        return Shipment()
+    limit = a.ship_limit or settings.ship_limit(context.where)
+    if limit > MOST:
+        raise ParameterError(f"more than {MOST} bytes cannot be sent, {limit} are allowed", "read the data from a file")
+    space = getattr(context.shell, "user_ns", None) or context.names
+    shipment = prepare(
+        context.cell, space, first_line=_FIRST_LINE, use=a.use, returns=a.returns, ship=not a.no_ship, limit=limit,
+        interpreter=spec["interpreter"],
+    )
+    returns = list(dict.fromkeys(a.returns))
+    spec["cell"] |= {"payload": shipment.digest, "variables": shipment.variables, "returns": returns}
+    return shipment
+
+
+def _show(manifest: Manifest, context: Context) -> None:
+    """Show what is sent, small, before it is."""
+    if not len(manifest):
+        for line in manifest.remarks:
+            context.say(line)
+    elif context.face == "magic" and not context.silent:
+        from IPython.display import display
+
+        display(manifest._repr_mimebundle_(), raw=True)
+
+
+def _set_results(job: Job, context: Context) -> None:
+    """Let what the job brings back become variables of the notebook, when somebody asks for it."""
+    space = getattr(context.shell, "user_ns", None)
+    if space is None:
+        return
+
+    def put(handle: Job, values: dict[str, Any]) -> None:
+        space.update(values)
+        left = [f"{v['name']} {v['detail']}" for v in handle.returned if v.get("detail") and not v.get("sha256")]
+        print("; ".join([f"set from job {handle.name}: {', '.join(values)}", *left]), flush=True)
+
+    job._on_results = put
+
+
+def _bring_back(job: Job) -> None:
+    """Set the variables that a completed job brought back; says so when there are none."""
+    if job.asked and job._on_results is not None and job.phase == "Completed":
+        if any(v.get("sha256") for v in job.returned):
+            job.result()
+        else:
+            print(f"job {job.name}: " + "; ".join(f"{v['name']} {v['detail']}" for v in job.returned), flush=True)
+
+
+def attach(a: argparse.Namespace, context: Context) -> Job:
+    """The handle of a job that was started elsewhere, with its live output or log and its results."""
+    job = context.job(a.name)
+    if a.rank >= job.processes:
+        raise ParameterError(f"job {job.name} has no rank {a.rank}", f"its ranks are 0 to {job.processes - 1}")
+    if context.face == "magic":
+        from .display import LiveOutput
+
+        _set_results(job, context)
+        LiveOutput.attach(job, context)
+        if a.wait:
+            job.wait()
+        if not a.no_returns and job.done:
+            _bring_back(job)
+        return job
+    context.say(job._line())
+    if not context.json:
+        try:
+            for text in job.follow(a.rank, a.tail):
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            context.say(f"Interrupted: job {job.name} goes on.")
+            raise
+    return job.refresh()
+
+
+def resume(a: argparse.Namespace, context: Context) -> Job:
+    """Queue a further attempt of a job that failed or was stopped."""
+    job = context.job(a.name).resume()
+    if context.face == "magic":
+        from .display import LiveOutput
+
+        _set_results(job, context)
+        LiveOutput.attach(job, context)
+    if a.wait:
+        job.wait()
+        _bring_back(job)
     return job
 
 
@@ -57,7 +169,7 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
         "experiment_name": a.experiment or context.experiment,
         "cwd": cwd,
         "compute": a.compute,
-        "interpreter": sys.executable,
+        "interpreter": _interpreter(a.interpreter),
     }
     if context.cell is not None:
         if a.script is not None or a.rest:
@@ -65,7 +177,6 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
                 "the cell is the code, so the line takes neither a script nor arguments",
                 f"to run a script use one % : %mlops train {a.script or 'script.py'}",
             )
-        check_cell(context.cell, context.names, _FIRST_LINE)
         notebook = context.notebook
         # An empty first line in place of the magic's: tracebacks then count lines as the notebook does.
         spec["cell"] = {"source": "\n" + context.cell, "notebook": notebook, "cell_id": context.cell_id}
@@ -80,8 +191,14 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
         spec["environment_variables"] = dict(a.env)
     if a.tag:
         spec["tags"] = dict(a.tag)
-    if a.grace is not None:
-        spec["limits"] = {"grace": a.grace}
+    limits = {"grace": a.grace, "timeout": a.timeout}
+    spec["limits"] = {k: v for k, v in limits.items() if v is not None}
+    resources = {"cpus": a.cpus, "memory": a.memory, "gpus": a.gpus}
+    spec["resources"] = {k: v for k, v in resources.items() if v is not None}
+    if a.retries is not None:
+        spec["retry_settings"] = {"max_retries": a.retries}
+    if a.priority is not None:
+        spec["queue_settings"] = {"priority": a.priority}
     if a.processes > _MOST:
         raise Refused(f"{a.processes} processes are more than any machine runs", f"at most {_MOST} can be asked for")
     if a.processes > 1:
@@ -92,6 +209,16 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
             )
         spec["distribution"] = {"type": "pytorch", "process_count_per_instance": a.processes}
     return spec
+
+
+def _interpreter(path: str | None) -> str:
+    """Absolute path of the Python to use. Raises ParameterError."""
+    if path is None:
+        return sys.executable
+    found = os.path.abspath(os.path.expanduser(path))
+    if not (os.path.isfile(found) and os.access(found, os.X_OK)):
+        raise ParameterError(f"--interpreter {path}: there is no such program", "name the python of an environment")
+    return found
 
 
 def check_script(script: str, cwd: str) -> None:
@@ -126,6 +253,7 @@ def jobs(a: argparse.Namespace, context: Context) -> Job | JobTable:
         if context.face == "magic":
             from .display import LiveOutput
 
+            _set_results(job, context)
             LiveOutput.prepare(job, context)
         return job
     return context.client.jobs(a.phase, a.limit)

@@ -119,7 +119,7 @@ def verb_parser(name: str, face: str = "magic") -> ArgumentParser:
     prefix = program(face)
     lines = [f"{prefix} {example}" for example in verb.examples]
     if verb.cell and face == "magic":
-        lines.append(f"%%mlops {verb.name} -n digits --processes 2")
+        lines += [f"%%mlops {verb.name} -n digits --processes 2", f"%%mlops {verb.name} --returns model,history --wait"]
     parser = ArgumentParser(
         prog=f"{prefix} {name}", description=verb.summary[0].upper() + verb.summary[1:] + ".",
         epilog="examples:\n" + "\n".join(f"  {line}" for line in lines),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -11,10 +12,12 @@ from typing import Any
 
 from ..core.errors import ParameterError
 from ..runtime import locate
+from .verbs import size
 
 #: What ``%mlops config KEY VALUE`` can set: key → (meaning, default).
 KEYS: dict[str, tuple[str, str]] = {
     "experiment": ("experiment of new runs and jobs; default: the folder's name", ""),
+    "ship_limit": ("most bytes of variables that go with a cell, such as 256Mi or 2G", "256Mi"),
     "refresh": ("seconds between updates of a job's output where JupyterLab does not draw it; 0: only at its end", "5"),
     "retention": ("how long folders of ended jobs are kept, by age and size; off: for ever", "30d 20GB"),
 }
@@ -52,6 +55,11 @@ def write(where: locate.Place, key: str, value: str) -> None:
         from ..core.resources.retention import parse_retention  # brings pydantic, which loading us must not
 
         parse_retention(value)
+    if key == "ship_limit" and value:
+        try:
+            size(value)
+        except argparse.ArgumentTypeError as error:
+            raise ParameterError(f"ship_limit: {error}") from None
     config = read(where)
     config.pop(key, None)
     if value:
@@ -94,6 +102,14 @@ def refresh(where: locate.Place) -> float:
         return float(read(where).get("refresh") or KEYS["refresh"][1])
     except ValueError:
         return 5.0
+
+
+def ship_limit(where: locate.Place) -> int:
+    """Most bytes of variables that go with a cell."""
+    try:
+        return size(read(where).get("ship_limit") or KEYS["ship_limit"][1])
+    except argparse.ArgumentTypeError:
+        return size(KEYS["ship_limit"][1])
 
 
 def mlflow_uri_set() -> str:
@@ -209,7 +225,7 @@ def rows(where: locate.Place) -> list[dict[str, Any]]:
     uri = tracking(where)
     chosen = experiment(where)
     configured = read(where)
-    wait, kept = configured.get("refresh"), configured.get("retention")
+    wait, kept, limit = configured.get("refresh"), configured.get("retention"), configured.get("ship_limit")
     listed = [
         ("workspace", name, name_source),
         ("home", home, home_source),
@@ -217,6 +233,7 @@ def rows(where: locate.Place) -> list[dict[str, Any]]:
         ("tracking uri", uri.value, uri.source),
         ("experiment", chosen.value, chosen.source),
         ("refresh", wait or KEYS["refresh"][1], path_of(where) if wait else "default"),
+        ("ship_limit", limit or KEYS["ship_limit"][1], path_of(where) if limit else "default"),
         ("retention", kept or KEYS["retention"][1], path_of(where) if kept else "default"),
         ("python", sys.executable, "kernel" if "ipykernel" in sys.modules else "process"),
         ("jupyter_mlops", __version__, "package"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,6 +49,55 @@ def seconds(text: str) -> float:
     if not 0 < value < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
+
+
+_SPAN = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def span(text: str) -> float:
+    """A length of time in seconds: ``90``, ``90s``, ``10m``, ``2h``, ``1d``; a type for arguments."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    value = float(match.group(1)) * _SPAN[match.group(2)] if match else -1.0
+    if not 0 < value <= 31_536_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time such as 90s, 10m or 2h")
+    return value
+
+
+def size(text: str) -> int:
+    """A number of bytes: ``500M``, ``2Gi``, ``1000000``; a type for arguments."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?", text.strip())
+    if not match or (match.group(3) and not match.group(2)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 2Gi")
+    unit = 1024 if match.group(3) else 1000
+    return int(float(match.group(1)) * unit ** "kMGT".index(match.group(2).replace("K", "k")) * unit) if (
+        match.group(2)
+    ) else int(float(match.group(1)))
+
+
+def memory(text: str) -> str:
+    """The same, kept as it was written."""
+    size(text)
+    return text.strip().rstrip("bB").replace("K", "k")
+
+
+def amount(text: str) -> float:
+    """A positive number, also a fraction; a type for arguments."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def names(text: str) -> list[str]:
+    """Variable names separated by commas; a type for arguments."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in found if not name.isidentifier()]
+    if wrong or not found:
+        raise argparse.ArgumentTypeError(f"{(wrong or [text])[0]!r} is no variable name; separate names by commas")
+    return found
 
 
 @dataclass(frozen=True)
@@ -160,6 +210,34 @@ def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a tag of its run")
     p.add_argument("--grace", type=float, default=None, metavar="S", help="seconds to end by itself when stopped")
     p.add_argument("-w", "--wait", action="store_true", help="return when it has ended")
+    p.add_argument("--use", action="extend", type=names, default=[], metavar="A,B",
+                   help="variables to send beside those that the cell is seen to need")
+    p.add_argument("--returns", action="extend", type=names, default=[], metavar="A,B",
+                   help="variables that the cell brings back")
+    p.add_argument("--no-ship", action="store_true", help="send nothing: the cell must stand alone")
+    p.add_argument("--ship-limit", type=size, metavar="SIZE", help="most bytes to send, e.g. 2G (default 256Mi)")
+    p.add_argument("--dry-run", "--manifest", dest="dry_run", action="store_true",
+                   help="show what would be sent, and start nothing")
+    p.add_argument("--interpreter", metavar="PATH", help="another Python to run it (default: this one)")
+    p.add_argument("--retries", type=whole, metavar="N", help="further attempts when it fails (default 0)")
+    p.add_argument("--timeout", type=span, metavar="T", help="longest time that it may run: 90s, 10m, 2h")
+    p.add_argument("--priority", choices=("low", "medium", "high"), help="who goes first when all is in use")
+    p.add_argument("--cpus", type=amount, metavar="X", help="CPUs that it occupies (default: one for each process)")
+    p.add_argument("--memory", type=memory, metavar="SIZE", help="memory that it occupies, e.g. 4Gi")
+    p.add_argument("--gpus", type=amount, metavar="X", help="GPUs that it occupies: whole ones, or 0.5 of one")
+
+
+def _attach(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", metavar="JOB", help="job name or variable")
+    p.add_argument("--rank", type=whole, default=0, metavar="R", help="terminal: whose log to follow (default 0)")
+    p.add_argument("-t", "--tail", type=whole, metavar="N", help="terminal: only the last N lines of what is there")
+    p.add_argument("-w", "--wait", action="store_true", help="notebook: return when it has ended")
+    p.add_argument("--no-returns", action="store_true", help="notebook: set no variables")
+
+
+def _resume(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", metavar="JOB", help="name or variable of a job that failed or was stopped")
+    p.add_argument("-w", "--wait", action="store_true", help="return when it has ended")
 
 
 def _jobs(p: argparse.ArgumentParser) -> None:
@@ -218,10 +296,15 @@ VERBS: dict[str, Verb] = {
         Verb("endpoints", "list endpoints, replace keys", "serving:endpoints", _endpoints,
              ("endpoints", "endpoints digits", "endpoints digits --rotate-key primary")),
         Verb("train", "run a script or a cell as a job that outlives the kernel", "jobs:train", _train,
-             ("train script.py -n digits --processes 2 -- --epochs 3",), rest="arguments of the script", cell=True),
+             ("train script.py -n digits --processes 2 -- --epochs 3", "train script.py --retries 2 --timeout 2h"),
+             rest="arguments of the script", cell=True),
+        Verb("attach", "take up a job that was started elsewhere: output, log, results", "jobs:attach", _attach,
+             ("attach NAME",)),
         Verb("jobs", "list jobs", "jobs:jobs", _jobs, ("jobs", "jobs NAME")),
         Verb("logs", "show a job's log", "jobs:logs", _logs, ("logs NAME --tail 20", "logs NAME --rank 1 -f")),
         Verb("stop", "stop a job", "jobs:stop", _stop, ("stop NAME --wait",)),
+        Verb("resume", "run a failed or stopped job again, under the same run", "jobs:resume", _resume,
+             ("resume NAME",)),
         Verb("delete", "delete something", "admin:delete", _delete, ("delete job NAME", "delete deployment digits/v1")),
         Verb("config", "show settings and where each comes from; set one", "admin:config", _config,
              ("config", "config experiment digits")),

@@ -3,6 +3,6 @@
 Knows nothing of IPython: it takes the source of a cell and a namespace, and gives a payload with its manifest.
 """
 
-from .shipment import LIMIT, Shipment, looks_secret, prepare
+from .shipment import LIMIT, MOST, Shipment, looks_secret, prepare
 
-__all__ = ["LIMIT", "Shipment", "looks_secret", "prepare"]
+__all__ = ["LIMIT", "MOST", "Shipment", "looks_secret", "prepare"]

@@ -28,6 +28,8 @@ from .pack import Packer, Unpackable, needs_of
 
 #: Bytes that may go with one job unless somebody sets another limit.
 LIMIT = 256 * 1024 * 1024
+#: Bytes that a limit can be raised to.
+MOST = 2 << 30
 
 _SECRET = re.compile(
     r"(?:^|_)(?:tokens?|passw(?:or)?d|passphrase|secrets?|api_?key|access_?key|private_?key|credentials?|auth)(?:_|$)",

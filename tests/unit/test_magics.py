@@ -162,7 +162,7 @@ def test_bad_input(shell, cell: str, message: str) -> None:
 
 def test_notebook_only_names(shell) -> None:
     shell.run_cell("import json as js\nX = [1]")
-    error = fails(shell, "%%mlops train\nprint(js.dumps(X))")
+    error = fails(shell, "%%mlops train --no-ship\nprint(js.dumps(X))")
     assert error.message == "`X` and `js` exist only in the notebook: load them in the cell (line 2)"
 
 

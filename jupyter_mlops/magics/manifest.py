@@ -1,0 +1,67 @@
+"""The manifest of a cell: what goes with it, how, and what was left out; values are in none of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..client import render
+
+
+class Manifest:
+    """What goes with a cell, one row a name.
+
+    Attributes:
+        items: the rows as they are in the job's spec.
+        size: bytes of the payload.
+        remarks: what was left out, and versions that differ.
+    """
+
+    def __init__(self, items: list[dict[str, Any]], size: int = 0, remarks: list[str] | None = None) -> None:
+        self.items = items
+        self.size = size
+        self.remarks = list(remarks or [])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """The rows."""
+        return list(self.items)
+
+    def _title(self) -> str:
+        if not self.items:
+            return "nothing is sent: the code needs none of the notebook's variables"
+        names = "1 name goes" if len(self.items) == 1 else f"{len(self.items)} names go"
+        return f"{names} with the job, {render.size(self.size)}"
+
+    _COLUMNS = ("name", "type", "size", "how", "sha256", "detail")
+
+    def _rows(self, html: bool) -> list[list[Any]]:
+        return [
+            [render.code(i["name"]) if html else i["name"], i["type"], render.size(i["bytes"]) if i["bytes"] else "",
+             i["how"], i["sha256"][:8], i["detail"]]
+            for i in self.items
+        ]
+
+    def text(self) -> str:
+        """Aligned columns and remarks."""
+        table = [render.text_table(self._COLUMNS, self._rows(False), "")] if self.items else []
+        return "\n".join([*table, self._title(), *map(render.clean, self.remarks)])
+
+    def html(self) -> str:
+        """One line that unfolds to the table."""
+        muted = f"color:{render.MUTED};overflow-wrap:anywhere"
+        title = render.escape(self._title())
+        if self.items:
+            table = render.table(self._COLUMNS, self._rows(True))
+            head = f'<details><summary style="{muted};cursor:pointer">{title}</summary>{table}</details>'
+        else:
+            head = f'<div style="{muted}">{title}</div>'
+        remarks = "".join(f'<div style="{muted}">{render.escape(r)}</div>' for r in self.remarks)
+        return f'<div style="color:{render.TEXT}">{head}{remarks}</div>'
+
+    def __repr__(self) -> str:
+        return f"<Manifest {render.clean(self._title())}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": self.text(), "text/html": self.html()}
