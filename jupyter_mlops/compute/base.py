@@ -32,7 +32,7 @@ class Grant:
 
     Attributes:
         gpu_ids: indices of its GPUs; empty: it asked for none.
-        timeout: seconds that it may run, from the start of its ranks, enforced without the control plane; None: no limit.
+        timeout: seconds that it may run, enforced also while no control plane is there; None: no limit.
     """
 
     gpu_ids: tuple[int, ...] = ()

@@ -26,6 +26,13 @@ from .warm import WarmPool
 
 #: Seconds between two adopting supervisors for the same attempt, doubled each time up to the most.
 _RETRY, _RETRY_MOST = 1.0, 30.0
+#: A supervisor needs the standard library alone; elsewhere than on Linux, psutil too.
+_LEAN = ("-I", "-S") if sys.platform.startswith("linux") else ("-I",)
+_ROOT = str(Path(bundle.__file__).parents[2])
+_SUPERVISOR = (
+    "import sys; sys.path.append(sys.argv.pop(1)); from jupyter_mlops.runtime.supervisor import main; "
+    "sys.exit(main(sys.argv[1:]))"
+)
 #: Seconds between SIGTERM and SIGKILL for processes whose job folder and supervisor are gone.
 _STRAY_GRACE = 10.0
 
@@ -150,12 +157,9 @@ class LocalCompute:
         """Start a supervisor, detached; ``order`` None: one that adopts."""
         private_folder(place.path)
         fd = os.open(place.supervisor_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        # Our interpreter, not the job's: it has our package for sure.
+        # Our interpreter, not the job's: it has our package for sure. Nothing else is looked for when it starts.
         env = environment.base()
-        root = Path(bundle.__file__).parents[2]
-        if root.name not in ("site-packages", "dist-packages"):
-            bundle.prepend(env, str(root))  # a checkout
-        command = [sys.executable, "-m", "jupyter_mlops.runtime.supervisor", place.job.path, str(place.number)]
+        command = [sys.executable, *_LEAN, "-c", _SUPERVISOR, _ROOT, place.job.path, str(place.number)]
         child = self.warm.take(place, order) if order else None
         try:
             child = child or subprocess.Popen(

@@ -5,7 +5,7 @@ import os
 import time
 from _thread import get_ident
 
-from . import logfile, processes
+from . import processes
 
 SCHEMA = 1
 TERMINAL = ("completed", "failed", "canceled")
@@ -266,6 +266,8 @@ class Attempt:
 
 def read_log(path, offset, limit):
     """A chunk of a growing file, see :func:`.logfile.read`."""
+    from . import logfile  # few who know the folder read logs
+
     return logfile.read(path, offset, limit)
 
 
