@@ -32,6 +32,7 @@ class Surroundings:
 
     Attributes:
         folder: absolute path; git is asked about it.
+        last: the newest cell that belongs to it; None: the newest of all.
         names: variables whose values must not be recorded when their names look secret.
         spec: of the job, when it is one.
     """
@@ -40,6 +41,7 @@ class Surroundings:
     notebook: str = ""
     cell_id: str = ""
     cells: cells_.CellLog | None = None
+    last: cells_.Cell | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
     spec: dict[str, Any] | None = None
 
@@ -75,6 +77,8 @@ def collect(around: Surroundings, patience: float = repository.PATIENCE) -> Bund
     remarks: list[str] = []
 
     executed = around.cells.all() if around.cells is not None else []
+    if around.last in executed:
+        executed = executed[: executed.index(around.last) + 1]
     rows = []
     for cell in executed:
         text, values = cells_.masked(cell.source)

@@ -11,6 +11,7 @@ from . import render
 from .record import Record, Table
 
 if TYPE_CHECKING:
+    from .context import RunContext
     from .model import ModelVersion
 
 #: A metric whose name has one of these words is better when lower.
@@ -87,6 +88,21 @@ class Run(Record):
         """Metric histories: ``{key: {"steps", "values", "timestamps", "last", "total"}}``."""
         return self._client.run_metrics(self.id, list(keys) or None, max_points)
 
+    def context(self) -> RunContext:
+        """What it came from: notebook, executed cells, commit and changes, modules, packages, seeds, machine.
+
+        Raises:
+            NotFound: nothing is recorded, or not yet.
+        """
+        from .context import RunContext
+
+        # A run beneath another shares its context; a job's run is where that leads to at last.
+        return RunContext(self._client, self._data.get("parent_run_id") or self.id)
+
+    def code(self) -> str:
+        """The cells that were executed, in order, as one text. Raises NotFound."""
+        return self.context().code()
+
     def register(self, name: str, alias: str | None = None, artifact: str | None = None) -> ModelVersion:
         """Register this run's model as a version of ``name``."""
         return self._client.register(self.id, name, alias=alias, artifact=artifact)
@@ -114,6 +130,12 @@ class Run(Record):
         ]
         if self._data.get("end_time"):
             pairs.append(("took", render.duration(self._data.get("start_time"), self._data.get("end_time"))))
+        commit = self.tags.get("mlflow.source.git.commit", "")
+        if commit:
+            dirty = " with changes" if self.tags.get("mlops.dirty") == "true" else ""
+            pairs.append(("commit", f"{commit[:12]}{dirty}"))
+        if self.tags.get("mlops.cells"):
+            pairs.append(("cells", f"{self.tags['mlops.cells']}: .code() has them"))
         pairs += [(k, v) for k, v in list(self.metrics.items())[:12]]
         pairs += [(k, v) for k, v in list(self.params.items())[:12]]
         if self.models:

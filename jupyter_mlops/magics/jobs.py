@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..capture.submission import attach as record_context
 from ..core.errors import ParameterError, Refused
 from ..shipping import MOST, Shipment, prepare
 from . import settings
@@ -40,6 +41,7 @@ def train(a: argparse.Namespace, context: Context) -> Job | Manifest:
         context.nearby()
         if shipment.path:
             context.client.upload(shipment.path, shipment.digest)
+        context.say_once(record_context(spec, context.client, context.shell))
         job = context.client.submit_job(spec, a.name)
     finally:
         shipment.close()

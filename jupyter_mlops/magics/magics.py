@@ -16,6 +16,7 @@ from IPython.core.magic import (
     no_var_expand,
 )
 
+from ..capture import hooks
 from ..core.errors import ParameterError
 from ..runtime import locate
 from . import parser, settings
@@ -95,6 +96,7 @@ class Loaded:
         if getattr(shell, "Completer", None) is not None:
             shell.Completer.custom_matchers.append(self._matcher)
         shell.input_transformers_cleanup.append(help_lines)
+        hooks.install(shell)
         threading.Thread(target=self._warm, args=(where,), name="jupyter-mlops-warm", daemon=True).start()
 
     def _warm(self, where: locate.Place) -> None:
@@ -114,6 +116,7 @@ class Loaded:
             self._shell.Completer.custom_matchers.remove(self._matcher)
         with contextlib.suppress(ValueError):
             self._shell.input_transformers_cleanup.remove(help_lines)
+        hooks.uninstall(self._shell)
         settings.leave(self.environment)
 
 

@@ -5,9 +5,32 @@ imported here at module level; the classes are made when MLflow asks for them by
 gets exactly what MLflow would have given, and never sees our token.
 """
 
+import importlib
 import os
 
-from . import locate
+from . import locate, redact
+
+#: Called with (``created`` or ``ended``, run id, id of the run above or ``""``) of runs that are no job's.
+listeners = []  # type: list
+
+
+def tell(event, run_id, parent=""):
+    """Tell those who listen; none of them may disturb a run."""
+    if not os.environ.get("JUPYTER_MLOPS_JOB"):
+        for listener in list(listeners):
+            try:
+                listener(event, run_id, parent)
+            except Exception:
+                pass
+
+
+def _captured():
+    """The part of our package that records cells, where this interpreter has it; else None."""
+    try:
+        hooks = importlib.import_module("jupyter_mlops.capture.hooks")
+        return hooks if hooks.active() else None
+    except Exception:
+        return None
 
 
 def tracking_store(store_uri, artifact_uri=None, **_):
@@ -87,7 +110,7 @@ def _make_context():
         """Tags new runs with the notebook, script or job that they come from; only where our workspace records."""
 
         def in_context(self):
-            if not (os.environ.get("JPY_SESSION_NAME") or os.environ.get("JUPYTER_MLOPS_JOB")):
+            if not (os.environ.get("JPY_SESSION_NAME") or os.environ.get("JUPYTER_MLOPS_JOB") or _captured()):
                 return False
             from mlflow.tracking._tracking_service.utils import get_tracking_uri
 
@@ -101,13 +124,20 @@ def _make_context():
                 tags["mlops.job"] = os.environ["JUPYTER_MLOPS_JOB"]
                 spec = job_spec()
                 cell = spec.get("cell") or {}
-                source = cell.get("notebook") or spec.get("script") or spec.get("command")
+                source = cell.get("notebook") or spec.get("script") or redact.clean(spec.get("command") or "")
                 if source:
                     tags["mlflow.source.name"] = source
                     tags["mlflow.source.type"] = "NOTEBOOK" if cell.get("notebook") else "LOCAL"
             else:
-                tags["mlflow.source.name"] = os.environ["JPY_SESSION_NAME"]
-                tags["mlflow.source.type"] = "NOTEBOOK"
+                if os.environ.get("JPY_SESSION_NAME"):
+                    tags["mlflow.source.name"] = os.environ["JPY_SESSION_NAME"]
+                    tags["mlflow.source.type"] = "NOTEBOOK"
+                hooks = _captured()
+                if hooks is not None:
+                    try:
+                        tags.update(hooks.run_tags())
+                    except Exception:  # a run is worth more than its tags
+                        pass
             return tags
 
     return NotebookContext

@@ -16,7 +16,7 @@ import uuid
 from mlflow.store.model_registry.rest_store import RestStore as PlainRegistry
 from mlflow.store.tracking.rest_store import RestStore as PlainTracking
 
-from . import arrival, record, spool
+from . import arrival, mlflow_plugin, record, spool
 from . import mlflow_http as http
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -159,7 +159,9 @@ class TrackingStore(PlainTracking):
             _take_own_run()
         if INTERPRETER_TAG not in named:
             tags.append(_tag(INTERPRETER_TAG, sys.executable))
-        return super().create_run(experiment_id, user_id, start_time, tags, run_name)
+        run = super().create_run(experiment_id, user_id, start_time, tags, run_name)
+        mlflow_plugin.tell("created", run.info.run_id, next((t.value for t in tags if t.key == PARENT_TAG), ""))
+        return run
 
     def _resume_own(self, run_id, tags, run_name):
         """The job's own run as if it were newly created."""
@@ -177,7 +179,10 @@ class TrackingStore(PlainTracking):
                 if not run_name:
                     return self.get_run(run_id).info
                 run_status, end_time = None, None
-        return super().update_run_info(run_id, run_status, end_time, run_name)
+        info = super().update_run_info(run_id, run_status, end_time, run_name)
+        if end_time is not None:
+            mlflow_plugin.tell("ended", run_id)
+        return info
 
     def create_logged_model(
         self, experiment_id, name=None, source_run_id=None, tags=None, params=None, model_type=None

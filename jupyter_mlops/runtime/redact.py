@@ -71,7 +71,7 @@ _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 #: A whole name with a telling part; anchored at its start and bounded, so that no input is slow.
 _NAME = (
-    r"(?<![\w.\-])(?=[\w.\-]{0,100}?(?:(?i:pass|pwd|pw|secret|token|key|auth|cred|bearer|cookie|jwt|pat|dsn|sess|otp"
+    r"(?:(?<![\w.\-])|(?<=\n-)|(?<=\A-))(?=[\w.\-]{0,100}?(?:(?i:pass|pwd|pw|secret|token|key|auth|cred|bearer|cookie|jwt|pat|dsn|sess|otp"
     r"|conn|sas)))(?P<name>[A-Za-z_][\w.\-]{0,100})"
 )
 _BESIDE = re.compile(
