@@ -253,9 +253,13 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def curve(
-    series: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], title: str = "", width: int = 240, height: int = 96
+    series: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], title: str = "", width: int = 240, height: int = 96,
+    marks: Sequence[Any] = (),
 ) -> str:
-    """A small line chart as SVG: lowest and highest value and step on the axes, the last value in the title."""
+    """A small line chart as SVG: lowest and highest value and step on the axes, the last value in the title.
+
+    ``marks``: steps at which a further attempt began, drawn as dashed lines.
+    """
     drawn = {name: finite(*points) for name, points in series.items()}
     drawn = {name: points for name, points in drawn.items() if points}
     if not drawn:
@@ -269,15 +273,22 @@ def curve(
         across, up = _share(point[0], x0, x1), _share(point[1], y0, y1)
         return f"{left + across * (width - left - right):.1f},{height - bottom - up * (height - top - bottom):.1f}"
 
-    marks = []
+    shapes = []
+    for mark, _ in finite(marks, [y0] * len(marks)):
+        if x0 <= mark <= x1:
+            at = place((mark, y0)).split(",")[0]
+            shapes.append(
+                f'<line x1="{at}" y1="{top}" x2="{at}" y2="{height - bottom}" style="stroke:{WARN};stroke-dasharray:2 2">'
+                "<title>a further attempt</title></line>"
+            )
     for index, points in enumerate(drawn.values()):
         colour = _SERIES[index % len(_SERIES)]
         if len(points) == 1:
             x, y = place(points[0]).split(",")
-            marks.append(f'<circle cx="{x}" cy="{y}" r="2.5" style="fill:{colour}"/>')
+            shapes.append(f'<circle cx="{x}" cy="{y}" r="2.5" style="fill:{colour}"/>')
         else:
             path = " ".join(place(p) for p in points)
-            marks.append(
+            shapes.append(
                 f'<polyline points="{path}" style="fill:none;stroke:{colour};stroke-width:1.5;stroke-linejoin:round"/>'
             )
     low, high = number(min(ys), 4), number(max(ys), 4)
@@ -287,7 +298,7 @@ def curve(
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(label)}" style="display:block;max-width:100%">'
         f'<line x1="{left}" y1="{height - bottom}" x2="{width - right}" y2="{height - bottom}" '
-        f'style="stroke:{LINE}"/>{"".join(marks)}'
+        f'style="stroke:{LINE}"/>{"".join(shapes)}'
         f'<text x="{left - 4}" y="{top + 6}" text-anchor="end" style="{small}">{escape(high)}</text>'
         f'<text x="{left - 4}" y="{height - bottom}" text-anchor="end" style="{small}">{escape(low)}</text>'
         f'<text x="{left}" y="{height - 4}" style="{small}">{escape(number(min(xs)))}</text>'
