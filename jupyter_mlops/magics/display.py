@@ -26,21 +26,31 @@ if TYPE_CHECKING:
 
 MIME = "application/vnd.jupyter-mlops.job+json"
 
-#: Most bytes of a bundle: it is saved in the notebook.
-MAX_BUNDLE = 50_000
-_KEYS, _POINTS, _LINES, _WIDTH = 8, 100, 40, 200
+#: Most bytes by which a notebook grows for a bundle, as nbformat writes it: indented, each number on a line of its own.
+MAX_BUNDLE = 48_000
+#: Points of a curve, curves and lines of log that are kept: the first that fits.
+_SIZES = (
+    (100, 24, 40), (60, 24, 40), (40, 24, 30), (25, 24, 20), (16, 24, 20), (16, 16, 15), (12, 12, 15), (12, 8, 10),
+    (8, 4, 10), (2, 2, 4), (2, 0, 0),
+)
+_WIDTH = 200
 
 
-def snapshot(data: Mapping[str, Any], curves: Mapping[str, Any], log: str, progress: Any = None) -> dict[str, Any]:
+def snapshot(
+    data: Mapping[str, Any], curves: Mapping[str, Any], log: str, progress: Any = None, memory: int | None = None
+) -> dict[str, Any]:
     """What a job looked like: JSON of the contract with the renderer.
 
     Args:
         data: the job's resource.
-        curves: ``{key: {"steps", "values"}}``.
+        curves: ``{key: {"steps", "values", "timestamps"}}``.
         log: the end of rank 0's log.
+        memory: most resident bytes of a rank.
     """
     status, spec = data.get("status") or {}, data.get("spec") or {}
-    lines = [line[:_WIDTH] for line in render.log_lines(log)[-_LINES:]]
+    points, keys, count = _SIZES[0]
+    lines = [line[:_WIDTH] for line in render.log_lines(log)[-count:]]
+    kept = dict(list(curves.items())[:keys])
     return {
         "phase": status.get("phase") or "Queued",
         "reason": status.get("reason") or "",
@@ -49,11 +59,29 @@ def snapshot(data: Mapping[str, Any], curves: Mapping[str, Any], log: str, progr
         "ended_at": status.get("ended_at") or "",
         "exit_code": status.get("exit_code"),
         "processes": int((spec.get("distribution") or {}).get("process_count_per_instance") or 1),
-        "metrics": {k: _thin(c, _POINTS) for k, c in list(curves.items())[:_KEYS]},
+        "metrics": {k: _thin(c, points) for k, c in kept.items()},
+        "attempt": int(status.get("attempt") or 0),
+        "restarts": {k: steps for k, c in kept.items() if (steps := _restarts(status, c))},
+        "memory": memory,
         "log": "\n".join(lines),
         "progress": progress,
         "taken_at": utcnow(),
     }
+
+
+def _restarts(status: Mapping[str, Any], curve: Mapping[str, Any]) -> list[Any]:
+    """The steps at which a curve was gone on with by a further attempt, at most ten."""
+    begun = [attempt.get("started_at") for attempt in status.get("attempts") or []] + [status.get("started_at")]
+    steps, times = curve.get("steps") or [], curve.get("timestamps") or []
+    marks: list[Any] = []
+    for text in list(dict.fromkeys(begun))[1:]:
+        moment = render.when(text)
+        if moment is None:
+            continue
+        first = next((s for s, t in zip(steps, times, strict=False) if t >= moment.timestamp() * 1000), None)
+        if first is not None and first not in marks:
+            marks.append(first)
+    return marks[-10:]
 
 
 def _thin(curve: Mapping[str, Any], points: int) -> dict[str, list[Any]]:
@@ -71,32 +99,44 @@ def _thin(curve: Mapping[str, Any], points: int) -> dict[str, list[Any]]:
 
 
 def bundle(data: Mapping[str, Any], shot: dict[str, Any], workspace: str = "default") -> dict[str, Any]:
-    """The MIME bundle of a job: renderer's JSON, HTML and text, together at most :data:`MAX_BUNDLE` bytes."""
+    """The MIME bundle of a job: renderer's JSON, HTML and text. A notebook grows by :data:`MAX_BUNDLE` at most."""
     status = data.get("status") or {}
-    points, lines = _POINTS, _LINES
-    while True:
+    for points, keys, lines in _SIZES:
+        metrics = {k: _thin(c, points) for k, c in list(shot["metrics"].items())[:keys]}
+        small = {
+            **shot, "reason": shot["reason"][:1000], "metrics": metrics,
+            "restarts": {k: steps for k, steps in shot["restarts"].items() if k in metrics},
+            "log": "\n".join(shot["log"].splitlines()[-lines:] if lines else []),
+        }
         made = {
             MIME: {
                 "version": 1, "workspace": workspace, "name": data.get("name") or "",
                 "run_id": status.get("run_id") or "", "experiment_id": status.get("experiment_id") or "",
-                "snapshot": shot,
+                "snapshot": small,
             },
-            "text/html": html(data, shot),
-            "text/plain": text(data, shot),
+            "text/html": html(data, small),
+            "text/plain": text(data, small),
         }
-        if len(json.dumps(made).encode()) <= MAX_BUNDLE or (points <= 2 and lines == 0):
-            return made
-        points, lines = max(2, points // 2), lines // 2
-        kept = shot["log"].splitlines()[-lines:] if lines else []
-        shot = {**shot, "metrics": {k: _thin(c, points) for k, c in shot["metrics"].items()}, "log": "\n".join(kept)}
+        if _saved(made) <= MAX_BUNDLE:
+            break
+    return made
+
+
+def _saved(made: Any) -> int:
+    """By how many bytes a notebook file grows: five levels deep, an indentation of one."""
+    return len(json.dumps([[[[[made]]]]], indent=1, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 def _summary(data: Mapping[str, Any], shot: Mapping[str, Any]) -> list[str]:
     words = [render.duration(shot.get("started_at"), shot.get("ended_at") or shot.get("taken_at"))]
     if shot["processes"] > 1:
         words.append(f"{shot['processes']} processes")
+    if shot["attempt"] > 1:
+        words.append(f"attempt {shot['attempt']}")
     if shot.get("exit_code") not in (None, 0):
         words.append(f"exit code {shot['exit_code']}")
+    if shot.get("memory"):
+        words.append(f"most memory {render.size(shot['memory'])}")
     experiment = (data.get("spec") or {}).get("experiment_name")
     if experiment:
         words.append(f"experiment {experiment}")
@@ -140,7 +180,7 @@ def html(data: Mapping[str, Any], shot: Mapping[str, Any]) -> str:
         )
     charts = []
     for key, curve in shot["metrics"].items():
-        drawn = render.curve({key: (curve["steps"], curve["values"])}, key)
+        drawn = render.curve({key: (curve["steps"], curve["values"])}, key, marks=shot["restarts"].get(key) or ())
         if drawn:
             last = next((v for v in reversed(curve["values"]) if v is not None), None)
             charts.append(
@@ -275,19 +315,24 @@ def _first(job: Job) -> dict[str, Any]:
 async def _take(client: Any, data: Mapping[str, Any]) -> dict[str, Any]:
     """A snapshot by REST; what cannot be had is left out."""
     name, run_id = data["name"], (data.get("status") or {}).get("run_id")
-    log, curves, progress = "", {}, None
+    log, curves, progress, memory = "", {}, None, None
     rank = (data.get("status") or {}).get("failed_rank") or 0
     try:
-        log = (await client.job_log(name, rank, -16_384))["text"]
+        part = await client.job_log(name, rank, -32_768)
+        log = part["text"]
+        if part["offset"] > 0:
+            log = log.partition("\n")[2] or log  # it begins in the middle of a line
+        used = (await client.job_usage(name, 2))["attempts"]
+        memory = max((r["peak_rss"] for a in used for r in a["samples"]["ranks"]), default=None)
     except MlopsError:
-        log = "\n".join((data.get("status") or {}).get("log_tail") or [])
+        log = log or "\n".join((data.get("status") or {}).get("log_tail") or [])
     if run_id:
         try:
             curves = (await client.run_metrics(run_id, None, 200))["metrics"]
             progress = (await client.get_run(run_id)).get("progress")
         except MlopsError:
             pass
-    return bundle(data, snapshot(data, curves, log, progress), client.transport.where.name)
+    return bundle(data, snapshot(data, curves, log, progress, memory), client.transport.where.name)
 
 
 class Progress:

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import Plane, make_home, wait_for
@@ -47,6 +48,7 @@ def path_of(home, name: str, attempt: int = 1) -> str:
 
 FLOOD = """
 import time
+from pathlib import Path
 begun = time.monotonic()
 number = 0
 while time.monotonic() < begun + 3:
@@ -130,7 +132,7 @@ def test_following_survives_the_control_plane_and_goes_on_with_the_next_attempt(
     home.start()
     reader.join(90)
     assert not reader.is_alive() and not failed
-    logs = [open(path_of(home, "count", attempt), encoding="utf-8").read() for attempt in (1, 2)]
+    logs = [Path(path_of(home, "count", attempt)).read_text(encoding="utf-8") for attempt in (1, 2)]
     assert "".join(pieces) == logs[0] + "— attempt 2 —\n" + logs[1]
     assert logs[0].count("\n") == 61 and logs[1].count("\n") == 60
     assert job.status == "Completed"

@@ -221,7 +221,7 @@ def test_bundle_has_three_forms_and_the_contract() -> None:
     }
     assert set(live["snapshot"]) == {
         "phase", "reason", "queued_at", "started_at", "ended_at", "exit_code", "processes", "metrics", "log",
-        "progress", "taken_at",
+        "progress", "taken_at", "attempt", "restarts", "memory",
     }
     assert live["snapshot"]["metrics"] == {"loss": {"steps": [0, 1, 2], "values": [1.0, 0.5, 0.25]}}
     assert live["snapshot"]["processes"] == 2 and live["snapshot"]["log"] == "one\ntwo"
@@ -251,6 +251,49 @@ def test_bundle_is_bounded() -> None:
     assert made[MIME]["snapshot"]["metrics"]
     first = next(iter(made[MIME]["snapshot"]["metrics"].values()))
     assert first["steps"][0] == 0 and first["steps"][-1] == 4999
+
+
+def saved(data: dict) -> int:
+    """Bytes of a notebook file with this output."""
+    import nbformat
+
+    output = nbformat.v4.new_output("display_data", data=data)
+    cell = nbformat.v4.new_code_cell("x", outputs=[output] if data else [])
+    return len(nbformat.writes(nbformat.v4.new_notebook(cells=[cell])).encode())
+
+
+@pytest.mark.parametrize(("metrics", "line"), [(20, "epoch {} \"loss\" 0.2 <ünï>"), (300, "x" * 500), (3, "\\" * 500)])
+def test_a_notebook_grows_by_less_than_fifty_kilobytes(metrics: int, line: str) -> None:
+    """As the file is written: indented, each number on a line of its own."""
+    steps = list(range(0, 100_000, 200))
+    curves = {
+        f"train/metric_{i}": {"steps": steps, "values": [math.sin(s * i / 7) / 3 for s in steps],
+                              "timestamps": [1_770_000_000_000 + s for s in steps]}
+        for i in range(metrics)
+    }
+    job = a_job(phase="Completed", reason="r" * 4000)
+    made = bundle(job, snapshot(job, curves, "\n".join(line.format(i) for i in range(5000)), None, 10**9))
+    assert saved(made) - saved({}) < 50_000
+    shot = made[MIME]["snapshot"]
+    assert len(shot["metrics"]) >= min(metrics, 8) and shot["log"].count("\n") >= 9
+    assert all(len(curve["steps"]) >= 12 for curve in shot["metrics"].values())
+    assert "most memory 1.0 GB" in made["text/plain"] and made["text/html"].count("<svg") == len(shot["metrics"])
+    check_html(made["text/html"])
+
+
+def test_further_attempts_are_marked() -> None:
+    second = "2026-01-01T00:01:00Z"
+    job = a_job(attempt=2, started_at=second, attempts=[
+        {"attempt": 1, "phase": "Failed", "started_at": "2026-01-01T00:00:01Z", "ended_at": "2026-01-01T00:00:50Z"}])
+    begun = 1767225600000
+    curves = {
+        "loss": {"steps": [0, 1, 2, 3], "values": [4, 3, 2, 1], "timestamps": [begun + t for t in (2000, 9000, 61000, 62000)]},
+        "early": {"steps": [0, 1], "values": [4, 3], "timestamps": [begun + 2000, begun + 3000]},
+    }
+    made = bundle(job, snapshot(job, curves, ""))
+    assert made[MIME]["snapshot"]["restarts"] == {"loss": [2]} and made[MIME]["snapshot"]["attempt"] == 2
+    assert made["text/html"].count("stroke-dasharray") == 1 and "attempt 2" in made["text/plain"]
+    check_html(made["text/html"])
 
 
 def test_values_that_json_lacks_are_null() -> None:
