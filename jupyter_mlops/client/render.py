@@ -279,7 +279,7 @@ def curve(
             at = place((mark, y0)).split(",")[0]
             shapes.append(
                 f'<line x1="{at}" y1="{top}" x2="{at}" y2="{height - bottom}" '
-                f'style="stroke:{WARN};stroke-dasharray:2 2"><title>a further attempt</title></line>"
+                f'style="stroke:{WARN};stroke-dasharray:2 2"><title>a further attempt</title></line>'
             )
     for index, points in enumerate(drawn.values()):
         colour = _SERIES[index % len(_SERIES)]

@@ -286,9 +286,10 @@ def test_further_attempts_are_marked() -> None:
     job = a_job(attempt=2, started_at=second, attempts=[
         {"attempt": 1, "phase": "Failed", "started_at": "2026-01-01T00:00:01Z", "ended_at": "2026-01-01T00:00:50Z"}])
     begun = 1767225600000
+    times = [begun + t for t in (2000, 9000, 61000, 62000)]
     curves = {
-        "loss": {"steps": [0, 1, 2, 3], "values": [4, 3, 2, 1], "timestamps": [begun + t for t in (2000, 9000, 61000, 62000)]},
-        "early": {"steps": [0, 1], "values": [4, 3], "timestamps": [begun + 2000, begun + 3000]},
+        "loss": {"steps": [0, 1, 2, 3], "values": [4, 3, 2, 1], "timestamps": times},
+        "early": {"steps": [0, 1], "values": [4, 3], "timestamps": times[:2]},
     }
     made = bundle(job, snapshot(job, curves, ""))
     assert made[MIME]["snapshot"]["restarts"] == {"loss": [2]} and made[MIME]["snapshot"]["attempt"] == 2
