@@ -18,7 +18,7 @@ import pytest
 
 from jupyter_mlops.runtime import locate
 
-pytest_plugins = ["pages", "fault_table"]  # fixtures of the browser tests; the table of the fault matrix
+pytest_plugins = ["pages", "fault_bench", "fault_table"]  # fixtures of browser and fault tests
 
 # Several workers share few cores: numeric libraries that spin on all of them only steal from each other.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -45,6 +45,7 @@ def _clean_environment(monkeypatch):
         if name.startswith(("JUPYTER_MLOPS_", "MLFLOW_", "JUPYTERHUB_", "JPY_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("JUPYTER_MLOPS_WARM", "0")  # how a job is started must not depend on the one before
 
 
 def make_home() -> Path:
@@ -71,18 +72,22 @@ def processes_of(home: Path) -> list[int]:
 
 
 class Plane:
-    """A real control plane in a folder of its own, and a small HTTP client for it."""
+    """A real control plane in a folder of its own, and a small HTTP client for it.
 
-    def __init__(self, home: Path, idle: float = 900.0) -> None:
+    ``warm``: whether processes that have imported torch may wait for its jobs.
+    """
+
+    def __init__(self, home: Path, idle: float = 900.0, warm: bool = False) -> None:
         self.home = home
         self.idle = idle
+        self.warm = warm
         self.place = locate.Place(str(home), "default")
         self.process: subprocess.Popen | None = None
         self._tokens: dict[tuple[str, str], str] = {}
 
     def start(self) -> Plane:
         """Start it and wait until it answers."""
-        env = {**os.environ, "PYTHONPATH": str(REPO)}
+        env = {**os.environ, "PYTHONPATH": str(REPO), "JUPYTER_MLOPS_WARM": "1" if self.warm else "0"}
         logs = self.home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         with open(logs / "control.log", "ab") as log:
