@@ -29,6 +29,8 @@ const COLORS = [
 ];
 /** Lines differ in their dashes too, for eyes and printers that do not see colours. */
 const DASHES: number[][] = [[], [7, 3], [2, 2]];
+/** Steps of an axis of bytes. */
+const BYTES = Array.from({ length: 50 }, (_, power) => 2 ** power);
 const STYLES = ['solid', 'dashed', 'dotted'] as const;
 
 /** How a line looks: its colour and its dash are numbers of a palette. */
@@ -63,6 +65,8 @@ export interface IChartForm {
   floor?: number;
   height?: number;
   tick?: (value: number) => string;
+  /** Whether the vertical axis counts bytes. */
+  bytes?: boolean;
 }
 
 export namespace MetricChart {
@@ -117,7 +121,6 @@ export class MetricChart implements IDisposable {
     if (xs.length) {
       plot.setScale('x', this._range());
     }
-    plot.redraw();
   }
 
   dispose(): void {
@@ -204,6 +207,7 @@ export class MetricChart implements IDisposable {
           ...axis,
           size: 46,
           space: 26,
+          ...(this._form!.bytes ? { incrs: BYTES } : {}),
           values: (_, ticks) =>
             ticks.map(tick =>
               tick === null ? '' : (this._form!.tick?.(tick) ?? formatNumber(tick, 3))

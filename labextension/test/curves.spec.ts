@@ -95,20 +95,18 @@ describe('chartData', () => {
 describe('curves of several runs', () => {
   it('tell runs apart by colour, metrics of one run by colour too', () => {
     const metrics = { loss: series([0], [1]), val_loss: series([0], [2]) };
-    const group = { title: 'loss', keys: ['loss', 'val_loss'] };
+    const keys = ['loss', 'val_loss'];
     const one = { id: '1', name: 'one', metrics };
     const two = { id: '2', name: 'two', metrics: { loss: series([0], [3]) } };
-    expect(curvesOf(group, [one]).map(({ label, color }) => [label, color])).toEqual([
+    expect(curvesOf(keys, [one]).map(({ label, color }) => [label, color])).toEqual([
       ['loss', 0],
       ['val_loss', 1]
     ]);
-    expect(
-      curvesOf(group, [one, two]).map(({ label, color, dash }) => [label, color, dash])
-    ).toEqual([
-      ['one · loss', 0, 0],
-      ['one · val_loss', 0, 1],
-      ['two · loss', 1, 0]
+    expect(curvesOf(['loss'], [one, two]).map(({ label, color }) => [label, color])).toEqual([
+      ['one', 0],
+      ['two', 1]
     ]);
+    expect(curvesOf(['val_loss'], [one, two]).map(curve => curve.id)).toEqual(['1 val_loss']);
   });
 });
 

@@ -258,7 +258,7 @@ describe('MlopsPanel', () => {
     }
     expect(model.jobs.items.length).toBe(1000);
     expect(rows('jobs').length).toBeLessThan(150);
-    expect(rows('jobs')[2].textContent).toContain('3 of 1000 in the queue');
+    expect(rows('jobs')[2].textContent).toContain('3 of 1000');
     expect(rows('jobs')[2].textContent).toContain('waits for 1 CPU');
     expect(section('jobs').querySelector<HTMLElement>('[role=list]')!.dataset.total).toBe('1000');
     // Far down, what is there now is drawn, and the room above stays.

@@ -7,7 +7,7 @@ import { HEIGHT, IChartForm, lineStyle, MetricChart } from '../chart';
 import { ChartState, MAX_SMOOTHING } from '../chartstate';
 import { chartData, hasTimes, ICurve, IMark, originOf, valueAt, XAxis } from '../curves';
 import { formatDuration, formatNumber } from '../format';
-import { groupSeries, IChartGroup, lastValue } from '../series';
+import { groupSeries, lastValue } from '../series';
 import { useSignal } from './common';
 
 /** Charts shown before one asks for all. */
@@ -36,6 +36,7 @@ export interface ICurveChartProps {
   floor?: number;
   height?: number;
   format?: (value: number | null | undefined) => string;
+  bytes?: boolean;
   /** What stands before the legend. */
   caption?: string;
   testId?: string;
@@ -91,7 +92,8 @@ export function CurveChart(props: ICurveChartProps): JSX.Element {
       marks: marks ?? [],
       floor: props.floor,
       height: props.height,
-      tick: props.format
+      tick: props.format,
+      bytes: props.bytes
     };
     void chart.current?.setData(data, form);
   }, [data, log, zoom, marks, props.group, state, own]);
@@ -139,26 +141,25 @@ export function CurveChart(props: ICurveChartProps): JSX.Element {
 }
 
 /** The curves of a chart: of one run, colours tell metrics apart; of several, colours tell runs apart. */
-export function curvesOf(group: IChartGroup, runs: readonly IDrawnRun[]): ICurve[] {
+export function curvesOf(keys: readonly string[], runs: readonly IDrawnRun[]): ICurve[] {
   const several = runs.length > 1;
   return runs.flatMap((run, r) => {
     const origin = originOf(run.metrics);
-    return group.keys.flatMap((key, k): ICurve[] => {
+    return keys.flatMap((key, k): ICurve[] => {
       const series = run.metrics[key];
-      if (!series?.steps.length) {
-        return [];
-      }
-      const name = group.keys.length > 1 ? `${run.name} · ${key}` : run.name;
-      return [
-        {
-          id: `${run.id} ${key}`,
-          label: several ? name : key,
-          series,
-          color: several ? r : k,
-          dash: several && group.keys.length > 1 ? k : several ? Math.floor(r / 6) : k,
-          origin
-        }
-      ];
+      const look = several ? r : k;
+      return series?.steps.length
+        ? [
+            {
+              id: `${run.id} ${key}`,
+              label: several ? run.name : key,
+              series,
+              color: look,
+              dash: look,
+              origin
+            }
+          ]
+        : [];
     });
   });
 }
@@ -255,11 +256,20 @@ export function Metrics(props: {
   const limit = props.limit ?? MAX_CHARTS;
   const { charts, singles, timed } = useMemo(() => {
     const all = union(runs);
-    return { ...groupSeries(all), timed: Object.values(all).some(hasTimes) };
+    const { charts, singles } = groupSeries(all);
+    return {
+      // Several runs have a chart for each metric: what colours mean there is taken.
+      charts:
+        runs.length > 1
+          ? charts.flatMap(group => group.keys.map(key => ({ title: key, keys: [key] })))
+          : charts,
+      singles,
+      timed: Object.values(all).some(hasTimes)
+    };
   }, [runs]);
   const shown = state.all ? charts : charts.slice(0, limit);
   const drawn = useMemo(
-    () => shown.map(group => ({ group, curves: curvesOf(group, runs) })),
+    () => shown.map(group => ({ group, curves: curvesOf(group.keys, runs) })),
     [runs, charts, state.all]
   );
   const values = singles.filter(key => runs[0]?.metrics[key]);
@@ -284,7 +294,7 @@ export function Metrics(props: {
             <CurveChart
               key={group.title}
               title={group.title}
-              caption={runs.length > 1 && group.keys.length === 1 ? group.keys[0] : undefined}
+              caption={runs.length > 1 ? group.title : undefined}
               curves={curves}
               state={state}
               group={props.group}

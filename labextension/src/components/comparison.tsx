@@ -37,7 +37,7 @@ function Table(props: {
             <th scope="col">{trans.__('Run')}</th>
             {runs.map((run, i) => (
               <th key={run.id} scope="col">
-                <span className="jp-Mlops-swatch" style={lineStyle(i, 0)} />
+                <span className="jp-Mlops-swatch" style={lineStyle(i)} />
                 <button type="button" className="jp-Mlops-more" onClick={() => props.onOpen(run)}>
                   {run.name}
                 </button>

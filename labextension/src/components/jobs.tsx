@@ -16,7 +16,7 @@ import { DELETED } from '../model';
 import { isTerminal } from '../snapshot';
 import { IconButton, ProgressBar, useNow, useSignal } from './common';
 import { List, Row } from './list';
-import { priorityText, queueText } from './outcome';
+import { priorityText } from './outcome';
 import { CLOCK, ISectionProps } from './section';
 import { phaseText, StatusIcon } from './status';
 
@@ -39,7 +39,8 @@ function JobRow(props: ISectionProps & { job: Job; first: boolean }): JSX.Elemen
   const progress = model.progress.get(job.name);
   const done = percent(progress);
   const word = phaseText(status.phase, trans);
-  const place = queued ? queueText(status.queue, trans) : '';
+  const place =
+    queued && status.queue ? trans.__('%1 of %2', status.queue.place, status.queue.length) : '';
   const priority = ended ? '' : priorityText(spec.queue_settings?.priority, trans);
   const reason = (queued && status.queue?.reason) || status.reason;
   const processes = spec.distribution?.process_count_per_instance ?? 1;
@@ -52,7 +53,15 @@ function JobRow(props: ISectionProps & { job: Job; first: boolean }): JSX.Elemen
       label={[job.name, word, place, status.reason].filter(Boolean).join(', ')}
       icon={<StatusIcon phase={status.phase} />}
       title={job.name}
-      aside={ended ? relativeTime(status.ended_at || job.updated_at, now, trans) : undefined}
+      aside={
+        queued ? (
+          <span data-testid="mlops-queue-place" title={trans.__('Place in the queue')}>
+            {place}
+          </span>
+        ) : ended ? (
+          relativeTime(status.ended_at || job.updated_at, now, trans)
+        ) : undefined
+      }
       detail={
         <>
           <span className="jp-Mlops-word" aria-live="polite" data-testid="mlops-job-state">
@@ -68,7 +77,6 @@ function JobRow(props: ISectionProps & { job: Job; first: boolean }): JSX.Elemen
               {progress.done}/{progress.total}
             </span>
           )}
-          {place && <span data-testid="mlops-queue-place">{place}</span>}
           {priority && <span>{priority}</span>}
           {status.attempt > 1 && <span>{trans.__('attempt %1', status.attempt)}</span>}
           {processes > 1 && <span>{trans.__('%1 processes', processes)}</span>}

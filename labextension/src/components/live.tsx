@@ -65,7 +65,7 @@ function Curves(props: {
         <ul className="jp-Mlops-runs" data-testid="mlops-live-runs">
           {runs.map((run, i) => (
             <li key={run.id}>
-              <span className="jp-Mlops-swatch" style={lineStyle(i, 0)} />
+              <span className="jp-Mlops-swatch" style={lineStyle(i)} />
               {run.name}
             </li>
           ))}

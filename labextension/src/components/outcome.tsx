@@ -23,14 +23,6 @@ function causeText(rank: number | null, code: number | null, trans: TranslationB
   return [where, exitText(code, trans)].filter(Boolean).join(' · ');
 }
 
-/** Where a waiting job stands; empty when that is not known. */
-export function queueText(
-  queue: { place: number; length: number } | null | undefined,
-  trans: TranslationBundle
-): string {
-  return queue ? trans.__('%1 of %2 in the queue', queue.place, queue.length) : '';
-}
-
 export function priorityText(priority: string | undefined, trans: TranslationBundle): string {
   switch (priority) {
     case 'high':
@@ -44,7 +36,7 @@ export function priorityText(priority: string | undefined, trans: TranslationBun
 
 function Waiting({ view, trans }: { view: IJobView; trans: TranslationBundle }): JSX.Element {
   const parts = [
-    queueText(view.queue, trans),
+    view.queue ? trans.__('%1 of %2 in the queue', view.queue.place, view.queue.length) : '',
     priorityText(view.priority, trans),
     view.queue?.reason ?? ''
   ].filter(Boolean);

@@ -131,6 +131,7 @@ export function Resources(props: {
               floor={0}
               height={HEIGHT}
               format={writer(kind)}
+              bytes={kind === 'rss' || kind === 'gpu_memory'}
               testId="mlops-usage-chart"
             />
           ))}

@@ -105,7 +105,7 @@ export function RunPicker(props: {
                 />
                 <StatusIcon phase={run.status} />
                 <span className="jp-Mlops-pickerName">{run.name || run.run_id.slice(0, 8)}</span>
-                {on && <span className="jp-Mlops-swatch" style={lineStyle(index + 1, 0)} />}
+                {on && <span className="jp-Mlops-swatch" style={lineStyle(index + 1)} />}
                 {keyMetrics(run.metrics ?? {}, [], 1).map(([key, value]) => (
                   <span key={key} className="jp-Mlops-muted">
                     {key} {formatNumber(value)}
