@@ -395,6 +395,8 @@ class Supervisor:
 
     def _finish(self):
         """Draw the conclusion of how the ranks ended, and write it."""
+        if self.meters is not None:
+            self.meters[0].look(now=True)  # nobody looks again
         for rank in self.ranks:
             self._read_exit(rank)
         codes = [rank.exit_code for rank in self.ranks]
