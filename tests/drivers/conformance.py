@@ -1,6 +1,8 @@
 """What every compute driver must do; a driver's own test module subclasses :class:`Conformance` and gives ``bench``.
 
-All runs are real: real processes, real signals, real files. Times are never asserted, all waits are bounded.
+All runs are real: real processes, real signals, real files. Times are never asserted, all waits are bounded. A driver
+for another machine overrides what of :class:`Bench` looks at processes (:meth:`Bench.lives`, :meth:`Bench.kill`,
+:meth:`Bench.family`) and leaves the tests as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from jupyter_mlops.compute.base import ComputeDriver, JobRef, Observation
+from jupyter_mlops.compute.base import NOTHING, ComputeDriver, Grant, JobRef, Observation
 from jupyter_mlops.runtime import processes
 from jupyter_mlops.runtime.jobfolder import JobFolder
 
@@ -55,32 +57,41 @@ class Bench:
         folder.mkdir(parents=True, mode=0o700)
         spec.setdefault("interpreter", sys.executable)
         (folder / "spec.json").write_text(json.dumps(spec))
+        (folder / "run.json").write_text(json.dumps({"run_id": name * 32, "experiment_id": "1"}))
         job = JobRef(name, folder)
         self.jobs.append(job)
         return job
 
-    def cell(self, name: str, source: str, processes: int = 1, **spec: Any) -> JobRef:
+    def cell(self, name: str, source: str, processes: int = 1, grant: Grant = NOTHING, **spec: Any) -> JobRef:
         """A started job that runs ``source``."""
         if processes > 1:
             spec["distribution"] = {"type": "pytorch", "process_count_per_instance": processes}
         job = self.job(name, cell={"source": source}, **spec)
-        self.driver.start(job, 1, {})
+        self.driver.start(job, 1, {}, grant)
         return job
 
-    def observe(self, job: JobRef) -> Observation:
-        return self.driver.observe(job, 1)
+    def observe(self, job: JobRef, attempt: int = 1) -> Observation:
+        return self.driver.observe(job, attempt)
 
-    def ended(self, job: JobRef, timeout: float = 40.0) -> Observation:
+    def ended(self, job: JobRef, timeout: float = 40.0, attempt: int = 1) -> Observation:
         """The observation of the attempt's end."""
 
         def look() -> Observation | None:
-            seen = self.observe(job)
+            seen = self.observe(job, attempt)
             return seen if seen.terminal else None
 
         return wait_for(look, timeout)
 
-    def log(self, job: JobRef, rank: int = 0) -> str:
-        return self.driver.read_log(job, 1, rank, 0, 1_000_000).data.decode()
+    def log(self, job: JobRef, rank: int = 0, attempt: int = 1) -> str:
+        return self.driver.read_log(job, attempt, rank, 0, 1_000_000).data.decode()
+
+    def lives(self, pid: int) -> str:
+        """Something that tells this process from a later one of the same pid; empty when there is none."""
+        return processes.start_time(pid)
+
+    def kill(self, pid: int) -> None:
+        """SIGKILL to one process of a job, from outside."""
+        os.kill(pid, signal.SIGKILL)
 
     def says(self, job: JobRef, text: str, rank: int = 0) -> str:
         """Wait until a rank's log holds ``text``."""
@@ -100,10 +111,10 @@ class Bench:
     def close(self) -> None:
         """End whatever a test left running."""
         for job in self.jobs:
-            folder = JobFolder(job.folder)
-            state = folder.attempt(1).state()
-            if processes.alive(state.get("pid"), state.get("start_time")):
-                os.kill(state["pid"], signal.SIGKILL)
+            for attempt in (1, 2):
+                state = JobFolder(job.folder).attempt(attempt).state()
+                if processes.alive(state.get("pid"), state.get("start_time")):
+                    os.kill(state["pid"], signal.SIGKILL)
             for pid in self.family(job):
                 os.kill(pid, signal.SIGKILL)
 
@@ -149,6 +160,8 @@ class Conformance:
         log = bench.log(job)
         assert "    raise ValueError('boom')" in log and "line 3, in <module>" in log
         assert "launch" not in log
+        assert seen.traceback[0].startswith("Traceback") and seen.traceback[-1] == "ValueError: boom"
+        assert seen.seconds >= 0 and seen.cause == ""
 
     def test_exit_code_of_the_user(self, bench: Bench) -> None:
         job = bench.cell("a", "raise SystemExit(7)")
@@ -157,10 +170,10 @@ class Conformance:
 
     def test_killed_rank(self, bench: Bench) -> None:
         job = bench.cell("a", "import os\nprint(os.getpid())\nimport time\ntime.sleep(60)")
-        os.kill(int(bench.says(job, "\n")), signal.SIGKILL)
+        bench.kill(int(bench.says(job, "\n")))
         seen = bench.ended(job)
         assert (seen.phase, seen.exit_code) == ("failed", -9)
-        assert "killed by signal 9" in seen.reason
+        assert "killed by signal 9 (SIGKILL)" in seen.reason and seen.cause == "", "and nothing of lack of memory"
 
     def test_starting_again_runs_once(self, bench: Bench, tmp_path: Path) -> None:
         count = tmp_path / "count"
@@ -195,15 +208,94 @@ print("pids", *pids, os.getpid(), flush=True)
 time.sleep(60)
 """)
         pids = [int(pid) for pid in bench.says(job, "pids").split()[1:]]
-        started = {pid: processes.start_time(pid) for pid in pids}
+        started = {pid: bench.lives(pid) for pid in pids}
         assert all(started.values())
         wait_for(lambda: bench.observe(job).phase == "running")
         bench.driver.stop(job, 1, 0.5)
         bench.driver.stop(job, 1, 0.5)
         seen = bench.ended(job)
         assert (seen.phase, seen.reason) == ("canceled", "stopped")
-        assert not [pid for pid in pids if processes.alive(pid, started[pid])]
+        assert not [pid for pid in pids if bench.lives(pid) == started[pid]]
         assert not bench.family(job)
+
+    def test_attempts_share_the_folder(self, bench: Bench) -> None:
+        job = bench.cell("a", """
+import os
+attempt = os.environ["JUPYTER_MLOPS_ATTEMPT"]
+print("attempt", attempt, os.path.exists("checkpoint"))
+open("checkpoint", "a").write(attempt)
+if attempt == "1":
+    raise SystemExit(3)
+""")
+        assert bench.ended(job).exit_code == 3
+        kept = {"run.json": (job.folder / "run.json").read_bytes()}
+        for name in ("journal/1-0.bin", "spool/1/entry.json", "inputs/payload.pkl", "delivery.json"):
+            path = job.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"kept")
+            kept[name] = b"kept"
+        assert bench.observe(job, 2).phase == "absent"
+        bench.driver.start(job, 2, {})
+        seen = bench.ended(job, attempt=2)
+        assert (seen.phase, seen.attempt, seen.exit_code) == ("completed", 2, 0)
+        assert bench.observe(job).phase == "failed", "the first one stays as it ended"
+        assert (bench.log(job), bench.log(job, attempt=2)) == ("attempt 1 False\n", "attempt 2 True\n")
+        assert (job.folder / "outputs" / "checkpoint").read_text() == "12"
+        assert {name: (job.folder / name).read_bytes() for name in kept} == kept
+
+    def test_a_stop_is_for_one_attempt(self, bench: Bench) -> None:
+        job = bench.cell("a", """
+import os, time
+print("up")
+if os.environ["JUPYTER_MLOPS_ATTEMPT"] == "1":
+    time.sleep(60)
+""")
+        bench.says(job, "up")
+        bench.driver.stop(job, 1, 5.0)
+        assert bench.ended(job).phase == "canceled"
+        bench.driver.start(job, 2, {})
+        assert bench.ended(job, attempt=2).phase == "completed"
+
+    def test_time_that_is_over(self, bench: Bench) -> None:
+        job = bench.cell("a", """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"], start_new_session=True)
+print("up", child.pid)
+time.sleep(60)
+""", limits={"timeout": 60, "grace": 0.2}, grant=Grant(timeout=1.0))
+        child = int(bench.says(job, "up").split()[1])
+        seen = bench.ended(job)
+        assert (seen.phase, seen.cause, seen.failed_rank) == ("failed", "timeout", None)
+        assert seen.reason == "ran longer than limits.timeout (60 s)" and seen.seconds >= 1
+        assert not bench.lives(child) and not bench.family(job)
+
+    def test_time_that_suffices(self, bench: Bench) -> None:
+        job = bench.cell("a", "print(1)", limits={"timeout": 60}, grant=Grant(timeout=60.0))
+        seen = bench.ended(job)
+        assert (seen.phase, seen.cause) == ("completed", "") and 0 < seen.seconds < 60
+
+    def test_another_control_plane_goes_on(self, bench: Bench) -> None:
+        job = bench.cell("a", "import time\nprint('up')\ntime.sleep(60)")
+        bench.says(job, "up")
+        other = bench.make()
+        other.subscribe(lambda name: None)
+        seen = wait_for(lambda: other.observe(job, 1).phase == "running" and other.observe(job, 1))
+        assert seen.ranks[0].running
+        assert other.read_log(job, 1, 0, 0, 100).data == b"up\n"
+        other.stop(job, 1, 5.0)
+        assert bench.ended(job).phase == "canceled"
+        assert other.observe(job, 1).phase == "canceled"
+
+    def test_environment_and_working_folder(self, bench: Bench) -> None:
+        job = bench.job("a", cell={"source": "import json, os\nprint(json.dumps([dict(os.environ), os.getcwd()]))"},
+                        environment_variables={"ASKED": "one two"})
+        bench.driver.start(job, 1, {"JUPYTER_MLOPS_JOB": "a"})
+        assert bench.ended(job).phase == "completed"
+        env, cwd = json.loads(bench.log(job))
+        assert (env["ASKED"], env["JUPYTER_MLOPS_JOB"], env["JUPYTER_MLOPS_ATTEMPT"]) == ("one two", "a", "1")
+        assert cwd == os.path.join(env["JUPYTER_MLOPS_JOB_DIR"], "outputs")
+        assert "RANK" not in env and "MLFLOW_TRACKING_TOKEN" not in env and "JUPYTER_MLOPS_TOKEN" not in env
 
     def test_stop_lets_a_rank_end_by_itself(self, bench: Bench) -> None:
         job = bench.cell("a", """
@@ -236,7 +328,7 @@ print(child.pid)
 """)
         seen = bench.ended(job)
         assert seen.phase == "completed"
-        assert not processes.start_time(int(bench.log(job)))
+        assert not bench.lives(int(bench.log(job)))
 
     def test_log_by_offsets(self, bench: Bench) -> None:
         job = bench.cell("a", "print('añb€c')")
@@ -308,7 +400,7 @@ print("up", os.getpid())
 time.sleep(60)
 """, processes=2, limits={"grace": 0.5})
         bench.says(job, "up", 0)
-        os.kill(int(bench.says(job, "up", 1).split()[1]), signal.SIGKILL)
+        bench.kill(int(bench.says(job, "up", 1).split()[1]))
         seen = bench.ended(job)
         assert (seen.phase, seen.failed_rank, seen.exit_code) == ("failed", 1, -9)
         assert "rank 1 was killed by signal 9" in seen.reason

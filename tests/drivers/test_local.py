@@ -15,9 +15,10 @@ import pytest
 from conformance import STEPS, Bench, Conformance, steps, wait_for
 
 from jupyter_mlops.compute import environment, local, machine
+from jupyter_mlops.compute.base import Grant
 from jupyter_mlops.compute.local import LocalCompute
 from jupyter_mlops.core.errors import Conflict, Refused
-from jupyter_mlops.runtime import processes
+from jupyter_mlops.runtime import processes, supervisor
 from jupyter_mlops.runtime.jobfolder import JobFolder, write_json
 
 
@@ -102,6 +103,59 @@ def test_ranks_that_ended_unwatched(bench):
     assert "exit unknown" in seen.reason
 
 
+def test_time_goes_on_while_nobody_supervises(bench):
+    """Control plane and supervisor die; whoever adopts keeps the time that the first one began with."""
+    job = bench.cell("a", "import time\nprint('up')\ntime.sleep(60)", limits={"timeout": 2}, grant=Grant(timeout=2.0))
+    bench.says(job, "up")
+    begun = json.loads(Path(attempt_of(job).limits_path).read_text())["clock"]
+    kill_supervisor(job)
+    bench.driver = bench.make()
+    seen = bench.ended(job)
+    assert (seen.phase, seen.cause, seen.reason) == ("failed", "timeout", "ran longer than limits.timeout (2 s)")
+    assert json.loads(Path(attempt_of(job).limits_path).read_text())["clock"] == begun
+    assert not bench.family(job)
+
+
+def test_a_supervisor_killed_while_time_is_over(bench):
+    job = bench.cell("a", "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up')\ntime.sleep(60)",
+                     limits={"timeout": 1, "grace": 1}, grant=Grant(timeout=0.5))
+    wait_for(lambda: attempt_of(job).state().get("cause") == "timeout")
+    kill_supervisor(job)
+    seen = bench.ended(job)
+    assert (seen.phase, seen.cause, seen.reason) == ("failed", "timeout", "ran longer than limits.timeout (1 s)")
+
+
+def test_time_is_not_read_off_the_calendar():
+    """Setting the calendar while a rank runs neither ends nor prolongs it: only the clock since boot counts."""
+    supervising = supervisor.Supervisor.__new__(supervisor.Supervisor)
+    supervising.timeout, supervising.begun = 10.0, processes.clock() - 9.0
+    supervising.stopping, supervising.restarted, supervising.child = False, False, 1
+    supervising.started_at = time.time() + 86400
+    assert 9.0 <= supervising._seconds(time.time()) < 9.9
+    supervising.started_at = time.time() - 86400
+    assert 9.0 <= supervising._seconds(time.time()) < 9.9
+
+
+def test_gpus_that_were_granted_are_the_only_ones_seen(bench, monkeypatch):
+    source = "import os\nprint(os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    some = bench.cell("some", source, grant=Grant(gpu_ids=(1, 3)))
+    none = bench.cell("none", source)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,5,7")
+    part = bench.cell("part", source, grant=Grant(gpu_ids=(0, 2)))
+    for job in (some, none, part):
+        assert bench.ended(job).phase == "completed"
+    assert [bench.log(job) for job in (some, none, part)] == ["1,3\n", "None\n", "GPU-a,7\n"]
+
+
+def test_the_driver_tells_when_a_job_has_ended(bench):
+    told = []
+    bench.driver.subscribe(told.append)
+    job = bench.cell("a", "print(1)")
+    wait_for(lambda: told)
+    assert told == ["a"] and bench.observe(job).terminal
+
+
 def test_stop_while_nobody_supervises(bench):
     job = bench.cell("a", "import time\nprint('up')\ntime.sleep(60)")
     bench.says(job, "up")
@@ -176,6 +230,7 @@ def test_killed_at_any_moment_of_the_start_runs_once(bench, tmp_path):
     script = """
 import sys
 from jupyter_mlops.compute.base import JobRef
+from jupyter_mlops.compute.base import Grant
 from jupyter_mlops.compute.local import LocalCompute
 from pathlib import Path
 LocalCompute().start(JobRef("x", Path(sys.argv[1])), 1, {})
@@ -292,7 +347,7 @@ def test_working_folder_and_modes(bench):
     assert bench.log(job).strip() == str(job.folder / "outputs")
     assert (job.folder / "outputs" / "result.txt").exists()
     for path in job.folder.rglob("*"):
-        if path.name in ("spec.json", "result.txt") or "__pycache__" in str(path):
+        if path.name in ("spec.json", "run.json", "result.txt") or "__pycache__" in str(path):
             continue  # the test's, the user's
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode & 0o077 == 0, (path, oct(mode))

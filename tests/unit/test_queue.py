@@ -1,4 +1,4 @@
-"""The queue of a compute: never over capacity, in order, fair, nobody starves. Pure, with jobs that hypothesis invents."""
+"""The queue of a compute: never over capacity, in order, fair, nobody starves; with invented jobs."""
 
 from __future__ import annotations
 
