@@ -88,7 +88,7 @@ def collect(around: Surroundings, patience: float = repository.PATIENCE) -> Bund
     if dropped:
         remarks.append(f"{dropped} earlier cells are not kept")
 
-    git = repository.facts(around.folder, patience)
+    git = repository.facts(around.folder, patience, found)
     if git.message:
         remarks.append(f"git: {git.message}")
     diff = redact.mask(git.diff, found) if git.diff else ""
@@ -148,7 +148,8 @@ def _tags(around: Surroundings, git: repository.Facts, count: int) -> dict[str, 
 
 def _command(spec: dict[str, Any], found: set[str]) -> str:
     if spec.get("script"):
-        return " ".join(shlex.quote(w) for w in redact.clean_arguments([spec["script"], *(spec.get("args") or [])]))
+        words = redact.clean_arguments([spec["script"], *(spec.get("args") or [])], found)
+        return " ".join(shlex.quote(word) for word in words)
     return redact.mask(spec.get("command") or "", found)
 
 

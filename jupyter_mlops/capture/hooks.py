@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import sys
 import threading
 from typing import Any
@@ -29,6 +30,8 @@ class Recorder:
         self.ends_runs = ends_runs
         self.log = CellLog()
         self.keeper = Keeper(self.around, _client)
+        self._ahead: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._mask_ahead, name="jupyter-mlops-mask", daemon=True).start()
         self._running: list[tuple[Any, Cell, list[str]]] = []
         history = list(getattr(getattr(shell, "history_manager", None), "input_hist_raw", []))
         self.log.earlier(enumerate(history[1:], 1))
@@ -47,6 +50,7 @@ class Recorder:
                 self.shell.events.unregister(event, hook)
         with contextlib.suppress(ValueError):
             mlflow_plugin.listeners.remove(self.keeper.heard)
+        self._ahead.put(None)
 
     @property
     def notebook(self) -> str:
@@ -85,10 +89,14 @@ class Recorder:
         elif self.log.last is not None and self.log.last.source == info.raw_cell:  # the cell that loaded us
             self.log.end(self.log.last, error, result.execution_count)
         self.keeper.cell_ended()
-        last = self.log.last
-        if last is not None and len(last.source) > 20_000:
-            # Its secrets are looked for now, rather than when a job is submitted.
-            threading.Thread(target=cells_.masked, args=(last.source,), daemon=True).start()
+        if self.log.last is not None:
+            # Its secrets are looked for now, beside the user's work, rather than when a job is submitted.
+            self._ahead.put(self.log.last.source)
+
+    def _mask_ahead(self) -> None:
+        while (source := self._ahead.get()) is not None:
+            with contextlib.suppress(Exception):
+                cells_.masked(source)
 
 
 def active_runs() -> list[str]:

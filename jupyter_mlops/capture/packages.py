@@ -63,7 +63,7 @@ def _line(name: str, version: str, direct: str | None) -> str:
         return f"{name}=={version}"
     try:
         told = json.loads(direct)
-        address = redact.clean_address(str(told.get("url") or ""))
+        address = redact.clean(str(told.get("url") or ""))
     except (ValueError, AttributeError):
         return f"{name}=={version}"
     vcs = told.get("vcs_info") or {}

@@ -94,8 +94,11 @@ def git(folder: str, arguments: list[str], until: float, most: int = 4_000_000) 
                 stream.close()
 
 
-def facts(folder: str, patience: float = PATIENCE) -> Facts:
-    """Commit, branch, remote, changes and diff of the repository that a folder is in; never raises."""
+def facts(folder: str, patience: float = PATIENCE, found_secrets: set[str] | None = None) -> Facts:
+    """Commit, branch, remote, changes and diff of the repository that a folder is in; never raises.
+
+    The diff is as git gives it; of the rest the secrets are gone, and in ``found_secrets``.
+    """
     found = Facts()
     until = time.monotonic() + patience
 
@@ -115,7 +118,7 @@ def facts(folder: str, patience: float = PATIENCE) -> Facts:
         except GitError:
             found.message = "the repository has no commit"
         try:
-            found.remote = redact.clean_address(ask("config", "--get", "remote.origin.url"))
+            found.remote = redact.clean(ask("config", "--get", "remote.origin.url"), found_secrets)
         except GitError:
             pass  # there is none
         found.branch = "" if found.branch == "HEAD" else redact.clean(found.branch)

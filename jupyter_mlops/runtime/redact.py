@@ -188,7 +188,7 @@ def strike(text, values):
                 forms.add(coded[(0, 2, 3)[lead]:-1 if (lead + len(raw)) % 3 else None])
         if "\n" in value:
             forms.update(line.strip() for line in value.splitlines() if len(line.strip()) >= 16)
-    wanted = sorted((f for f in forms if len(f) >= SHORTEST), key=len, reverse=True)
+    wanted = sorted((f for f in forms if len(f) >= SHORTEST and f in text), key=len, reverse=True)
     if not wanted:
         return text
     return re.sub("|".join(re.escape(f) for f in wanted), REDACTED, text)
@@ -210,19 +210,20 @@ def mask(text, found=None, code=False):
     text = _PASSED.sub(lambda m: _beside(m, found), text)
     text = _OPTION.sub(lambda m: _option(m, found), text)
     text = _BARE.sub(lambda m: _bare(m, found, code), text)
-    return "\n".join(_near(line) for line in text.split("\n"))
+    return "\n".join(_near(line) for line in text.split("\n")) if _NEAR.search(text) else text
 
 
-def clean(text, values=()):
-    """``text`` by the rules, then without marked values and ``values``; for short texts such as a tag."""
-    found = set(values)
-    return strike(mask(text, found), found | marked())
+def clean(text, found=None):
+    """``text`` by the rules, then without marked values and those in ``found``, to which it adds; for short texts."""
+    found = set() if found is None else found
+    masked = mask(text, found)
+    return strike(masked, found | marked())
 
 
-def clean_arguments(arguments):
-    """The arguments of a command, a list, with what follows a secret option replaced."""
+def clean_arguments(arguments, found=None):
+    """The arguments of a command, a list, with what follows a secret option replaced; ``found`` as in :func:`mask`."""
+    found = set() if found is None else found
     cleaned = []
-    found = marked()
     follows = ""
     for word in arguments:
         if follows and not word.startswith("-") and telling(follows, word):
@@ -231,12 +232,8 @@ def clean_arguments(arguments):
         else:
             cleaned.append(mask(word, found))
         follows = word.lstrip("-") if word.startswith("-") and "=" not in word else ""
-    return [strike(word, found) for word in cleaned]
-
-
-def clean_address(address):
-    """The address of a repository or package without credentials."""
-    return clean(address)
+    known = found | marked()
+    return [strike(word, known) for word in cleaned]
 
 
 def _replace_form(match):
