@@ -179,7 +179,6 @@ class Sender:
         method, path, fields = ROUTES[call.api]
         if fields:
             path = path.format(*(quote(str(body.get(f, "")), safe="") for f in fields))
-            body = {k: v for k, v in body.items() if k not in fields}
         if call.api == "LogOutputs" and not body.get("models"):
             tally.delivered += 1
             return
@@ -187,8 +186,18 @@ class Sender:
         if status < 300 or (call.api.startswith("Delete") and status == 404):  # deleted already
             tally.delivered += 1
             return
+        if call.api == "LogLoggedModelParamsRequest" and await self._has_params(body):
+            tally.delivered += 1
+            return
         tally.rejected += 1
         tally.message = f"{call.api}: {message_of(answer, status)}"
+
+    async def _has_params(self, body: dict[str, Any]) -> bool:
+        """Whether a logged model has these params already: MLflow takes them once."""
+        _, answer = await self.post("GET", f"{API}logged-models/{quote(str(body.get('model_id')), safe='')}")
+        there = json_object(answer).get("model", {}).get("data", {}).get("params", [])
+        known = {(p.get("key"), p.get("value")) for p in there}
+        return all((p.get("key"), p.get("value")) in known for p in body.get("params", []))
 
     async def _in_history(self, body: dict[str, Any]) -> bool:
         """Whether a ``LogModel`` was carried out before: MLflow would list the model twice."""

@@ -300,13 +300,16 @@ async def test_the_spool(beside, shared_plane, tmp_path):
         spool.put(folder, 0, {"kind": "artifact", "model_id": local, "path": ""}, str(mlmodel))
         spool.put(folder, 0, {"kind": "call", "api": "FinalizeLoggedModel", "model_id": local,
                               "body": {"model_id": local, "status": "LOGGED_MODEL_READY"}})
+        for _ in range(2):  # the second time as after a crash before the entry was removed
+            spool.put(folder, 0, {"kind": "call", "api": "LogLoggedModelParamsRequest", "model_id": local,
+                                  "body": {"model_id": local, "params": [{"key": "width", "value": "4"}]}})
         writer = job.writer()
         writer.call("LogOutputs", {"run_id": job.run_id, "models": [{"model_id": local, "step": 0}]})
         writer.call("LogOutputs", {"run_id": job.run_id, "models": [{"model_id": spool.local_id(), "step": 0}]})
         writer.close()
         job.watch(shipper)
         status = await drained(shipper, job.name)
-        assert status["delivered"] == 5 and status["rejected"] == 2 and not status["pending"], status
+        assert status["delivered"] == 7 and status["rejected"] == 2 and not status["pending"], status
         real = job.progress()["models"][local]
         model = (await views.api.get(f"logged-models/{real}"))["model"]
         assert model["info"]["status"] == "LOGGED_MODEL_READY" and model["info"]["name"] == "net"
