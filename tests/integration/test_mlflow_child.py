@@ -187,3 +187,51 @@ def test_the_log_is_bounded(folders, monkeypatch):
     child._bound_log()
     assert log.stat().st_size == 0
     assert log.with_name("mlflow.log.1").read_bytes() == b"a" * 500 + b"z" * 500
+
+
+SPINS = """
+import http.server, os, socketserver, sys, time
+class Server(socketserver.UnixStreamServer):
+    asked = 0
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        Server.asked += 1
+        end = time.monotonic() + (1.5 if Server.asked > 1 else 0)
+        while time.monotonic() < end:
+            pass
+        self.wfile.write(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+        open("answered", "a").write("x")
+    log_message = lambda *a: None
+Server(sys.argv[1], Handler).serve_forever()
+"""
+
+
+class _Impatient(MlflowChild):
+    PROBE, FROZEN_IDLE, FROZEN = 0.1, 0.4, 60.0
+
+    def _command(self):
+        return [sys.executable, "-c", SPINS, self.socket]
+
+
+async def test_a_busy_child_is_not_taken_for_a_frozen_one(folders):
+    home, _ = folders
+    child = _Impatient(*folders)
+    try:
+        await child.start()
+        assert await child.ready(30)
+        first = child.pid
+        answered = home / "answered"
+        await _until(lambda: answered.exists() and len(answered.read_text()) > 3)
+        assert child.pid == first and not child.restarts
+        os.kill(first, signal.SIGSTOP)
+        await _until(lambda: child.restarts == 1 and child.pid not in (None, first))
+        assert not locate.start_time(first)
+    finally:
+        await child.stop()
+
+
+async def _until(what):
+    deadline = asyncio.get_running_loop().time() + 40
+    for _ in iter(what, True):
+        assert asyncio.get_running_loop().time() < deadline, what
+        await asyncio.sleep(0.02)
