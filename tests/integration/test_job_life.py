@@ -147,7 +147,8 @@ def test_a_job_ends_only_when_what_it_logged_is_delivered(life):
     """MLflow is frozen while the job ends: it waits, without slots; then its run has all, and both have ended."""
     child = life.get("/api/v1/workspaces/default")["mlflow"]["pid"]
     source = ("import time, mlflow\nwith mlflow.start_run():\n    mlflow.log_metric('x', 1)\n"
-              "    print('up', flush=True)\n    while not __import__('os').path.exists('go'):\n        time.sleep(0.05)\n"
+              "    print('up', flush=True)\n"
+              "    while not __import__('os').path.exists('go'):\n        time.sleep(0.05)\n"
               "    for step in range(1, 200):\n        mlflow.log_metric('x', step, step=step)\n")
     life.put("jobs/held", cell(source))
     wait_for(lambda: "up" in life.get("jobs/held/logs/0")["text"], 40)
