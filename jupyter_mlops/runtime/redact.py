@@ -40,6 +40,12 @@ _FORMS = [re.compile(p, re.S) for p in (
     r"(?P<keep>\b(?:[Bb]earer|[Bb]asic)\s+)[A-Za-z0-9._~+/=\-]{8,}",
     r"(?P<keep>\b[Aa]uthorization[\"']?\s*[:=]\s*[\"']?(?:[A-Za-z]+\s+)?)[A-Za-z0-9._~+/=\-]{8,}",
 )]
+#: What each of them has; most text has none of it, and is spared the search for all.
+_HINTS = re.compile(
+    r"-----BEGIN|A[KSRIGNBC][A-Z]A[A-Z0-9]|AIza|ya29\.|GOCSPX|gh[pousr]_|github_pat|gl[a-z]{2,6}-|hf_|api_org|sk-|[srp]k_"
+    r"|whsec|xox|xapp|hooks\.slack|eyJ|SG\.|npm_|pypi-|dapi|dop_|hvs\.|r8_|nvapi|gsk_|AGE-|Key\s*=|Signature\s*="
+    r"|P(?:assword|wd)\s*=|[?&;][a-zA-Z\-]+=|earer|asic|uthorization"
+)
 _USERINFO = re.compile(r"((?<![A-Za-z0-9+.\-])[A-Za-z][A-Za-z0-9+.\-]{0,40}://)([^\s/'\"<>`]{0,2000})@")
 #: A password in an address may itself hold slashes; of these schemes nothing behind the host looks like one.
 _DATABASE = re.compile(
@@ -69,6 +75,7 @@ _ML = frozenset([
 ])
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
+_TELLS = re.compile(r"(?i)pass|pw|secret|token|key|auth|cred|bearer|cookie|jwt|pat|dsn|sess|otp|conn|sas")
 #: A whole name with a telling part; anchored at its start and bounded, so that no input is slow.
 _NAME = (
     r"(?:(?<![\w.\-])|(?<=\n-)|(?<=\A-))(?=[\w.\-]{0,100}?(?:(?i:pass|pwd|pw|secret|token|key|auth|cred|bearer|cookie|jwt|pat|dsn|sess|otp"
@@ -202,14 +209,17 @@ def mask(text, found=None, code=False):
         code: it is Python, where a bare word beside a name is a variable.
     """
     found = set() if found is None else found
-    for form in _FORMS:
-        text = form.sub(_replace_form, text)
-    text = _DATABASE.sub(lambda m: _userinfo(m, found), text)
-    text = _USERINFO.sub(lambda m: _userinfo(m, found), text)
-    text = _BESIDE.sub(lambda m: _beside(m, found), text)
-    text = _PASSED.sub(lambda m: _beside(m, found), text)
-    text = _OPTION.sub(lambda m: _option(m, found), text)
-    text = _BARE.sub(lambda m: _bare(m, found, code), text)
+    if _HINTS.search(text):
+        for form in _FORMS:
+            text = form.sub(_replace_form, text)
+    if "://" in text:
+        text = _DATABASE.sub(lambda m: _userinfo(m, found), text)
+        text = _USERINFO.sub(lambda m: _userinfo(m, found), text)
+    if _TELLS.search(text):
+        text = _BESIDE.sub(lambda m: _beside(m, found), text)
+        text = _PASSED.sub(lambda m: _beside(m, found), text)
+        text = _OPTION.sub(lambda m: _option(m, found), text)
+        text = _BARE.sub(lambda m: _bare(m, found, code), text)
     return "\n".join(_near(line) for line in text.split("\n")) if _NEAR.search(text) else text
 
 
