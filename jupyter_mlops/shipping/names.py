@@ -35,62 +35,11 @@ class FreeName:
     line: int
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a cell needs from outside.
-
-    Attributes:
-        free: names that it reads and never binds, in order of lines.
-        doubtful: names that it reads and may have bound by then, or that are built in.
-        binds: names that it may bind.
-        chains: dotted names that it reads, such as ``xml.dom.minidom``, by their first part.
-        imports: top-level modules that it imports itself.
-        blind: it can bind names that nobody sees.
-    """
-
-    free: list[FreeName]
-    doubtful: frozenset[str]
-    binds: frozenset[str]
-    chains: dict[str, frozenset[str]]
-    imports: frozenset[str]
-    blind: bool
-
-
 def free_names(tree: ast.Module) -> list[FreeName]:
     """Names that the module reads and that nothing in it can have bound by then, each once, in order of lines."""
-    walk = _Walk(tree)
+    walk = Walk(tree)
     walk.module()
     return walk.result()
-
-
-def analyse(tree: ast.Module) -> Needs:
-    """All that a cell needs from outside."""
-    walk = _Walk(tree)
-    walk.module()
-    free = walk.result()
-    imports: set[str] = set()
-    chains: dict[str, set[str]] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports.update(a.name.partition(".")[0] for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imports.add(node.module.partition(".")[0])
-        elif isinstance(node, ast.Attribute):
-            dotted = _dotted(node)
-            if dotted:
-                chains.setdefault(dotted.partition(".")[0], set()).add(dotted)
-    return Needs(
-        free, frozenset(walk.doubtful - {f.name for f in free}), frozenset(walk.ever),
-        {name: frozenset(found) for name, found in chains.items()}, frozenset(imports), walk.blind,
-    )
-
-
-def _dotted(node: ast.expr) -> str:
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
 @dataclass
@@ -102,7 +51,7 @@ class _Scope:
     outer: set[str] = field(default_factory=set)
 
 
-class _Walk(ast.NodeVisitor):
+class Walk(ast.NodeVisitor):
     """Walks in execution order; ``bound`` holds the module names that may be bound by now, ``sure`` those that are."""
 
     def __init__(self, tree: ast.Module) -> None:
@@ -112,6 +61,11 @@ class _Walk(ast.NodeVisitor):
         #: Names that were sure between two statements of the module.
         self.settled: set[str] = set()
         self.doubtful: set[str] = set()
+        #: What functions and classes of the module read when they are called, until they are first mentioned.
+        self.held: dict[str, set[str]] = {}
+        self._holder = self._class = ""
+        #: The same for what has no name, such as lambdas: within one statement.
+        self._loose: set[str] = set()
         self.scopes: list[_Scope] = []
         self.found: dict[str, int] = {}
         #: Reads inside functions: judged at the end, when every module name is bound.
@@ -133,6 +87,8 @@ class _Walk(ast.NodeVisitor):
         self.ever |= self.bound
         for statement in self._tree.body:
             self.visit(statement)
+            self.doubtful |= self._loose - self.sure
+            self._loose.clear()
             self.settled |= self.sure
 
     def result(self) -> list[FreeName]:
@@ -185,13 +141,23 @@ class _Walk(ast.NodeVisitor):
                 self.doubtful.add(name)
         elif in_function or self._deferred:
             self.later.append((name, line))
+            (self.held.setdefault(self._holder, set()) if self._holder else self._loose).add(name)
         elif name not in self.bound and not self.blind:
             self._report(name, line)
         elif name not in self.sure:
             self.doubtful.add(name)
 
+    def _mention(self, name: str) -> None:
+        """A function that is mentioned may be called: what it reads must be there by now."""
+        for read in self.held.pop(name, ()):
+            if read not in self.sure:
+                self.doubtful.add(read)
+            self._mention(read)
+
     def visit_Name(self, node: ast.Name) -> None:
         if isinstance(node.ctx, ast.Load):
+            if not self._holder:
+                self._mention(node.id)
             self._read(node.id, node.lineno)
         elif isinstance(node.ctx, ast.Store):
             self._bind(node.id)
@@ -379,6 +345,8 @@ class _Walk(ast.NodeVisitor):
         self._block(node.decorator_list)
         self._block(node.args.defaults)
         self._block(d for d in node.args.kw_defaults if d is not None)
+        outermost = not self._holder
+        self._holder = self._holder or self._class or node.name
         parameters = _type_parameters(node)
         if parameters:
             self.scopes.append(_Scope("function", parameters))
@@ -388,6 +356,8 @@ class _Walk(ast.NodeVisitor):
         self._body(node, node.body)
         if parameters:
             self.scopes.pop()
+        if outermost:
+            self._holder = ""
         self._bind(node.name)
 
     visit_FunctionDef = visit_AsyncFunctionDef = _function
@@ -417,7 +387,11 @@ class _Walk(ast.NodeVisitor):
         self._block(node.keywords)
         inside = Bindings().block(node.body)
         self.scopes.append(_Scope("class", set(), inside.globals))
+        outermost = not self._class
+        self._class = self._class or node.name
         self._block(node.body)
+        if outermost:
+            self._class = ""
         self.scopes.pop()
         if parameters:
             self.scopes.pop()

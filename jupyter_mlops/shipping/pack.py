@@ -45,9 +45,9 @@ class _Meter:
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        self.count += len(view)
         if self.size > _FAR * self.limit:
             raise _Enough
+        self.count += len(view)
         if self.count <= self.limit:
             self.hash.update(view)
             self.file.write(view)
@@ -86,7 +86,8 @@ class Packer:
     """Pickles names one after another into ``file``; objects that several of them share are written once.
 
     Attributes:
-        space: the notebook's namespace.
+        space: the values by name.
+        main: the globals of the notebook's functions.
         pulled: names of the notebook that functions and classes on the way need.
         modules: top-level modules that the stream refers to.
         by_value: whether code of the notebook is in it, which binds it to this version of Python.
@@ -94,6 +95,7 @@ class Packer:
     """
 
     space: Mapping[str, Any]
+    main: Mapping[str, Any]
     file: IO[bytes]
     limit: int
     packed: list[Packed] = field(default_factory=list)
@@ -105,6 +107,11 @@ class Packer:
     def __post_init__(self) -> None:
         self._meter = _Meter(self.file, self.limit)
         self._pickler = _pickler()(self._meter, self)
+
+    @property
+    def count(self) -> int:
+        """Bytes so far."""
+        return self._meter.count
 
     @property
     def over(self) -> bool:
@@ -163,7 +170,7 @@ def _pickler() -> Any:
             super().__init__(file)
             self._packer = packer
             main = sys.modules.get("__main__")
-            for space in (packer.space, vars(main) if main is not None else {}):
+            for space in (packer.main, vars(main) if main is not None else {}):
                 self.globals_ref[id(space)] = _MainGlobals()
 
         def special(self, obj: Any) -> Any:
@@ -200,7 +207,7 @@ def needs_of(value: Any) -> set[str]:
             todo.append(item.__func__)
         elif isinstance(item, property):
             todo += [f for f in (item.fget, item.fset, item.fdel) if f is not None]
-        elif hasattr(item, "__wrapped__"):
+        elif "__wrapped__" in getattr(item, "__dict__", ()):
             todo.append(item.__wrapped__)
         elif getattr(type(item), "__module__", "") == "__main__":
             todo.append(type(item))

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import types
 import weakref
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -23,7 +24,8 @@ from ..runtime.variables import SCHEMA
 from . import versions
 from .cell import SHELL_ONLY, parse_cell, refusal
 from .modules import Sources, importable
-from .names import FreeName, Needs, analyse
+from .names import FreeName
+from .needs import Needs, analyse
 from .pack import Packer, Unpackable, needs_of
 
 #: Bytes that may go with one job unless somebody sets another limit.
@@ -110,7 +112,7 @@ def prepare(
             raise ParameterError(f"--use {name}: there is no such variable", _nearest(name, space))
     chosen = _Chosen(space, needs, use, first_line)
     _check_returns(returns, needs, set(chosen.why), space)
-    return _Loading(chosen, limit, interpreter).load()
+    return _Loading(chosen, space, limit, interpreter).load()
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -128,8 +130,23 @@ def _check_returns(returns: Iterable[str], needs: Needs, sent: set[str], space: 
             )
 
 
+#: ``display`` works in a job as well, once it is imported.
+_REFUSED = SHELL_ONLY - {"display"}
+
+
+def _with_display(space: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The namespace with ``display``, which IPython keeps among the built-ins."""
+    if "display" in space or "IPython" not in sys.modules:
+        return space
+    from IPython.display import display
+
+    return ChainMap(space, {"display": display})  # type: ignore[arg-type]  # nothing is written to it
+
+
 def _of_shell(name: str, value: Any) -> bool:
     """Whether IPython put it into the namespace, or it is the built-in that every Python has."""
+    if name == "display":
+        return False
     if getattr(builtins, name, None) is value:
         return True
     module = getattr(value, "__module__", None) or type(value).__module__
@@ -140,7 +157,7 @@ class _Chosen:
     """The names to send, each with why: followed through functions and classes of the notebook."""
 
     def __init__(self, space: Mapping[str, Any], needs: Needs, use: list[str], first_line: int) -> None:
-        self.space = dict(space) if "display" in {f.name for f in needs.free} and "display" not in space else space
+        self.space = _with_display(space)
         self.needs = needs
         #: Name → what is said about it in the manifest.
         self.why: dict[str, str] = {}
@@ -148,11 +165,7 @@ class _Chosen:
         self.doubtful: set[str] = set()
         missing: list[FreeName] = []
         for item in needs.free:
-            if item.name == "display" and self.space is not space:
-                from IPython.display import display
-
-                self.space["display"] = display  # type: ignore[index]  # the copy made above
-            if item.name not in self.space or (item.name in SHELL_ONLY and item.name != "display"):
+            if item.name not in self.space or item.name in _REFUSED:
                 missing.append(item)
             else:
                 self.why[item.name] = ""
@@ -161,7 +174,7 @@ class _Chosen:
         for name in use:
             self.why.setdefault(name, "--use")
         for name in sorted(needs.doubtful):
-            if name in self.space and name not in self.why and name not in SHELL_ONLY and not _of_shell(
+            if name in self.space and name not in self.why and name not in _REFUSED and not _of_shell(
                 name, self.space[name]
             ):
                 self.why[name] = ""
@@ -184,7 +197,7 @@ class _Chosen:
             if name in self.doubtful and by not in self.doubtful:
                 self.doubtful.discard(name)
             return False
-        if name not in self.space or name in SHELL_ONLY or _of_shell(name, self.space[name]):
+        if name not in self.space or name in _REFUSED or _of_shell(name, self.space[name]):
             return False
         self.why[name] = f"needed by {by}"
         if by in self.doubtful:
@@ -195,8 +208,9 @@ class _Chosen:
 class _Loading:
     """One shipment in the making."""
 
-    def __init__(self, chosen: _Chosen, limit: int, interpreter: str) -> None:
+    def __init__(self, chosen: _Chosen, main: Mapping[str, Any], limit: int, interpreter: str) -> None:
         self.chosen = chosen
+        self.main = main
         self.space = chosen.space
         self.limit = limit
         self.interpreter = interpreter
@@ -212,7 +226,7 @@ class _Loading:
             sources = Sources(self.limit)
             sources.add([*self.chosen.needs.imports, *packer.modules, *(m for _, m, _ in self.imports)])
             archive = sources.archive()
-            if packer._meter.count + len(archive) > self.limit:
+            if packer.count + len(archive) > self.limit:
                 raise self._too_much(packer, len(archive))
             modules = packer.modules | {m.partition(".")[0] for _, m, _ in self.imports}
             warnings = versions.check(self.interpreter, modules - set(sources.found), packer)
@@ -234,7 +248,7 @@ class _Loading:
             stream.seek(0)
             stream.truncate()
             self.imports = []
-            packer = Packer(self.space, stream, self.limit)
+            packer = Packer(self.space, self.main, stream, self.limit)
             try:
                 self._fill(packer)
                 return packer
