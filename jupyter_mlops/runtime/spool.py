@@ -23,7 +23,6 @@ until the model exists. A model without a ``FinalizeLoggedModel`` stays pending,
 """
 
 import errno
-import itertools
 import json
 import os
 import secrets
@@ -39,7 +38,16 @@ ENTRY = "entry.json"
 DATA = "data"
 
 _lock = threading.Lock()
-_last = [0]
+_last = {}  # type: dict[str, int] # folder → time in the last name that this process gave
+
+
+def _after_fork():
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def local_id():
@@ -76,7 +84,15 @@ def entry(folder, name):
 
 def pending(folder, rank):
     """Whether anything of a rank waits to be delivered."""
-    return any(parse(name)[1] == rank and os.path.exists(os.path.join(folder, name, ENTRY)) for name in names(folder))
+    try:
+        with os.scandir(folder) as found:
+            for each in found:
+                parts = parse(each.name)
+                if parts is not None and parts[1] == rank and os.path.exists(os.path.join(each.path, ENTRY)):
+                    return True
+    except OSError:
+        pass
+    return False
 
 
 def remove(folder, name):
@@ -124,8 +140,9 @@ def put(folder, rank, content, source=None):
 def _new_folder(folder, rank):
     """A folder whose name comes after all that this rank has made, also when the clock was set back."""
     with _lock:
-        earlier = (parse(name) for name in names(folder))
-        newest = max(itertools.chain([_last[0]], (e[0] for e in earlier if e[1] == rank)))
+        newest = _last.get(folder)
+        if newest is None:
+            newest = max((moment for moment, who, _ in map(parse, names(folder)) if who == rank), default=0)
         moment = max(time.time_ns(), newest + 1)
         while True:
             path = os.path.join(folder, "%020d-%d-%d" % (moment, rank, os.getpid()))
@@ -134,7 +151,7 @@ def _new_folder(folder, rank):
             except FileExistsError:
                 moment += 1
                 continue
-            _last[0] = moment
+            _last[folder] = moment
             return path
 
 
