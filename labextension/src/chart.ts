@@ -8,7 +8,7 @@ import { IDisposable } from '@lumino/disposable';
 import type uPlot from 'uplot';
 
 import type { ChartData, IMark, XAxis } from './curves';
-import { formatDuration, formatNumber } from './format';
+import { formatNumber, formatOffset } from './format';
 
 export const HEIGHT = 132;
 /** Fewer points than this are marked, so that the steps can be seen. */
@@ -273,7 +273,7 @@ export class MetricChart implements IDisposable {
   private _xTick(value: number): string {
     switch (this._form?.axis) {
       case 'relative':
-        return formatDuration(value * 1000);
+        return formatOffset(value);
       case 'time':
         return new Date(value * 1000).toLocaleTimeString([], { timeStyle: 'short' });
       default:

@@ -165,10 +165,14 @@ export function attemptMarks(
 /**
  * How many steps a second a run makes, over the times of its metric with the most points.
  *
- * Points are put together until a stretch takes at least 1/`count` of the whole time. A restart, where the step goes
- * back or stands, begins anew. Null when no metric has times.
+ * Points are put together until a stretch takes at least 1/`count` of the whole time. A new attempt begins anew, as does
+ * a step that goes back or stands. Null when no metric has times.
  */
-export function throughput(metrics: Record<string, ISeries>, count = 120): ISeries | null {
+export function throughput(
+  metrics: Record<string, ISeries>,
+  attempts: readonly IAttempt[] = [],
+  count = 120
+): ISeries | null {
   let best: ISeries | null = null;
   for (const series of Object.values(metrics)) {
     if (hasTimes(series) && series.steps.length > (best?.steps.length ?? 1)) {
@@ -182,9 +186,16 @@ export function throughput(metrics: Record<string, ISeries>, count = 120): ISeri
   const times = best.timestamps!;
   const width = Math.max(1, (times[times.length - 1] - times[0]) / count);
   const rate: ISeries & { timestamps: number[] } = { steps: [], values: [], timestamps: [] };
+  const starts = attempts.slice(1).map(one => Date.parse(one.started_at));
   let from = 0;
   for (let i = 1; i < steps.length; i++) {
-    if (steps[i] <= steps[i - 1] || times[i] < times[i - 1]) {
+    const anew = starts.some(start => start > times[i - 1] && start <= times[i]);
+    if (anew || steps[i] <= steps[i - 1] || times[i] < times[i - 1]) {
+      if (rate.steps.length) {
+        rate.steps.push(steps[i]);
+        rate.timestamps.push(times[i]);
+        rate.values.push(null);
+      }
       from = i;
     } else if (times[i] - times[from] >= width) {
       rate.steps.push(steps[i]);
@@ -193,5 +204,5 @@ export function throughput(metrics: Record<string, ISeries>, count = 120): ISeri
       from = i;
     }
   }
-  return rate.steps.length ? rate : null;
+  return rate.values.some(value => value !== null) ? rate : null;
 }

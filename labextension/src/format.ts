@@ -32,6 +32,11 @@ export function formatDuration(ms: number): string {
   return minutes ? `${minutes}:${two(seconds)}` : `${seconds} s`;
 }
 
+/** A stretch of time with its sign: before the start it is negative. */
+export function formatOffset(seconds: number): string {
+  return (seconds < 0 ? '−' : '') + formatDuration(Math.abs(seconds) * 1000);
+}
+
 /** How long ago an RFC 3339 time is; dates from a week on. Empty for an empty or broken time. */
 export function relativeTime(
   time: string | null | undefined,

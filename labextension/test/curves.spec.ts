@@ -165,9 +165,14 @@ describe('throughput', () => {
     rate.values.forEach(value => expect(value).toBeCloseTo(10));
     const again = throughput(
       { loss: series([0, 10, 5, 15], [0, 0, 0, 0], [0, 1000, 60_000, 61_000]) },
+      [],
       100
     )!;
-    expect(again.values).toEqual([10, 10]);
+    expect(again.values).toEqual([10, null, 10]);
+    const one = { ...attemptsOf(job('a').status)[0], started_at: new Date(0).toISOString() };
+    const two = { ...one, attempt: 2, started_at: new Date(50_000).toISOString() };
+    const resumed = { loss: series([0, 10, 20, 30], [0, 0, 0, 0], [0, 1000, 60_000, 61_000]) };
+    expect(throughput(resumed, [one, two], 100)!.values).toEqual([10, null, 10]);
     expect(throughput({ loss: series([0, 1], [1, 2]) })).toBe(null);
   });
 });

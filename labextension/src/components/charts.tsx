@@ -6,7 +6,7 @@ import type { ISeries } from '../api';
 import { HEIGHT, IChartForm, lineStyle, MetricChart } from '../chart';
 import { ChartState, MAX_SMOOTHING } from '../chartstate';
 import { chartData, hasTimes, ICurve, IMark, originOf, valueAt, XAxis } from '../curves';
-import { formatDuration, formatNumber } from '../format';
+import { formatNumber, formatOffset } from '../format';
 import { groupSeries, lastValue } from '../series';
 import { useSignal } from './common';
 
@@ -45,7 +45,7 @@ export interface ICurveChartProps {
 function placeText(x: number, axis: XAxis): string {
   switch (axis) {
     case 'relative':
-      return formatDuration(x * 1000);
+      return formatOffset(x);
     case 'time':
       return new Date(x * 1000).toLocaleTimeString();
     default:
@@ -113,6 +113,7 @@ export function CurveChart(props: ICurveChartProps): JSX.Element {
       data-testid={props.testId ?? 'mlops-live-chart'}
       data-metric={props.title}
       data-points={xs.length}
+      data-range={xs.length ? `${xs[0]} ${xs[xs.length - 1]}` : undefined}
       data-lines={curves.length}
       data-marks={marks?.map(mark => `${mark.label}@${mark.x}`).join(' ') || undefined}
       data-zoom={zoom ? zoom.join(' ') : undefined}

@@ -106,6 +106,7 @@ function Curves(props: {
         <Resources
           usage={job.usage}
           metrics={metrics}
+          attempts={attempts}
           state={state}
           group={sync}
           marks={marks}
@@ -146,9 +147,10 @@ export function LiveView(props: ILiveProps): JSX.Element {
   const done = percent(view.progress);
   // A snapshot of a job that still ran says nothing about the time since.
   const until = view.endedAt || (isStatic ? job.storedAt : '');
-  const duration = view.startedAt
-    ? formatDuration(elapsed(view.startedAt, until, Math.max(now, Date.parse(view.startedAt))))
-    : '';
+  const duration =
+    view.startedAt && view.phase !== 'Queued'
+      ? formatDuration(elapsed(view.startedAt, until, Math.max(now, Date.parse(view.startedAt))))
+      : '';
   const canStop = !ended && !isStatic && !props.readonly;
   const canResume =
     (view.phase === 'Failed' || view.phase === 'Canceled') && !props.readonly && !view.deletedAt;

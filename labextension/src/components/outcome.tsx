@@ -116,7 +116,8 @@ function Failure({ view, trans }: { view: IJobView; trans: TranslationBundle }):
 }
 
 function Attempts({ view, trans }: { view: IJobView; trans: TranslationBundle }) {
-  const earlier = view.attempts.slice(0, -1);
+  const waits = view.phase === 'Queued' || view.phase === '';
+  const earlier = waits ? view.attempts : view.attempts.slice(0, -1);
   if (!earlier.length) {
     return null;
   }

@@ -4,7 +4,7 @@ import React, { useMemo } from 'react';
 
 import type { ISeries, IUsage } from '../api';
 import type { ChartState } from '../chartstate';
-import { ICurve, IMark, originOf, throughput } from '../curves';
+import { IAttempt, ICurve, IMark, originOf, throughput } from '../curves';
 import { formatBytes, formatNumber } from '../format';
 import { lastValue } from '../series';
 import { total, usageCharts, UsageKind, usageOrigin } from '../usage';
@@ -45,12 +45,13 @@ const rateText = (value: number | null | undefined) => formatNumber(value, 3);
 export function Resources(props: {
   usage: IUsage | null;
   metrics: Record<string, ISeries>;
+  attempts: readonly IAttempt[];
   state: ChartState;
   group: string;
   marks: readonly IMark[];
   trans: TranslationBundle;
 }): JSX.Element | null {
-  const { usage, metrics, state, trans } = props;
+  const { usage, metrics, marks, state, trans } = props;
   useSignal(state.changed);
   const charts = useMemo(() => {
     const origin = originOf(metrics) || usageOrigin(usage);
@@ -67,7 +68,7 @@ export function Resources(props: {
       }))
     }));
   }, [usage, metrics, trans]);
-  const rate = useMemo(() => throughput(metrics), [metrics]);
+  const rate = useMemo(() => throughput(metrics, props.attempts), [metrics, marks]);
   const rates = useMemo(
     (): ICurve[] =>
       rate
@@ -146,7 +147,7 @@ export function Resources(props: {
               floor={0}
               height={HEIGHT}
               format={rateText}
-              marks={props.marks}
+              marks={marks}
               testId="mlops-usage-chart"
             />
           )}
