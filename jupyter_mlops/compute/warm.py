@@ -20,6 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,18 @@ def fits(spec: Mapping[str, Any], env: Mapping[str, str], started_with: Mapping[
     if int((spec.get("resources") or {}).get("instance_count") or 1) != 1:
         return False
     threads = env.get("OMP_NUM_THREADS")
-    if threads is None and "OMP_NUM_THREADS" in started_with:
-        return False
     if threads is not None and not (threads.isascii() and threads.isdigit() and int(threads) > 0):
         return False
     return early(env) == early(started_with)
+
+
+@dataclass
+class _Wish:
+    """That a process waits: when torch was last used, and with what."""
+
+    used: float
+    home: str
+    threads: str | None
 
 
 class _Waiting:
@@ -121,7 +129,8 @@ class WarmPool:
     def __init__(self, busy: Callable[[], bool], enabled: bool | None = None) -> None:
         self.enabled = allowed_here() if enabled is None else enabled
         self._busy = busy
-        self._wanted: dict[str, tuple[float, str]] = {}  # interpreter → last use of torch, workspace folder
+        self._wanted: dict[str, _Wish] = {}  # by interpreter
+        self._threads: dict[str, str | None] = {}  # job folder → OMP_NUM_THREADS of the job that runs
         self._waiting: dict[str, _Waiting] = {}
         self._unfit: dict[str, tuple[Any, ...]] = {}  # interpreter → stamp with which it failed
         self._lock = threading.Lock()
@@ -134,6 +143,8 @@ class WarmPool:
         """Have a waiting process carry out an order; returns it, or None when the job must be started as usual."""
         interpreter = order["interpreter"]
         with self._lock:
+            if self.enabled:
+                self._threads[place.job.path] = order["env"].get("OMP_NUM_THREADS")
             waiting = self._waiting.get(interpreter)
             if waiting is None or not self.enabled or not waiting.ready():
                 return None
@@ -155,17 +166,23 @@ class WarmPool:
         """An attempt has ended: when it used torch, the next one of its interpreter shall find a process waiting."""
         if not self.enabled:
             return
+        threads = self._threads.pop(place.job.path, None)
         spec = place.job.spec()
         several = int((spec.get("distribution") or {}).get("process_count_per_instance") or 1) > 1
         if several or read_json(place.exit_path(0)).get("torch") is True:
             home = os.path.dirname(os.path.dirname(place.job.path))
-            self.want(spec.get("interpreter") or sys.executable, home)
+            self.want(spec.get("interpreter") or sys.executable, home, threads)
 
-    def want(self, interpreter: str, home: str) -> None:
-        """Have a process wait for jobs of an interpreter as soon as it is quiet; ``home``: the workspace folder."""
+    def want(self, interpreter: str, home: str, threads: str | None = None) -> None:
+        """Have a process wait for jobs of an interpreter as soon as it is quiet.
+
+        Args:
+            home: the workspace folder.
+            threads: OMP_NUM_THREADS that the next job will most likely have.
+        """
         with self._lock:
             self._wanted.pop(interpreter, None)
-            self._wanted[interpreter] = (time.monotonic(), home)
+            self._wanted[interpreter] = _Wish(time.monotonic(), home, threads)
             for name in list(self._wanted)[:-MOST]:
                 del self._wanted[name]
             if self._thread is None:
@@ -208,15 +225,15 @@ class WarmPool:
             log.info("process that waits for jobs of %s given up: %s", interpreter, reason)
             waiting.end()
         soon = False
-        for interpreter, (used, home) in list(self._wanted.items()):
-            if time.monotonic() - used > IDLE:
+        for interpreter, wish in list(self._wanted.items()):
+            if time.monotonic() - wish.used > IDLE:
                 with self._lock:
-                    if self._wanted.get(interpreter) == (used, home):
+                    if self._wanted.get(interpreter) is wish:
                         del self._wanted[interpreter]
             elif interpreter not in self._waiting:
                 soon = True
                 if quiet and self.enabled and enough_memory():
-                    self._start(interpreter, home)
+                    self._start(interpreter, wish)
         if not self._waiting and not self._wanted:
             return None
         return _SOON if soon or not all(w.memory_bytes for w in self._waiting.values()) else _LATER
@@ -224,28 +241,33 @@ class WarmPool:
     def _reason_against(self, interpreter: str, waiting: _Waiting) -> str:
         if not self.enabled:
             return "switched off"
-        if interpreter not in self._wanted or time.monotonic() - self._wanted[interpreter][0] > IDLE:
+        if interpreter not in self._wanted or time.monotonic() - self._wanted[interpreter].used > IDLE:
             return "not used"
         if not waiting.ready():
             code = waiting.process.poll()
             late = time.monotonic() - waiting.since > IMPORT
-            if code is not None or late:
+            if late or (code is not None and code >= 0):
                 # Not again before something was installed or changed.
                 self._unfit[interpreter] = waiting.stamp
+            elif code is not None and self._wanted[interpreter].used < waiting.since:
+                with self._lock:
+                    self._wanted.pop(interpreter, None)  # somebody wants it away: not before torch is used again
+            if late or code is not None:
                 return "importing torch takes too long" if late else f"it ended with exit code {code}"
         if waiting.stamp != _stamp(interpreter, waiting.env):
             return "installed packages have changed"
         return "" if enough_memory() else "memory is short"
 
-    def _start(self, interpreter: str, home: str) -> None:
+    def _start(self, interpreter: str, wish: _Wish) -> None:
+        given = {} if wish.threads is None else {"OMP_NUM_THREADS": wish.threads}
         try:
-            env = environment.for_ranks(interpreter, {}, {}, 1, machine.cpus())
+            env = environment.for_ranks(interpreter, {}, given, 1, machine.cpus())
             if bundle.needed(interpreter, env):
-                bundle.prepend(env, bundle.ensure(os.path.join(home, "runtime")))
+                bundle.prepend(env, bundle.ensure(os.path.join(wish.home, "runtime")))
             stamp = _stamp(interpreter, env)
             if stamp == self._unfit.get(interpreter) or not bundle.probe(interpreter, env)["torch"]:
                 return
-            waiting = _Waiting(interpreter, env, home, stamp)
+            waiting = _Waiting(interpreter, env, wish.home, stamp)
         except (bundle.ProbeError, OSError) as error:
             log.info("no process waits for jobs of %s: %s", interpreter, error)
             return

@@ -90,6 +90,7 @@ class Warm(supervisor.Supervisor):
             "GROUP_RANK": "0", "ROLE_NAME": "default", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0",
             "TORCHELASTIC_RUN_ID": os.urandom(16).hex(), "TORCHELASTIC_USE_AGENT_STORE": "False",
+            "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT",
             "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         }
 
@@ -221,7 +222,7 @@ def _environment(env):
 def _own_state(cwd):
     """Give back what belongs to one process alone and was copied from the parent, or depends on folder and variables.
 
-    ``random`` sees to itself, and torch's generator has the same seed in every process.
+    Generators of random numbers are seeded anew; ``random`` sees to that itself.
     """
     loaded = sys.modules  # type: dict
     if "multiprocessing.process" in loaded:
@@ -232,17 +233,24 @@ def _own_state(cwd):
         loaded["tempfile"].tempdir = None
     if "numpy.random" in loaded:
         loaded["numpy.random"].seed()
+    if hasattr(loaded.get("torch"), "default_generator"):
+        loaded["torch"].default_generator.seed()
     importlib.invalidate_caches()
 
 
-def _numeric_threads():
-    """As many threads as a Python started with this environment would use."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+def _numeric_threads(at_import):
+    """As many threads as a Python started with this environment would use.
+
+    Args:
+        at_import: OMP_NUM_THREADS when torch was imported; when it is the same now nothing need be done, and no thread
+            is started early.
+    """
+    asked, cpus = os.environ.get("OMP_NUM_THREADS"), len(os.sched_getaffinity(0))
     torch = sys.modules.get("torch")
-    if asked.isdigit() and torch is not None and hasattr(torch, "set_num_threads"):
-        torch.set_num_threads(int(asked))
-    count = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("GOTO_NUM_THREADS") or asked
-    _openblas(int(count) if count.isdigit() else len(os.sched_getaffinity(0)))
+    if asked != at_import and torch is not None and hasattr(torch, "set_num_threads"):
+        torch.set_num_threads(int(asked or cpus))
+    count = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("GOTO_NUM_THREADS") or asked or ""
+    _openblas(int(count) if count.isdigit() else cpus)
 
 
 def _openblas(count):
@@ -265,6 +273,8 @@ def _openblas(count):
             if hasattr(library, name):
                 getattr(library, name)(count)
                 break
+        if hasattr(library, "blas_thread_shutdown_"):
+            library.blas_thread_shutdown_()  # started again when first needed: the user's code may want to fork
 
 
 def _become_rank(forked, job, number, found):
@@ -281,7 +291,7 @@ def _become_rank(forked, job, number, found):
     found.title.write(arguments, ["%s=%s" % (name, env[name]) for name in shown])
     _environment(env)
     _own_state(job.cwd(job.spec()))
-    _numeric_threads()
+    _numeric_threads(found.threads)
     if hasattr(sys, "orig_argv"):
         sys.orig_argv[:] = arguments
     return launch.rank(job.path, number, str(forked.index), str(forked.lock), found.ending)
@@ -297,6 +307,7 @@ class _Found:
         self.ending = launch.Ending()  # before torch registers exit handlers: word of the end comes after all others
         self.dispositions = _dispositions()
         self.title = _Title()
+        self.threads = os.environ.get("OMP_NUM_THREADS")
         self.descriptors = set()
 
     def load(self):
