@@ -21,7 +21,6 @@ class ComputeSpec(Spec):
     memory: str = Field(
         default="", pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="memory for jobs; empty: the machine's"
     )
-    warm: bool = Field(default=True, description="let a process that has imported torch wait for the next job")
 
 
 class WaitingProcess(Model):
