@@ -1,6 +1,6 @@
 """Many jobs that do nothing, submitted at once, on a compute of two CPUs; beside the bare processes, two at a time.
 
-    python benchmarks/queue.py [COUNT]
+    python benchmarks/queued.py [COUNT]
 """
 
 from __future__ import annotations
