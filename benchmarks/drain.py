@@ -75,10 +75,10 @@ def ours(count: int) -> tuple[float, float]:
 def peer(count: int) -> float:
     """Metrics/s."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
-    with lean_mlflow() as url:
+    with lean_mlflow() as url, tempfile.TemporaryDirectory() as folder:
         out = subprocess.run(
             [sys.executable, "-c", PEER, url, str(count)], capture_output=True, text=True, check=True,
-            env={**env, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(REPO)}, cwd=tempfile.gettempdir(),
+            env={**env, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(REPO)}, cwd=folder,
         )
     return float(out.stdout.split()[-1])
 
