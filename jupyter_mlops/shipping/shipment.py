@@ -149,7 +149,9 @@ def _of_shell(name: str, value: Any) -> bool:
         return False
     if getattr(builtins, name, None) is value:
         return True
-    module = getattr(value, "__module__", None) or type(value).__module__
+    # IPython's own `open` says that it is of `io`: where it was written tells more.
+    written = getattr(value, "__globals__", None)
+    module = written.get("__name__") if isinstance(written, dict) else type(value).__module__
     return hasattr(builtins, name) and isinstance(module, str) and module.startswith(("IPython.", "ipykernel."))
 
 

@@ -189,6 +189,8 @@ def test_in_a_notebook(kernel, client) -> None:
     spec = client.job("shipped").spec
     assert spec["limits"]["timeout"] == 300 and spec["retry_settings"]["max_retries"] == 1
     assert spec["resources"]["memory"] == "100M" and spec["resources"]["cpus"] == 0.5
+    own = kernel.run("%%mlops train --dry-run\nwith open('made.txt') as f:\n    display(len(f.read()))\nexit()")
+    assert "1 name goes with the job" in own.text and "import display" in own.text
     # Without --wait nothing is set until somebody asks.
     reply = kernel.run("%%mlops train -n later --returns total -o job\ntotal = fit() + 1")
     assert reply.ok
