@@ -115,6 +115,7 @@ class _Job:
         self.final = False
         self.done = False
         self.waiting = ""
+        self.journals: Journals | None = None
         self.task: asyncio.Task[None] | None = None
         self.due = 0.0
         self.pause = QUICK
@@ -370,14 +371,17 @@ class Shipper:
 
     async def _journals(self, job: _Job, sender: Sender, final: bool) -> None:
         progress = job.progress
-        # Made anew each time: whatever interrupted the last pass, this one begins at what was acknowledged.
-        journals = Journals(Path(job.folder.journal), job.run_id, progress.offsets, progress.resume)
+        # Kept only while all that it has read was acknowledged: what interrupted a pass begins there anew.
+        journals, job.journals = job.journals, None
+        if journals is None:
+            journals = Journals(Path(job.folder.journal), job.run_id, progress.offsets, progress.resume)
         # The next group is read and encoded while MLflow works on this one.
         ahead = self._in_thread(journals.next, final)
         try:
             while True:
                 group = await ahead
                 if group is None:
+                    job.journals = journals
                     return
                 ahead = self._in_thread(journals.next, final)
                 progress.take(group, await sender.group(group))
