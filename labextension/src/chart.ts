@@ -31,6 +31,11 @@ const COLORS = [
 const DASHES: number[][] = [[], [7, 3], [2, 2]];
 /** Steps of an axis of bytes. */
 const BYTES = Array.from({ length: 50 }, (_, power) => 2 ** power);
+/** Steps of an axis of time in seconds: whole ones, then what clocks show. */
+const SECONDS = [
+  1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400,
+  172_800, 604_800, 2_592_000, 31_536_000
+];
 const STYLES = ['solid', 'dashed', 'dotted'] as const;
 
 /** How a line looks: its colour and its dash are numbers of a palette. */
@@ -201,6 +206,7 @@ export class MetricChart implements IDisposable {
           ...axis,
           size: 22,
           space: 52,
+          ...(this._form!.axis === 'step' ? {} : { incrs: SECONDS }),
           values: (_, ticks) => ticks.map(tick => this._xTick(tick))
         },
         {

@@ -159,6 +159,7 @@ describe('throughput', () => {
     const steps = times.map((_, i) => i);
     const rate = throughput(
       { loss: series(steps, steps, times), rare: series([0], [0], [0]) },
+      [],
       10
     )!;
     expect(rate.values.length).toBeGreaterThan(7);

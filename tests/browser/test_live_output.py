@@ -225,7 +225,7 @@ def test_a_thousand_jobs(open_page, lab):
     assert not view.bad
 
 
-def test_stop_button(open_page, lab):
+def test_stop_delete_restore_and_purge(open_page, lab):
     notebook(lab.root / "stop.ipynb", "%load_ext jupyter_mlops",
              "%%mlops train -n stop-me\nimport time\nprint('on', flush=True)\ntime.sleep(200)")
     view = open_page()
@@ -241,3 +241,29 @@ def test_stop_button(open_page, lab):
     assert (status, job["status"]["phase"]) == (200, "Canceled")
     _, run_row = lab.call("GET", f"{WS}/runs/{job['status']['run_id']}")
     assert run_row["status"] == "KILLED"
+
+    # Deleted it can be had back; purged it cannot, and that is asked by name.
+    row = view.panel().locator('[data-testid="mlops-row"][data-kind="job"][data-name="stop-me"]')
+    states = page.locator('[data-testid="mlops-job-filter"]')
+
+    def press(button: str) -> None:
+        row.hover()
+        row.locator(f'[data-testid="{button}"]').click()
+
+    press("mlops-delete")
+    dialog.click()
+    row.wait_for(state="detached", timeout=15_000)
+    states.select_option("Deleted")
+    press("mlops-restore")
+    row.wait_for(state="detached", timeout=15_000)
+    states.select_option("")
+    press("mlops-delete")
+    dialog.click()
+    row.wait_for(state="detached", timeout=15_000)
+    states.select_option("Deleted")
+    press("mlops-delete")
+    assert "stop-me" in page.locator(".jp-Dialog").inner_text()
+    keep_screenshot(page, "panel-purge")
+    dialog.click()
+    row.wait_for(state="detached", timeout=15_000)
+    wait_for(lambda: lab.call("GET", WS + "/jobs/stop-me")[0] == 404, 20, 0.3)

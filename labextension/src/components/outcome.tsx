@@ -130,9 +130,7 @@ function Attempts({ view, trans }: { view: IJobView; trans: TranslationBundle })
             <Status phase={one.phase} trans={trans} />
             <span>{formatDuration(elapsed(one.started_at, one.ended_at, 0))}</span>
             <span className="jp-Mlops-muted">
-              {[one.reason, causeText(one.failed_rank, one.exit_code, trans)]
-                .filter(Boolean)
-                .join(' · ')}
+              {one.reason || causeText(one.failed_rank, one.exit_code, trans)}
             </span>
           </li>
         ))}
