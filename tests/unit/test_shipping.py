@@ -609,6 +609,26 @@ def test_what_the_job_cannot_import_is_named(notebook, tmp_path) -> None:
         variables.load(job, {})
 
 
+def test_an_interpreter_without_cloudpickle_takes_plain_data(notebook, tmp_path) -> None:
+    space = notebook("data = {'a': [1.5, None, 'x'], 'b': {2, 3}}\ndef f(): return data")
+    for cell, expected in (("print(data)", "took it"), ("f()", "need cloudpickle: ")):
+        shipment = prepare(cell, space)
+        job = JobFolder(tmp_path / cell[:2])
+        os.makedirs(job.inputs)
+        shutil.move(shipment.path, os.path.join(job.inputs, "payload.pkl"))
+        code = (
+            "import sys\nfrom jupyter_mlops.runtime import variables\n"
+            "from jupyter_mlops.runtime.jobfolder import JobFolder\nspace = {}\n"
+            "try:\n    variables.load(JobFolder(sys.argv[1]), space)\n    print('took it', space['data']['a'])\n"
+            "except variables.VariablesError as error:\n    print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", code, job.path], capture_output=True, text=True, timeout=60,
+            env={**os.environ, "PYTHONPATH": str(REPO)},
+        )
+        assert expected in done.stdout, done.stderr
+
+
 def test_where_gives_the_shortest_way() -> None:
     lock = object()
     deep = {"a": {"b": {"c": lock}}, "z": [lock]}
