@@ -231,7 +231,7 @@ class ControlPlane:
         """Read the runs of jobs whose tokens outlived a restart."""
 
         def work(tx: Any) -> dict[str, str]:
-            live, _ = tx.page("job", phases=ACTIVE, limit=10_000)
+            live, _ = tx.page("job", phases=ACTIVE[1:], limit=10_000)  # no process of a queued one runs
             return {j.name: j.status.get("run_id", "") for j in live}
 
         self._job_runs.update(await self.store.read(work))
@@ -350,9 +350,8 @@ class ControlPlane:
         """Stop every job and take every endpoint down; their records stay."""
 
         def work(tx: Any) -> tuple[list[str], list[tuple[str, str]]]:
-            live, _ = tx.page("job", phases=ACTIVE, limit=10_000)
             deployments, _ = tx.page("deployment", limit=10_000)
-            return [j.name for j in live], [(d.parent, d.name) for d in deployments]
+            return tx.names("job", ACTIVE), [(d.parent, d.name) for d in deployments]
 
         jobs, deployments = await self.store.read(work)
         for name in jobs:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ...compute.base import ComputeDriver, JobRef, Observation
-from ..errors import MlopsError
-from ..resources.base import utcnow
+from ..errors import Conflict, MlopsError
+from ..resources.base import Resource, utcnow
 from ..resources.job import AttemptStatus, JobSpec
 
 PHASES = {
@@ -47,6 +48,31 @@ def outcome(attempt: int, seen: Observation) -> AttemptStatus:
         ended_at=iso(seen.ended_at) or utcnow(), seconds=seen.seconds, exit_code=seen.exit_code,
         failed_rank=seen.failed_rank,
     )
+
+
+def ranks(seen: Observation) -> list[dict[str, Any]]:
+    """``ranks`` of the status."""
+    return [
+        {"rank": r.rank, "phase": "Running" if r.running else ("Exited" if r.pid else "Starting"), "pid": r.pid,
+         "exit_code": r.exit_code}
+        for r in seen.ranks
+    ]
+
+
+def check_resumable(job: Resource, folder: Path) -> None:
+    """Whether a job may have a further attempt by a resume.
+
+    Raises:
+        Conflict: it has not ended, has completed, is deleted, or its folder is gone.
+    """
+    phase, name = job.status.get("phase"), job.name
+    if phase not in ("Failed", "Canceled"):
+        what = "has completed" if phase == "Completed" else "has not ended"
+        raise Conflict(f"job {name!r} {what}", "only a failed or canceled job is resumed")
+    if job.status.get("deleted_at"):
+        raise Conflict(f"job {name!r} is deleted", "restore it first")
+    if job.status.get("attempt") and not folder.is_dir():
+        raise Conflict(f"the folder of job {name!r} is gone", "submit it again")
 
 
 def added(attempts: Iterable[dict[str, Any]], ended: dict[str, Any] | None) -> list[dict[str, Any]]:

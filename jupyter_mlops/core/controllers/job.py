@@ -7,9 +7,9 @@ What its phases mean and what is guaranteed is in ``docs/jobs.md``. Every status
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import shutil
+from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -24,8 +24,9 @@ from ..errors import BackendTimeout, BackendUnreachable, Conflict, MlopsError, N
 from ..identity import SYSTEM, Identity
 from ..resources.base import Resource, utcnow
 from ..resources.job import RUN_STATUS, TERMINAL, AttemptStatus, JobSpec, JobStatus, check_transition
-from .attempts import PHASES, RETRY_MOST, added, epoch, iso, log_tail, not_run, outcome, retry_pause, time_left
+from . import attempts as tries
 from .base import Controller, Key
+from .folder import write_folder
 from .recorder import JournalShipper, NoShipper, RunRecorder
 from .slots import Slots, request_of
 
@@ -39,6 +40,8 @@ _COMPARE = 20
 _PAGE = 100
 #: Seconds between two tries to deliver the rest of a job that has ended, doubled up to the most.
 _DELIVER, _DELIVER_MOST = 0.5, 4.0
+#: Jobs that have ended whose rest is delivered at once: while MLflow is away they wait, and others must be looked at.
+_ENDING = 4
 #: MLflow is away for now: what was asked of it is asked again.
 _AWAY = (Unavailable, BackendUnreachable, BackendTimeout)
 
@@ -77,6 +80,9 @@ class JobController(Controller):
         self._fresh: set[str] = set()
         #: job → (when, by the loop's clock, it is looked at again; the pause before)
         self._later: dict[str, tuple[float, float]] = {}
+        #: Jobs that are Finalizing: those due, and those that are at it.
+        self._ended: deque[str] = deque()
+        self._ending: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def ref(self, name: str) -> JobRef:
@@ -99,18 +105,28 @@ class JobController(Controller):
             await self._load()
             self._dispatch()
 
-        def work(tx: Any) -> tuple[list[str], list[Key], list[str]]:
-            live = tx.names("job", [*_HOLDING, "Finalizing"])
-            return live, tx.deleting_keys("job"), tx.names("job", ["Queued"]) if compare else []
+        def work(tx: Any) -> tuple[list[str], list[str], list[Key], list[str]]:
+            queued = tx.names("job", ["Queued"]) if compare else []
+            return tx.names("job", _HOLDING), tx.names("job", ["Finalizing"]), tx.deleting_keys("job"), queued
 
-        live, deleting, queued = await self.workspace.store.read(work)
-        if compare:
-            # Those that only one of both knows are looked at, each by itself.
+        live, ended, deleting, queued = await self.workspace.store.read(work)
+        self._ended = deque(name for name in ended if self._due(name) and name not in self._ending)
+        self._finalize()
+        if compare:  # those that only one of both knows are looked at, each by itself
             known = set(self.slots.names())
             live += sorted(known.difference(live, queued)) + [name for name in queued if name not in known]
-        now = asyncio.get_running_loop().time()
-        names = [name for name in [*live, *self.slots.granted] if self._later.get(name, (0.0, 0.0))[0] <= now]
+        names = [name for name in [*live, *self.slots.granted] if self._due(name)]
         return [*(("", name) for name in names), *deleting]
+
+    def _due(self, name: str) -> bool:
+        return self._later.get(name, (0.0, 0.0))[0] <= asyncio.get_running_loop().time()
+
+    def _finalize(self) -> None:
+        """Go on with those that have ended, a few at a time."""
+        while self._ended and len(self._ending) < _ENDING:
+            name = self._ended.popleft()
+            self._ending.add(name)
+            self.wake("", name)
 
     async def _load(self) -> None:
         """Rebuild the queue from the store."""
@@ -213,7 +229,7 @@ class JobController(Controller):
             Refused: it cannot run here any more.
         """
         job = await self.workspace.store.read(lambda tx: tx.get("job", name))
-        self._check_resumable(job)
+        tries.check_resumable(job, self.ref(name).folder)
         if job.status.get("run_id"):
             try:
                 await self._recorder.job_run(job.status["run_id"])
@@ -223,7 +239,7 @@ class JobController(Controller):
 
         def work(tx: Any) -> Resource:
             job = tx.get("job", name)
-            self._check_resumable(job)
+            tries.check_resumable(job, self.ref(name).folder)
             if tx.deleting("job", name):
                 raise Conflict(f"job {name!r} is being removed", "submit it again")
             check_transition(name, job.status["phase"], "Queued")
@@ -232,29 +248,26 @@ class JobController(Controller):
             return tx.set_status("job", name, {
                 "phase": "Queued", "reason": f"resumed: waiting for attempt {attempt + 1}", "queued_at": utcnow(),
                 "stop_requested": False, "retry_at": "", "ended_at": "", "outcome": None, "resumed_after": attempt,
-                "attempts": added(job.status.get("attempts") or [], ended),
+                "attempts": tries.added(job.status.get("attempts") or [], ended),
             })
 
         job = await self.workspace.store.write(work)
         self.wake("", name)
         return job
 
-    def _check_resumable(self, job: Resource) -> None:
-        phase, name = job.status.get("phase"), job.name
-        if phase not in ("Failed", "Canceled"):
-            what = "has completed" if phase == "Completed" else "has not ended"
-            raise Conflict(f"job {name!r} {what}", "only a failed or canceled job is resumed")
-        if job.status.get("deleted_at"):
-            raise Conflict(f"job {name!r} is deleted", "restore it first")
-        if job.status.get("attempt") and not self.ref(name).folder.is_dir():
-            raise Conflict(f"the folder of job {name!r} is gone", "submit it again")
-
     # -- one step ------------------------------------------------------------------------------------------------
 
     async def reconcile(self, parent: str, name: str) -> None:
+        try:
+            if self._due(name):
+                await self._reconcile(name)
+        finally:
+            if name in self._ending:
+                self._ending.discard(name)
+                self._finalize()
+
+    async def _reconcile(self, name: str) -> None:
         store = self.workspace.store
-        if self._later.get(name, (0.0, 0.0))[0] > asyncio.get_running_loop().time():
-            return
         job, deleting = await store.read(lambda tx: (tx.find("job", name), tx.deleting("job", name)))
         if job is None or job.status["phase"] in TERMINAL:
             self._fresh.discard(name)
@@ -290,7 +303,8 @@ class JobController(Controller):
             loop = asyncio.get_running_loop()
             if name not in self._later:
                 # Once: a clock that is set meanwhile delays nothing.
-                pause = min(max(epoch(job.status["retry_at"]) - datetime.now(UTC).timestamp(), 0.0), RETRY_MOST)
+                pause = tries.epoch(job.status["retry_at"]) - datetime.now(UTC).timestamp()
+                pause = min(max(pause, 0.0), tries.RETRY_MOST)
                 self._later[name] = (loop.time() + pause, pause)
                 loop.call_at(self._later[name][0], self.wake, "", name)
                 if pause:
@@ -312,7 +326,7 @@ class JobController(Controller):
                 return  # asked again at the next round
         reason = f"stopped before attempt {attempt + 1} started" if attempt else "stopped before it started"
         changes = {"run_id": job.status.get("run_id") or "", "exit_code": None, "failed_rank": None, "retry_at": ""}
-        await self._conclude(job, not_run(attempt, "Canceled", reason), changes)
+        await self._conclude(job, tries.not_run(attempt, "Canceled", reason), changes)
 
     async def _launch(self, job: Resource, spec: JobSpec, driver: ComputeDriver, attempt: int) -> None:
         name, folder = job.name, self.ref(job.name).folder
@@ -324,7 +338,15 @@ class JobController(Controller):
         except MlopsError as e:
             await self._fail(job, f"MLflow refused the run: {e.message}")
             return
-        await asyncio.to_thread(self._write_folder, folder, spec, run)
+        try:
+            await asyncio.to_thread(write_folder, folder, spec, run, self.prepare)
+        except MlopsError as e:
+            job.status.update(run_id=run["run_id"])
+            await self._fail(job, e.message)
+            return
+        except OSError as e:  # a full disk: tried again at the next round
+            await self._set(name, {"reason": f"the job's folder cannot be written: {e.strerror or e}"})
+            return
         gpu_ids = list(self.slots.granted.get(name, ()))
         # The attempt is noted before the driver starts it: a crash between is put right by `absent` below.
         noted = await self._set(name, {
@@ -358,18 +380,8 @@ class JobController(Controller):
             spec.experiment_name, job.name, spec.display_name or job.name, tags, job.created_by, fresh
         )
 
-    def _write_folder(self, folder: Path, spec: JobSpec, run: dict[str, Any]) -> None:
-        place = jobfolder.JobFolder(folder)
-        for path in (place.outputs, str(folder / "attempts")):
-            jobfolder.private_folder(path)
-        for name, value in (("spec.json", spec.model_dump()), ("run.json", run)):
-            # Not synced: after a loss of power before the start they are written again.
-            jobfolder.write_file(str(folder / name), json.dumps(value, indent=1).encode(), durable=False)
-        for prepare in self.prepare:
-            prepare(folder, spec)
-
     async def _start(self, job: Resource, spec: JobSpec, driver: ComputeDriver) -> None:
-        grant = Grant(tuple(job.status.get("gpu_ids") or ()), time_left(job.status, spec))
+        grant = Grant(tuple(job.status.get("gpu_ids") or ()), tries.time_left(job.status, spec))
         await asyncio.to_thread(
             driver.start, self.ref(job.name), int(job.status["attempt"]), self._environment(job), grant
         )
@@ -398,15 +410,8 @@ class JobController(Controller):
             await asyncio.to_thread(driver.stop, ref, attempt, spec.limits.grace)
             await self._set(name, {"phase": "Stopping", "reason": "stopping"})
             return
-        changes: dict[str, Any] = {
-            "started_at": iso(seen.started_at),
-            "ranks": [
-                {"rank": r.rank, "phase": "Running" if r.running else ("Exited" if r.pid else "Starting"),
-                 "pid": r.pid, "exit_code": r.exit_code}
-                for r in seen.ranks
-            ],
-        }
-        phase = PHASES.get(seen.phase, "Starting")
+        changes: dict[str, Any] = {"started_at": tries.iso(seen.started_at), "ranks": tries.ranks(seen)}
+        phase = tries.PHASES.get(seen.phase, "Starting")
         if not seen.terminal:
             if job.status["phase"] != "Stopping" or phase == "Stopping":  # what was noted last is nearer the end
                 phase = "Running" if phase == "Starting" and job.status["phase"] == "Running" else phase
@@ -416,11 +421,11 @@ class JobController(Controller):
         changes.update(exit_code=seen.exit_code, failed_rank=seen.failed_rank)
         if phase == "Failed":
             changes["traceback"] = [line[:500] for line in seen.traceback]
-            changes["log_tail"] = await asyncio.to_thread(log_tail, driver, ref, attempt, seen.failed_rank or 0)
+            changes["log_tail"] = await asyncio.to_thread(tries.log_tail, driver, ref, attempt, seen.failed_rank or 0)
         elif phase == "Completed" and spec.cell is not None and spec.cell.returns:
             changes["returned"] = await asyncio.to_thread(returned, ref.folder)
-        ended = outcome(attempt, seen)
-        pause = retry_pause(job.status, spec, ended, seen.cause)
+        ended = tries.outcome(attempt, seen)
+        pause = tries.retry_pause(job.status, spec, ended, seen.cause)
         if pause is None:
             await self._conclude(job, ended, changes)
             return
@@ -428,8 +433,8 @@ class JobController(Controller):
         due = datetime.now(UTC).timestamp() + pause
         self._release(name)
         await self._set(name, {
-            **changes, "phase": "Queued", "reason": reason[:2000], "retry_at": iso(due), "ranks": [],
-            "attempts": added(job.status.get("attempts") or [], ended.model_dump()),
+            **changes, "phase": "Queued", "reason": reason[:2000], "retry_at": tries.iso(due), "ranks": [],
+            "attempts": tries.added(job.status.get("attempts") or [], ended.model_dump()),
         })
         self.wake("", name)
 
@@ -437,7 +442,8 @@ class JobController(Controller):
 
     async def _fail(self, job: Resource, reason: str) -> None:
         """End a job whose attempt could not be started."""
-        await self._conclude(job, not_run(int(job.status.get("attempt") or 0), "Failed", reason), {})
+        run = {"run_id": job.status.get("run_id") or ""}
+        await self._conclude(job, tries.not_run(int(job.status.get("attempt") or 0), "Failed", reason), run)
 
     async def _conclude(self, job: Resource, ended: AttemptStatus, changes: dict[str, Any]) -> None:
         """Nothing of the job runs: first MLflow hears of all that it logged, then of its end, then our own status says
@@ -450,7 +456,7 @@ class JobController(Controller):
                 waits = "what it logged waits for MLflow"
             run_id = changes.get("run_id") or job.status.get("run_id")
             if run_id and not waits:
-                end = int(epoch(ended.ended_at) * 1000)
+                end = int(tries.epoch(ended.ended_at) * 1000)
                 await self._recorder.finish_run(run_id, RUN_STATUS[ended.phase], ended.reason, end)
         except NotFound:
             pass  # the run was deleted meanwhile: the job's own end stands
