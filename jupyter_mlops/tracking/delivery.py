@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from ..core.errors import BackendTimeout, BackendUnreachable, Refused, Unavailable
+from ..core.errors import (
+    BackendTimeout,
+    BackendUnreachable,
+    Forbidden,
+    ParameterError,
+    Refused,
+    Unavailable,
+)
 from ..runtime import spool
 from ..runtime.journal import Call
 from .api import MlflowApi
 from .batches import Batch, Group
+from .permit import Permit
 
 #: Seconds between two tries while MLflow is away: first, and at most.
 FIRST_PAUSE = 0.1
@@ -70,12 +78,14 @@ class Sender:
     Args:
         waiting: told why delivery waits, and ``""`` when it goes on.
         turn: how many requests of all jobs together are with MLflow at once.
+        permit: what the job may ask for.
     """
 
     def __init__(
-        self, api: MlflowApi, waiting: Callable[[str], None], turn: AbstractAsyncContextManager[Any],
+        self, api: MlflowApi, waiting: Callable[[str], None], turn: AbstractAsyncContextManager[Any], permit: Permit,
     ) -> None:
         self.api = api
+        self.permit = permit
         self._waiting = waiting
         self._turn = turn
         self._gone: dict[str, tuple[str, float]] = {}
@@ -122,9 +132,30 @@ class Sender:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
 
+    async def require(self, ask: Callable[[], Awaitable[None]]) -> None:
+        """Ask for permission, again and again while MLflow cannot say whose something is.
+
+        Raises:
+            Forbidden, ParameterError: there is none.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await ask()
+            except (Unavailable, BackendUnreachable, BackendTimeout) as e:
+                self._waiting(f"MLflow is away: {e.message}")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
     async def _batch(self, batch: Batch, data: bytes, tally: Tally, hopeless: Counter[str]) -> None:
-        status, answer = await self.post("POST", API + "runs/log-batch", data)
         count = len(batch) + batch.merged
+        try:
+            await self.require(lambda: self.permit.run(batch.run))
+        except (Forbidden, ParameterError) as e:
+            tally.rejected += count
+            tally.message = e.message
+            return
+        status, answer = await self.post("POST", API + "runs/log-batch", data)
         if status < 300:
             tally.delivered += count
             return
@@ -181,6 +212,12 @@ class Sender:
             path = path.format(*(quote(str(body.get(f, "")), safe="") for f in fields))
         if call.api == "LogOutputs" and not body.get("models"):
             tally.delivered += 1
+            return
+        try:
+            await self.require(lambda: self.permit.request(method, API + path, body))
+        except (Forbidden, ParameterError) as e:
+            tally.rejected += 1
+            tally.message = f"{call.api}: {e.message}"
             return
         status, answer = await self.post(method, API + path, json.dumps(body).encode())
         if status < 300 or (call.api.startswith("Delete") and status == 404):  # deleted already

@@ -22,6 +22,8 @@ from . import spooler as spools
 from .api import MlflowApi
 from .batches import Group, Journals, sort_journals
 from .delivery import Sender, Tally
+from .permit import Permit
+from .proxy import JobScope
 from .spooler import Spooler
 
 log = logging.getLogger(__name__)
@@ -170,6 +172,7 @@ class Shipper:
         self._jobs: dict[str, _Job] = {}
         self._threads = ThreadPoolExecutor(2, "mlops-shipper")
         self._turn = asyncio.Semaphore(WIDTH)
+        self._scope = JobScope(api)
         self._kick = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
 
@@ -339,7 +342,7 @@ class Shipper:
         def waiting(why: str) -> None:
             job.waiting = why
 
-        sender = Sender(self._api, waiting, self._turn)
+        sender = Sender(self._api, waiting, self._turn, Permit(self._scope, job.name, job.run_id))
         progress = job.progress
 
         def save() -> Awaitable[None]:

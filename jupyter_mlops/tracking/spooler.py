@@ -129,6 +129,8 @@ class Spooler:
         })
         made = (found.get("models") or [None])[0]
         if made is None:
+            source = str(content.get("source_run_id") or self._run)
+            await self._sender.require(lambda: self._sender.permit.run(source))
             pairs = {
                 kind: [{"key": str(k), "value": str(v)} for k, v in (content.get(kind) or {}).items()]
                 for kind in ("tags", "params")
@@ -136,7 +138,7 @@ class Spooler:
             pairs["tags"].append({"key": REQUEST_TAG, "value": local})
             body = {
                 "experiment_id": experiment, "name": content.get("name"), "model_type": content.get("model_type"),
-                "source_run_id": content.get("source_run_id") or self._run, **pairs,
+                "source_run_id": source, **pairs,
             }
             made = (await self._post(
                 "POST", API + "logged-models", {k: v for k, v in body.items() if v is not None}
@@ -159,13 +161,15 @@ class Spooler:
         else:
             place = await self._place("run", str(content.get("run_id") or self._run))
         target = "/".join(filter(None, [place, str(content.get("path") or "").strip("/"), source.name]))
+        path = ARTIFACTS + quote(target)
+        await self._sender.require(lambda: self._sender.permit.request("PUT", path))
         body: Any = None
         if source.name == "MLmodel" and source.stat().st_size <= _MAX_MLMODEL:
             data = await asyncio.to_thread(source.read_text, "utf-8", "replace")
             if _LOCAL.search(data):
                 body = _LOCAL.sub(lambda found: self._models.get(found[0], found[0]), data).encode()
         status, answer = await self._sender.post(
-            "PUT", ARTIFACTS + quote(target), partial(open, source, "rb") if body is None else body
+            "PUT", path, partial(open, source, "rb") if body is None else body
         )
         if status >= 300:
             raise Refused(message_of(answer, status))

@@ -123,6 +123,33 @@ async def test_what_mlflow_refuses_is_dropped_alone(beside):
         assert row["params"] == {"lr": "1", "depth": "3"} and "a" not in row["tags"]
 
 
+async def test_a_journal_reaches_no_further_than_the_jobs_token(beside):
+    """What a job's own code may have put into its journal and spool, by hand."""
+    async with shipping(*beside, "forged") as (views, shipper, job):
+        other = (await views.api.post("runs/create", experiment_id="0"))["run"]["info"]["run_id"]
+        writer = job.writer()
+        writer.metric("mine", 1.0, 0)
+        writer.metric("loss", 1.0, 0, run=other)
+        writer.call("SetTag", {"run_id": other, "key": "a", "value": "1"})
+        writer.call("UpdateRun", {"run_id": other, "status": "FAILED"})
+        writer.call("UpdateRun", {"run_id": job.run_id, "status": "FINISHED", "end_time": 5})
+        writer.call("SetExperimentTag", {"experiment_id": "../runs/delete", "key": "a", "value": "1"})
+        writer.call("FinalizeLoggedModel", {"model_id": "../../runs/delete", "status": "LOGGED_MODEL_READY"})
+        writer.close()
+        entry = Path(job.folder.spool) / f"{1:020d}-0-1"
+        (entry / "data").mkdir(parents=True)
+        (entry / "data" / "a.txt").write_text("x")
+        write_json(str(entry / "entry.json"), {"kind": "artifact", "run_id": other, "path": "", "file": "data/a.txt"})
+        job.watch(shipper)
+        status = await drained(shipper, job.name)
+        assert (status["delivered"], status["rejected"]) == (1, 7), status
+        row = await views.run(other)
+        assert (row["metrics"], row["status"], "a" in row["tags"]) == ({}, "RUNNING", False)
+        assert (await views.run(job.run_id))["status"] == "RUNNING"
+        files = await views.api.get("artifacts/list", run_id=other)
+        assert not files.get("files")
+
+
 async def test_repeats_leave_no_trace(beside):
     async with shipping(*beside, "again") as (views, shipper, job):
         made = (await views.api.post("logged-models", experiment_id="0", name="m"))["model"]["info"]["model_id"]
