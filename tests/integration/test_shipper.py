@@ -243,7 +243,8 @@ async def test_killed_in_the_middle_again_and_again(beside, shared_plane):
     child, home = beside
     async with shipping(child, home, "killed") as (views, shipper, job):
         await shipper.stop()
-        nested = (await views.api.post("runs/create", experiment_id="0"))["run"]["info"]["run_id"]
+        nested = (await views.api.post("runs/create", experiment_id="0", tags=[
+            {"key": "mlflow.parentRunId", "value": job.run_id}]))["run"]["info"]["run_id"]
         writer = job.writer()
         for step in range(6000):
             writer.metric("loss", float(step), step)
