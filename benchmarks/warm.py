@@ -67,7 +67,7 @@ def main() -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
         begin = time.time()
-        subprocess.run(command, check=True, cwd=folder, env=env, stderr=subprocess.DEVNULL)
+        subprocess.run(command, check=True, cwd=folder, env=env)
         return float(mark.read_text()) - begin
 
     try:
