@@ -141,8 +141,16 @@ class AsyncClient:
         return await self._put(f"/jobs/{segment(name)}", spec, new)
 
     async def delete_job(self, name: str) -> None:
-        """Delete a job that has ended."""
+        """Delete a job that has ended; it can be restored until it is purged."""
         await self._call("DELETE", f"/jobs/{segment(name)}")
+
+    async def restore_job(self, name: str) -> Json:
+        """Take a job's deletion back."""
+        return await self._call("POST", f"/jobs/{segment(name)}/actions/restore")
+
+    async def purge_job(self, name: str) -> None:
+        """Remove a job that has ended for good: folder, logs, record; its run stays."""
+        await self._call("POST", f"/jobs/{segment(name)}/actions/purge")
 
     async def stop_job(self, name: str) -> Json:
         """Ask a job to end."""

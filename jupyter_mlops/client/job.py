@@ -264,8 +264,17 @@ class Job(Record):
         return self
 
     def delete(self) -> None:
-        """Delete it, once it has ended."""
+        """Delete it, once it has ended; :meth:`restore` takes that back until it is purged."""
         self._client.delete_job(self.name)
+
+    def restore(self) -> Job:
+        """Take its deletion back."""
+        self._data = self._client.call(self._client.aio.restore_job(self.name))
+        return self
+
+    def purge(self) -> None:
+        """Remove it for good, with folder and logs; its run stays."""
+        self._client.purge_job(self.name)
 
     def _settle(self, timeout: float | None) -> None:
         try:
@@ -330,6 +339,7 @@ class Job(Record):
         what = spec.get("script") or spec.get("command") or ((spec.get("cell") or {}).get("notebook") or "a cell")
         return [
             ("reason", self.reason),
+            ("deleted", render.local_time(status.get("deleted_at"))),
             ("runs", render.short(what, 100)),
             ("processes", self.processes if self.processes > 1 else None),
             ("experiment", spec.get("experiment_name")),

@@ -108,8 +108,13 @@ class Run(Record):
         return self._client.register(self.id, name, alias=alias, artifact=artifact)
 
     def delete(self) -> None:
-        """Delete it (it can be restored)."""
+        """Delete it; :meth:`restore` takes that back."""
         self._client.delete_run(self.id)
+
+    def restore(self) -> Run:
+        """Take its deletion back."""
+        self._client.call(self._client.aio.restore_run(self.id))
+        return self.refresh()
 
     def _line(self) -> str:
         shown = " ".join(f"{k}={render.number(v)}" for k, v in list(self.metrics.items())[:3])

@@ -347,8 +347,12 @@ class Client:
         self.call(self.aio.job_returns(name, file))
 
     def delete_job(self, name: str) -> None:
-        """Delete a job that has ended."""
+        """Delete a job that has ended; it can be restored until it is purged."""
         self.call(self.aio.delete_job(name))
+
+    def purge_job(self, name: str) -> None:
+        """Remove a job that has ended for good: folder, logs, record; its run stays."""
+        self.call(self.aio.purge_job(name))
 
     # -- serving --------------------------------------------------------------------------------------------------
 

@@ -305,7 +305,7 @@ def delete(a: argparse.Namespace, context: Context) -> None:
     if a.kind == "job":
         job = context.job(name)
         name = job.name
-        action, what = job.delete, f"job {job.name} with its folder and logs (its run stays)"
+        action, what = job.delete, f"job {job.name} (it can be restored; its run stays)"
     elif a.kind == "run":
         run = context.run(name)
         name = run.name
@@ -328,7 +328,23 @@ def delete(a: argparse.Namespace, context: Context) -> None:
             action, what = client.model(name).delete, f"model {name} with all versions"
     context.confirm(f"Delete {what}?", a.yes)
     action()
-    context.say(f"{a.kind} {name} is deleted")
+    back = {"job": f"; {context.command('restore job ' + name)} takes that back"}
+    context.say(f"{a.kind} {name} is deleted{back.get(a.kind, '')}")
+
+
+def restore(a: argparse.Namespace, context: Context) -> Any:
+    """Take a deletion back."""
+    if a.kind == "run":
+        return context.run(a.name).restore()
+    return context.job(a.name).restore()
+
+
+def purge(a: argparse.Namespace, context: Context) -> None:
+    """Remove a job for good, after asking."""
+    job = context.job(a.name)
+    context.confirm(f"Remove job {job.name} for good, with its logs and outputs (its run stays)?", a.yes)
+    job.purge()
+    context.say(f"job {job.name} is purged")
 
 
 def _has_model(client: Any, name: str) -> bool:

@@ -100,7 +100,7 @@ _POSITIONAL: dict[tuple[str, str], str] = {
     ("register", "run"): "run or best", ("register", "name"): "model",
     ("models", "name"): "model", ("deploy", "model"): "version", ("invoke", "endpoint"): "endpoint",
     ("endpoints", "name"): "endpoint", ("jobs", "name"): "job", ("logs", "name"): "job",
-    ("attach", "name"): "job", ("resume", "name"): "job",
+    ("attach", "name"): "job", ("resume", "name"): "job", ("purge", "name"): "job",
     ("stop", "name"): "running job", ("train", "script"): "script", ("help", "verb_name"): "verb",
     ("config", "key"): "setting",
 }
@@ -140,8 +140,8 @@ def complete(before: str, names: Callable[[str], list[str]]) -> tuple[str, list[
     if verb == "invoke" and place != "endpoint":
         word = _IDENTIFIER.search(before)  # the end of an expression
         return None if word is None else (word.group(), [n for n in names("variable") if n.startswith(word.group())])
-    if verb == "delete":
-        kinds = ["job", "run", "endpoint", "deployment", "model"]
+    if verb in ("delete", "restore"):
+        kinds = ["job", "run", "endpoint", "deployment", "model"][:2 if verb == "restore" else None]
         positional = [w for w in given if not w.startswith("-")]
         candidates = names(positional[0]) if positional and positional[0] in kinds else kinds
     elif place is None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-PHASES = ("Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled")
+PHASES = ("Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled", "Deleted")
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -199,6 +199,16 @@ def _delete(p: argparse.ArgumentParser) -> None:
     _yes(p)
 
 
+def _restore(p: argparse.ArgumentParser) -> None:
+    p.add_argument("kind", choices=("job", "run"), metavar="KIND", help="job or run")
+    p.add_argument("name", metavar="NAME", help="name of the job, id of the run")
+
+
+def _purge(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", metavar="NAME", help="a job that has ended")
+    _yes(p)
+
+
 def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("script", nargs="?", metavar="SCRIPT", help="a Python script; in the cell form the cell is the code")
     p.add_argument("-n", "--name", metavar="NAME", help="name of the job; a taken one gets a number")
@@ -306,6 +316,8 @@ VERBS: dict[str, Verb] = {
         Verb("resume", "run a failed or stopped job again, under the same run", "jobs:resume", _resume,
              ("resume NAME",)),
         Verb("delete", "delete something", "admin:delete", _delete, ("delete job NAME", "delete deployment digits/v1")),
+        Verb("restore", "take the deletion of a job or run back", "admin:restore", _restore, ("restore job NAME",)),
+        Verb("purge", "remove an ended job for good", "admin:purge", _purge, ("purge NAME",)),
         Verb("config", "show settings and where each comes from; set one", "admin:config", _config,
              ("config", "config experiment digits")),
         Verb("doctor", "check everything, list what is ours", "admin:doctor", _nothing, ("doctor",)),

@@ -372,7 +372,13 @@ def test_cli_jobs(cli) -> None:
     assert cli("logs", "script", "-f").stdout == "args ['--lr', '0.1']\n"
     assert json.loads(cli("jobs", "script", "--json").stdout)["status"]["exit_code"] == 0
     assert "add --yes" in cli("delete", "job", "script", code=2).stderr
-    cli("delete", "job", "script", "--yes")
+    deleted = cli("delete", "job", "script", "--yes")
+    assert "restore job script" in deleted.stdout + deleted.stderr
+    assert '"script"' not in cli("jobs", "--json").stdout
+    assert '"script"' in cli("jobs", "--json", "--phase", "deleted").stdout
+    cli("restore", "job", "script")
+    assert '"script"' in cli("jobs", "--json").stdout
+    cli("purge", "script", "--yes")
     assert "there is no job 'script'" in cli("logs", "script", code=1).stderr
 
 
