@@ -98,7 +98,7 @@ def test_a_job_appears_live_and_is_stopped_from_the_panel(open_page, lab):
         "command": "sleep 100", "limits": {"grace": 1},
     })
     assert status == 201, job
-    row = panel.locator('[data-testid="mlops-row"]').filter(has_text="to-stop")
+    row = panel.locator('[data-testid="mlops-row"][data-kind="job"]').filter(has_text="to-stop")
     row.wait_for(timeout=15_000)
     row.get_by_text("Running").wait_for(timeout=15_000)
     row.hover()

@@ -218,11 +218,12 @@ def test_version_mismatch(shared_plane, version, status):
 # -- every route ------------------------------------------------------------------------------------------------------
 
 FILL = {"ws": "default", "name": "nothing", "deployment": "nothing", "rank": "0", "run_id": "0" * 32,
-        "model": "nothing", "version": "1", "alias": "champion"}
+        "model": "nothing", "version": "1", "alias": "champion", "sha256": "0" * 64}
 
 
 def filled(path: str) -> str:
-    return API[len("/jupyter-mlops"):] + re.sub(r"{(\w+)}", lambda m: FILL[m.group(1)], path)
+    path = re.sub(r"{(\w+)}", lambda m: FILL[m.group(1)], path)
+    return API[len("/jupyter-mlops"):] + path + ("?q=x" if path.endswith("/search") else "")
 
 
 # What a job may do beside reading: registering what it trained.
