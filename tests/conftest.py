@@ -26,6 +26,30 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 REPO = Path(__file__).resolve().parent.parent
 
+#: Files that take longest, the longest first: begun last, one of them would leave all workers but one without work.
+LONGEST = (
+    "faults/test_matrix.py", "browser/test_lab.py", "integration/test_plugin.py", "browser/test_live_output.py",
+    "integration/test_quickstart.py", "integration/test_job_store.py", "integration/test_shipper.py",
+    "integration/test_attacks.py", "integration/test_distributed_notebook.py", "drivers/test_local.py",
+    "drivers/test_warm.py", "integration/test_job_life.py", "faults/test_misbehaviour.py",
+    "integration/test_mlflow_child.py", "integration/test_context.py", "integration/test_control.py",
+    "integration/test_logs.py", "integration/test_server_life.py", "integration/test_magics_life.py",
+    "faults/test_full_disk.py", "integration/test_magics_kernel.py", "integration/test_mlflow_proxy.py",
+)
+
+
+def pytest_configure(config):
+    """Have workers take files in the order of collection; by itself xdist begins with those of the most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The longest files first, the others behind them as they were."""
+    place = {str(REPO / "tests" / name): index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(str(item.path), len(place)))
+
 
 def wait_for(what, timeout: float = 20.0, pause: float = 0.05):
     """What ``what()`` returns as soon as it is true; fails after ``timeout`` seconds."""
