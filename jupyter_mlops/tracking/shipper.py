@@ -32,6 +32,10 @@ T = TypeVar("T")
 SCHEMA = 1
 #: Seconds between two looks at the journals of a job: at first, and when nothing has come for a while.
 QUICK, SLOW = 0.2, 0.5
+#: Seconds between deliveries of a job that logs little but steadily, at most: each costs processors on which the job
+#: trains. What is more than ``BURST`` bytes, or the first for a while, goes at once.
+STEADY = 2.0
+BURST = 32 * 1024
 #: Seconds between two writes of ``delivery.json`` while records flow.
 SAVE = 0.5
 #: Seconds that :meth:`Shipper.drain` waits before it says that it is not done.
@@ -121,6 +125,8 @@ class _Job:
         self.task: asyncio.Task[None] | None = None
         self.due = 0.0
         self.pause = QUICK
+        self.flow = 0.0
+        self.held_until = 0.0
         self.changed = asyncio.Event()
 
     @property
@@ -252,7 +258,7 @@ class Shipper:
                 why = found.waiting or f"{found.pending} bytes are under way"
                 raise BackendTimeout(f"not all is in MLflow after {timeout:g} s: {why}", "nothing is lost: try again")
             if found.task is None:
-                found.due, found.pause = 0.0, QUICK
+                found.due, found.held_until, found.pause = 0.0, 0.0, QUICK
                 self._kick.set()
             await _wait(found.changed, min(left, 0.2))
 
@@ -300,6 +306,10 @@ class Shipper:
                 if job.empty and not job.final:
                     job.pause = min(job.pause * 1.2, SLOW)
                     job.due = now + job.pause
+                    if now > job.held_until + STEADY:
+                        job.flow = 0.0
+                elif now < job.held_until and job.pending < BURST and not job.final:
+                    job.due = now + 2 * SLOW
                 elif job.task is None:
                     job.task = asyncio.create_task(self._deliver(job), name=f"deliver-{job.name}")
             await _wait(self._kick, QUICK)
@@ -327,6 +337,8 @@ class Shipper:
             took = time.monotonic() - began
             if job.progress.counts != before:
                 job.pause = QUICK
+                job.flow = min(job.flow * 1.5 or QUICK, STEADY)
+                job.held_until = began + job.flow
                 if self._on_change is not None and not job.done:
                     self._on_change(job.name)
             else:

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _HOLDING = ["Starting", "Running", "Stopping"]
 #: Rounds between two comparisons of the queue in memory with the store.
 _COMPARE = 20
+#: Seconds between looks at a job that simply runs; its end is told by its supervisor's.
+_CALM = 2.0
 #: Queued jobs that are read at once when the queue is rebuilt.
 _PAGE = 100
 #: Seconds between two tries to deliver the rest of a job that has ended, doubled up to the most.
@@ -80,6 +82,8 @@ class JobController(Controller):
         self._fresh: set[str] = set()
         #: job → (when, by the loop's clock, it is looked at again; the pause before)
         self._later: dict[str, tuple[float, float]] = {}
+        #: When a job that simply runs is looked at again: each look costs the processors on which it trains.
+        self._calm: dict[str, float] = {}
         #: Jobs that are Finalizing: those due, and those that are at it.
         self._ended: deque[str] = deque()
         self._ending: set[str] = set()
@@ -115,7 +119,8 @@ class JobController(Controller):
         if compare:  # those that only one of both knows are looked at, each by itself
             known = set(self.slots.names())
             live += sorted(known.difference(live, queued)) + [name for name in queued if name not in known]
-        names = [name for name in [*live, *self.slots.granted] if self._due(name)]
+        now = asyncio.get_running_loop().time()
+        names = [n for n in [*live, *self.slots.granted] if self._due(n) and self._calm.get(n, 0.0) <= now]
         return [*(("", name) for name in names), *deleting]
 
     def _due(self, name: str) -> bool:
@@ -272,6 +277,7 @@ class JobController(Controller):
         if job is None or job.status["phase"] in TERMINAL:
             self._fresh.discard(name)
             self._later.pop(name, None)
+            self._calm.pop(name, None)
             self._release(name)
             if job is not None and deleting:
                 await self._remove(job)
@@ -395,6 +401,8 @@ class JobController(Controller):
         self._watch_journal(job)
         seen = await asyncio.to_thread(driver.observe, ref, attempt)
         stop = job.status.get("stop_requested")
+        if seen.phase == "running" and job.status["phase"] == "Running" and not stop:
+            self._calm[name] = asyncio.get_running_loop().time() + _CALM
         if seen.phase == "absent":
             # Noted, but the driver was not reached before we died: starting is idempotent. What shall end is first
             # marked as such, so that none of its code runs.
