@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import signal
 import time
 
+import pytest
 from conftest import processes_of, wait_for
+from fault_bench import params
 from jupyter import Jupyter, run
 
 from jupyter_mlops.runtime import locate
@@ -32,13 +33,18 @@ dist.destroy_process_group()
 """
 
 
-def test_a_job_outlives_everything():
-    seed = int(os.environ.get("TEST_SEED") or random.randrange(10**6))
-    rng = random.Random(seed)
-    victims = ["kernel", "jupyter", "control", "mlflow"]
+ALL = "kernel, jupyter, control plane, mlflow"
+
+
+@pytest.mark.parametrize(
+    ("fault", "number"),
+    params([ALL], ["kernel", "jupyter", "kernel, supervisor", "jupyter, mlflow", "kernel, control plane"]),
+)
+def test_a_job_outlives_everything(rng, fault, number):
+    victims = fault.split(", ")
     rng.shuffle(victims)
     plan = sorted(rng.sample(range(3, STEPS - 5), len(victims)))
-    print(f"TEST_SEED={seed}", list(zip(plan, victims, strict=True)))
+    print(list(zip(plan, victims, strict=True)))
     jupyter = Jupyter().start().up()
     client = None
     try:
@@ -63,7 +69,9 @@ def test_a_job_outlives_everything():
             elif victim == "jupyter":
                 jupyter.kill()
                 jupyter.start()
-            elif victim == "control":
+            elif victim == "supervisor":
+                os.kill(json.loads((folder / "state.json").read_text())["pid"], signal.SIGKILL)
+            elif victim == "control plane":
                 os.kill(wait_for(lambda: locate.info(jupyter.place), 60)["pid"], signal.SIGKILL)
             else:
                 pid = wait_for(lambda: json.loads((jupyter.home / "mlflow.json").read_text()).get("pid"), 60)
