@@ -7,6 +7,7 @@ itself still importing: ``MlflowChild(...).spawn()``, later ``await child.start(
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from ..runtime import locate
 
 #: Seconds that a start may take before it counts as failed (a database upgrade on a slow disk is in it).
 START_TIMEOUT = 60.0
+#: By how much the process is nicer than we are.
+NICE = 5
 #: Seconds that the child is given to end by itself.
 STOP_TIMEOUT = 5.0
 #: Pauses before the restarts that follow each other; the last one repeats.
@@ -98,6 +101,8 @@ class MlflowChild:
                 process_group=0, umask=0o077,
             )
         self.pid = self._process.pid
+        with contextlib.suppress(OSError):  # jobs train on the same processors
+            os.setpriority(os.PRIO_PROCESS, self.pid, NICE)
         self._write_record({
             "pid": self.pid, "start_time": locate.start_time(self.pid), "version": self.version, "socket": self.socket,
         })
