@@ -84,7 +84,7 @@ class ControlPlane:
         self.serving = LocalServing(home, Path(locate.private_dir(place.runtime_dir)))
         self.workspace = Workspace(place.name, home, self.store)
         self.orphans = self.views.orphans = Orphans(self.views.api, self.tokens.holder)
-        self.shipper = Shipper(home, self.views.api, lambda job: self.feed.touch("run"))
+        self.shipper = Shipper(self.views.api, lambda job: self.feed.touch("run"))
         self.jobs = JobController(home, self.views, self.driver_for, self.job_environment, self.shipper)
         self.endpoints = EndpointController(self.serving)
         self.deployments = DeploymentController(self.serving, self.views)

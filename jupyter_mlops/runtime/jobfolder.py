@@ -67,11 +67,16 @@ def write_json(path, value, durable=True):
     write_file(path, (json.dumps(value) + "\n").encode(), durable)
 
 
+def _without_waiting(path, flags):
+    """Open a file that a job's own code may have replaced by a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_json(path):
     """The JSON object in a file; ``{}`` when there is none that can be read."""
     try:
-        with open(path, "rb") as f:
-            value = json.loads(f.read(_MAX_JSON))
+        with open(path, "rb", opener=_without_waiting) as f:
+            value = json.loads(f.read(_MAX_JSON) or b"")
         return value if isinstance(value, dict) else {}
     except (OSError, ValueError):
         return {}

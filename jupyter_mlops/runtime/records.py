@@ -9,8 +9,10 @@ or a call, ``b"c"`` and a JSON object ``{"api": NAME, "body": {…}}`` in ASCII:
 answer nobody needs. An empty run id is the job's own run. No whole record is ever part of another one's payload.
 """
 
+import errno
 import json
 import os
+import stat
 import struct
 import zlib
 
@@ -82,15 +84,21 @@ def read(path, offset=0, limit=1 << 20, final=False):
         final: nobody writes any more.
 
     Returns:
-        ([(record, offset behind it)], next offset, bytes of damage that were skipped); a missing file has no records.
-        All has been read when the next offset is that of the call.
+        ([(record, offset behind it)], next offset, bytes of damage that were skipped); a missing file, or what is no
+        file, has no records. All has been read when the next offset is that of the call.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
-    except FileNotFoundError:
-        return [], offset, 0
+        # The job's own code can put anything there: a pipe must hold up nobody.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            return [], offset, 0
+        raise
     try:
-        size = os.fstat(fd).st_size
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            return [], offset, 0
+        size = info.st_size
         data = os.pread(fd, max(limit, HEAD.size), offset)
         following = _record(data, 0)[1]
         if following > len(data):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ class Journals:
             ended = final or attempt < newest  # the next attempt starts when nothing of this one runs any more
             names = [n for n in names if n > self._turn] + [n for n in names if n <= self._turn]
             for name in names:
-                if name not in self._chunks and self._size(name) <= self._offsets.get(name, 0):
+                if name not in self._chunks and journal_size(self._folder / name) <= self._offsets.get(name, 0):
                     continue
                 group = self._read(name, attempt, attempts, ended)
                 if group is not None:
@@ -136,12 +137,6 @@ class Journals:
                 if group is not None:
                     return group
         return None
-
-    def _size(self, name: str) -> int:
-        try:
-            return os.stat(self._folder / name).st_size
-        except FileNotFoundError:
-            return 0
 
     def _rule(self, attempt: int, attempts: dict[int, list[str]]) -> Resume | None:
         first = min(attempts)
@@ -211,6 +206,15 @@ class Journals:
         return group
 
 
+def journal_size(path: Path) -> int:
+    """Bytes of a journal; 0 when there is none, or something else of that name."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
 def sort_journals(folder: Path) -> dict[int, list[str]]:
     """attempt → names of its journals, sorted; empty when there are none."""
     found: dict[int, list[str]] = {}
@@ -264,7 +268,10 @@ class _Building:
         self.records += 1
         body = call.body if isinstance(call.body, dict) else {}
         run = str(body.get("run_id") or self._own)
-        pairs = _pairs(call.api, body)
+        try:
+            pairs = _pairs(call.api, body)
+        except TypeError:  # no lists where lists belong: it is refused where it is sent
+            pairs = None
         if pairs is None:
             for open_run in list(self._open):
                 self._send(open_run)

@@ -59,6 +59,8 @@ ROUTES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "LogLoggedModelParamsRequest": ("POST", "logged-models/{}/params", ("model_id",)),
 }
 API = "/api/2.0/mlflow/"
+#: What a message raises that is not of the form it should have: a job's own code can write there too.
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 _HISTORY = "mlflow.log-model.history"
 _SAME_MODEL = ("run_id", "artifact_path", "utc_time_created", "model_uuid")
 
@@ -97,7 +99,11 @@ class Sender:
         tally = Tally()
         for request in group.requests:
             if isinstance(request, Call):
-                await self.call(request, tally)
+                try:
+                    await self.call(request, tally)
+                except MALFORMED as e:
+                    tally.rejected += 1
+                    tally.message = f"{str(request.api)[:100]!r} is malformed: {e}"[:500]
             else:
                 await self._batch(*request, tally, Counter())
         return tally
@@ -124,7 +130,7 @@ class Sender:
                 trouble = status in _TRANSIENT or any(
                     word in answer[:4000].decode("utf-8", "replace").lower() for word in _TROUBLE
                 )
-                inner += status >= 500
+                inner += status >= 500 and not trouble
                 if not trouble and (status < 500 or inner >= INNER_ERRORS):
                     self._waiting("")
                     return status, answer
@@ -180,7 +186,7 @@ class Sender:
             return known[0]
         status, answer = await self.post("GET", f"{API}runs/get?run_id={quote(run, safe='')}")
         why = ""
-        if status >= 300:
+        if 400 <= status < 500:
             why = f"run {run}: {message_of(answer, status)}"
         elif json_object(answer).get("run", {}).get("info", {}).get("lifecycle_stage") == "deleted":
             why = f"run {run} is deleted"

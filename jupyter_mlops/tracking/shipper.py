@@ -20,7 +20,7 @@ from ..core.errors import BackendTimeout
 from ..runtime.jobfolder import JobFolder, read_json, write_json
 from . import spooler as spools
 from .api import MlflowApi
-from .batches import Group, Journals, sort_journals
+from .batches import Group, Journals, journal_size, sort_journals
 from .delivery import Sender, Tally
 from .permit import Permit
 from .proxy import JobScope
@@ -65,7 +65,9 @@ class Progress:
         models = value.get("models")
         self.models: dict[str, str] = models if isinstance(models, dict) else {}
         resume = value.get("resume")
-        self.resume: dict[str, Any] = resume if isinstance(resume, dict) else {}
+        self.resume: dict[str, Any] = {
+            k: v for k, v in resume.items() if isinstance(v, dict)
+        } if isinstance(resume, dict) else {}
         self.saved = time.monotonic()
         self.unsaved = False
 
@@ -116,6 +118,8 @@ class _Job:
         self.folder = JobFolder(folder)
         self.progress = Progress(self.folder.delivery_path, run_id)
         self.sizes: dict[str, int] = {}
+        #: The journals could not be looked at.
+        self.hidden = False
         self.spooled: list[str] = []
         self.spooled_bytes = 0
         self.final = False
@@ -141,19 +145,16 @@ class _Job:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to deliver, as of the last look."""
-        return not self._behind and not self.spooled and not (self.final and self.progress.held)
+        if self.hidden or self._behind or self.spooled:
+            return False
+        return not (self.final and self.progress.held)
 
     def look(self) -> None:
         """Take the sizes of the journals and the entries of the spool; in a worker thread."""
-        sizes = {}
         folder = Path(self.folder.journal)
-        for names in sort_journals(folder).values():
-            for name in names:
-                try:
-                    sizes[name] = os.stat(folder / name).st_size
-                except FileNotFoundError:
-                    continue
-        self.sizes = sizes
+        self.hidden = True  # until all of it was seen
+        self.sizes = {name: journal_size(folder / name) for names in sort_journals(folder).values() for name in names}
+        self.hidden = False
         self.spooled = spools.entries(Path(self.folder.spool))
         self.spooled_bytes = spools.size(Path(self.folder.spool), self.spooled)
 
@@ -167,12 +168,10 @@ class Shipper:
     """Delivers for all jobs that are watched. Use it in one event loop: :meth:`start`, :meth:`stop`.
 
     Args:
-        home: the workspace folder; a job's folder is ``jobs/<name>`` in it.
         on_change: called with a job's name when its run has got something.
     """
 
-    def __init__(self, home: Path, api: MlflowApi, on_change: Callable[[str], None] | None = None) -> None:
-        self._home = home
+    def __init__(self, api: MlflowApi, on_change: Callable[[str], None] | None = None) -> None:
         self._api = api
         self._on_change = on_change
         self._jobs: dict[str, _Job] = {}
@@ -206,28 +205,32 @@ class Shipper:
 
     # -- what the job controller asks --------------------------------------------------------------------------------
 
-    def watch(self, job: str, run_id: str, folder: Path) -> None:
-        """Deliver what this job logs from now on; it runs, or is about to. May be repeated."""
+    def know(self, job: str, run_id: str, folder: Path) -> None:
+        """Whose journal lies where; may be repeated. The run is not read from the folder, where the job writes."""
         known = self._jobs.get(job)
         if known is None or known.run_id != run_id:
-            if known is not None:
-                self.forget(job)
-            known = self._jobs[job] = _Job(job, run_id, folder)
+            self.forget(job)
+            self._jobs[job] = _Job(job, run_id, folder)
+
+    def watch(self, job: str, run_id: str, folder: Path) -> None:
+        """Deliver what this job logs from now on; it runs, or is about to. May be repeated."""
+        self.know(job, run_id, folder)
+        known = self._jobs[job]
         known.final = known.done = False
 
     async def drain(self, job: str) -> bool:
-        """Whether all that the job has logged is in MLflow, or refused by it for good.
+        """Whether all that a known job has logged is in MLflow, or refused by it for good.
 
         Nobody writes to the job's journals any more: what is torn at their end is damage now. Returns after about a
         second at most; ask again when it is False (there is much, or MLflow is away).
         """
-        found = self._find(job)
+        found = self._jobs.get(job)
         if found is None:
             return True
         if not found.final:
             found.final = True
             if found.task is None:
-                await self._in_thread(found.look)
+                await self._in_thread(_look_at, [found])
                 found.done = found.empty
             if not found.done:
                 found.due, found.pause = 0.0, QUICK
@@ -243,15 +246,16 @@ class Shipper:
         Raises:
             BackendTimeout: not within ``timeout`` seconds.
         """
-        found = self._find(job)
+        found = self._jobs.get(job)
         if found is None:
             return  # it has no run yet
-        await self._in_thread(found.look)
+        await self._in_thread(_look_at, [found])
         sizes, spooled = dict(found.sizes), set(found.spooled)
         until = time.monotonic() + timeout
         while True:
             offsets = found.progress.offsets
-            if all(offsets.get(n, 0) >= size for n, size in sizes.items()) and not spooled & set(found.spooled):
+            delivered = all(offsets.get(n, 0) >= size for n, size in sizes.items())
+            if delivered and not spooled & set(found.spooled) and not found.hidden:
                 return
             left = until - time.monotonic()
             if left <= 0:
@@ -264,7 +268,7 @@ class Shipper:
 
     def status(self, job: str) -> dict[str, Any]:
         """Fields of ``status.delivery`` of a job: counts of records, ``pending`` in bytes."""
-        found = self._find(job, keep=False)
+        found = self._jobs.get(job)
         if found is None:
             return {**dict.fromkeys(_COUNTS, 0), "pending": 0, "message": ""}
         return {**found.progress.counts, "pending": found.pending, "message": found.waiting or found.progress.message}
@@ -274,18 +278,6 @@ class Shipper:
         found = self._jobs.pop(job, None)
         if found is not None and found.task is not None:
             found.task.cancel()
-
-    def _find(self, name: str, keep: bool = True) -> _Job | None:
-        found = self._jobs.get(name)
-        if found is None:
-            folder = self._home / "jobs" / name
-            run_id = JobFolder(folder).run().get("run_id")
-            if not isinstance(run_id, str) or not run_id:
-                return None
-            found = _Job(name, run_id, folder)
-            if keep:
-                self._jobs[name] = found
-        return found
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -412,7 +404,10 @@ class Shipper:
 
 def _look_at(jobs: list[_Job]) -> None:
     for job in jobs:
-        job.look()
+        try:
+            job.look()
+        except OSError:
+            continue  # `hidden`: its delivery finds out why, the others do not wait for it
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -19,7 +19,7 @@ from ..core.errors import MlopsError, ParameterError, Refused
 from ..runtime import spool
 from ..runtime.jobfolder import private_folder
 from ..runtime.journal import Call
-from .delivery import API, Sender, Tally, json_object, message_of
+from .delivery import API, MALFORMED, Sender, Tally, json_object, message_of
 from .proxy import REQUEST_TAG
 
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts/"
@@ -89,9 +89,10 @@ class Spooler:
                     raise Refused(told.message)
             else:
                 raise ParameterError("an entry that is not known")
-        except MlopsError as e:
+        except (MlopsError, *MALFORMED) as e:
+            why = e.message if isinstance(e, MlopsError) else f"malformed: {e}"
             tally.rejected += 1
-            tally.message = f"spool: {content.get('file') or content.get('kind') or name}: {e.message}"[:500]
+            tally.message = f"spool: {content.get('file') or content.get('kind') or name}: {why}"[:500]
             await asyncio.to_thread(_refuse, self._folder, name)
             return
         tally.delivered += 1

@@ -66,7 +66,7 @@ class Job:
 async def shipping(child: MlflowChild, home: Path, name: str):
     """(views, shipper, job) over a child that runs."""
     views = MlflowViews(child)
-    shipper = Shipper(home, views.api)
+    shipper = Shipper(views.api)
     try:
         run_id = (await views.api.post("runs/create", experiment_id="0", run_name=name))["run"]["info"]["run_id"]
         shipper.start()
@@ -82,11 +82,12 @@ def beside(shared_plane, tmp_path):
     return _Running(shared_plane.home, shared_plane.place.runtime_dir), tmp_path
 
 
-async def drained(shipper: Shipper, name: str, seconds: float = 60) -> dict:
+async def drained(shipper: Shipper, job: Job, seconds: float = 60) -> dict:
+    shipper.know(job.name, job.run_id, Path(job.folder.path))
     async with asyncio.timeout(seconds):
-        while not await shipper.drain(name):
+        while not await shipper.drain(job.name):
             pass
-    return shipper.status(name)
+    return shipper.status(job.name)
 
 
 async def history(views: MlflowViews, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -115,7 +116,7 @@ async def test_what_mlflow_refuses_is_dropped_alone(beside):
         writer.close()
         job.watch(shipper)
         await shipper.flush(job.name, 30)
-        status = await drained(shipper, job.name)
+        status = await drained(shipper, job)
         assert status["rejected"] == 3 * 3 + 1 + 1 and status["delivered"] == 300 + 2 + 2, status
         assert status["pending"] == 0 and "Reboot" in status["message"]
         assert await history(views, job.run_id, "loss") == [(s, s / 10) for s in range(300)]
@@ -141,7 +142,7 @@ async def test_a_journal_reaches_no_further_than_the_jobs_token(beside):
         (entry / "data" / "a.txt").write_text("x")
         write_json(str(entry / "entry.json"), {"kind": "artifact", "run_id": other, "path": "", "file": "data/a.txt"})
         job.watch(shipper)
-        status = await drained(shipper, job.name)
+        status = await drained(shipper, job)
         assert (status["delivered"], status["rejected"]) == (1, 7), status
         row = await views.run(other)
         assert (row["metrics"], row["status"], "a" in row["tags"]) == ({}, "RUNNING", False)
@@ -174,14 +175,14 @@ async def test_repeats_leave_no_trace(beside):
             return (await history(views, job.run_id, "same"), run["inputs"], run["outputs"], tags, run["info"])
 
         job.watch(shipper)
-        status = await drained(shipper, job.name)
+        status = await drained(shipper, job)
         once = await seen()
         assert len(once[0]) == 3 and len(once[2]["model_outputs"]) == 1 and "t" not in once[3], status
         assert status["delivered"] == 10 and not status["rejected"], status
         os.unlink(job.folder.delivery_path)
         shipper.forget(job.name)
         job.watch(shipper)
-        assert await drained(shipper, job.name) == status
+        assert await drained(shipper, job) == status
         assert await seen() == once
 
 
@@ -203,7 +204,7 @@ async def test_a_resumed_attempt_and_a_torn_record(beside):
             writer.metric("loss", 2.0, step)
         writer.metric("accuracy", 0.6)
         writer.close()
-        status = await drained(shipper, job.name)
+        status = await drained(shipper, job)
         assert status["duplicates"] == 40 and status["damaged"] > 0 and not status["rejected"], status
         assert await history(views, job.run_id, "loss") == [(s, 1.0 if s < 100 else 2.0) for s in range(150)]
         assert [v for _, v in await history(views, job.run_id, "accuracy")] == [0.5, 0.6]
@@ -216,7 +217,7 @@ from jupyter_mlops.tracking import shipper as module
 from jupyter_mlops.tracking.child import MlflowChild
 from jupyter_mlops.tracking.views import MlflowViews
 
-home, mlflow_home, sockets, name = sys.argv[1:]
+folder, run_id, mlflow_home, sockets, name = sys.argv[1:]
 module.SAVE = 0.05
 
 
@@ -227,7 +228,8 @@ class Running(MlflowChild):
 
 async def main():
     views = MlflowViews(Running(mlflow_home, sockets))
-    shipper = module.Shipper(Path(home), views.api)
+    shipper = module.Shipper(views.api)
+    shipper.know(name, run_id, Path(folder))
     shipper.start()
     while not await shipper.drain(name):
         pass
@@ -254,7 +256,7 @@ async def test_killed_in_the_middle_again_and_again(beside, shared_plane):
                 writer.call("SetTag", {"run_id": job.run_id, "key": "step", "value": str(step)})
         writer.call("UpdateRun", {"run_id": nested, "status": "FINISHED", "end_time": 5})
         writer.close()
-        arguments = [str(home), str(child.home), str(Path(child.socket).parent), job.name]
+        arguments = [job.folder.path, job.run_id, str(child.home), str(Path(child.socket).parent), job.name]
         assert await asyncio.to_thread(_deliver_and_kill, job, rng, arguments), f"TEST_SEED={SEED}"
         assert job.progress()["delivered"] == 6000 + 2000 + 6 + 1, f"TEST_SEED={SEED}"
         assert await history(views, job.run_id, "loss") == [(s, float(s)) for s in range(6000)], f"TEST_SEED={SEED}"
@@ -304,7 +306,7 @@ async def test_mlflow_is_killed_and_frozen_in_the_middle():
                 first = child.pid
                 os.kill(first, number)
                 await _until(lambda first=first: child.pid not in (first, None))
-            status = await drained(shipper, job.name)
+            status = await drained(shipper, job)
             assert status["delivered"] == 8000 and not status["rejected"], status
             assert child.restarts == 2
             assert await history(views, job.run_id, "loss") == [(s, float(s)) for s in range(8000)]
@@ -336,7 +338,7 @@ async def test_the_spool(beside, shared_plane, tmp_path):
         writer.call("LogOutputs", {"run_id": job.run_id, "models": [{"model_id": spool.local_id(), "step": 0}]})
         writer.close()
         job.watch(shipper)
-        status = await drained(shipper, job.name)
+        status = await drained(shipper, job)
         assert status["delivered"] == 7 and status["rejected"] == 2 and not status["pending"], status
         real = job.progress()["models"][local]
         model = (await views.api.get(f"logged-models/{real}"))["model"]

@@ -22,6 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jupyter_mlops.runtime import journal, records
+from jupyter_mlops.runtime.jobfolder import read_json
+from jupyter_mlops.tracking.batches import Journals
 
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 RUN = "0123456789abcdef" * 2
@@ -353,3 +355,18 @@ def test_it_is_readable_by_its_user_alone(tmp_path):
     assert Path(tmp_path / "j").stat().st_mode & 0o777 == 0o600
     assert not os.get_inheritable(writer._fd)
     writer.close()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_what_is_no_file_holds_up_nobody(tmp_path, kind):
+    path = tmp_path / "1-0.bin"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    assert journal.read(path, 0, final=True) == ([], 0, 0)
+    assert Journals(tmp_path, RUN, {}, {}).next(True) is None
+    if kind != "link":
+        assert read_json(path) == {}

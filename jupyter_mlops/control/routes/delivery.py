@@ -17,5 +17,7 @@ async def flush_job(call: Call) -> Answer:
     name = call.path["name"]
     job = await call.plane.workspace.get(call.identity, "job", name)
     if job.status.get("phase") not in TERMINAL:  # an end is told only after everything is delivered
+        if job.status.get("run_id"):
+            call.plane.shipper.know(name, job.status["run_id"], call.plane.jobs.ref(name).folder)
         await call.plane.shipper.flush(name, call.body.timeout)
     return await getting(call, "job", name, schemas.Job)

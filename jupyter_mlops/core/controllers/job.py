@@ -27,7 +27,7 @@ from ..resources.job import RUN_STATUS, TERMINAL, AttemptStatus, JobSpec, JobSta
 from . import attempts as tries
 from .base import Controller, Key
 from .folder import write_folder
-from .recorder import JournalShipper, NoShipper, RunRecorder
+from .recorder import JournalShipper, RunRecorder
 from .slots import Slots, request_of
 
 log = logging.getLogger(__name__)
@@ -64,14 +64,14 @@ class JobController(Controller):
         recorder: RunRecorder,
         driver_for: Callable[[str], ComputeDriver],
         environment: Callable[[Resource], dict[str, str]],
-        shipper: JournalShipper | None = None,
+        shipper: JournalShipper,
     ) -> None:
         super().__init__()
         self._home = home
         self._recorder = recorder
         self._driver_for = driver_for
         self._environment = environment
-        self.shipper: JournalShipper = shipper or NoShipper()
+        self.shipper = shipper
         self.prepare: list[Callable[[Path, JobSpec], None]] = []
         self.check: list[Callable[[JobSpec], None]] = []
         self.removed: list[Callable[[dict[str, Any]], Awaitable[None]]] = []
@@ -460,9 +460,11 @@ class JobController(Controller):
         self._release(name)
         waits = ""
         try:
-            if ended.attempt and not await self.shipper.drain(name):
-                waits = "what it logged waits for MLflow"
             run_id = changes.get("run_id") or job.status.get("run_id")
+            if run_id and ended.attempt:
+                self.shipper.know(name, run_id, self.ref(name).folder)
+                if not await self.shipper.drain(name):
+                    waits = "what it logged waits for MLflow"
             if run_id and not waits:
                 end = int(tries.epoch(ended.ended_at) * 1000)
                 await self._recorder.finish_run(run_id, RUN_STATUS[ended.phase], ended.reason, end)

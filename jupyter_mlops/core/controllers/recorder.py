@@ -38,6 +38,9 @@ class RunRecorder(Protocol):
 class JournalShipper(Protocol):
     """Who delivers what ranks have journalled and spooled (to MLflow)."""
 
+    def know(self, job: str, run_id: str, folder: Path) -> None:
+        """Whose journal lies where; may be repeated."""
+
     def watch(self, job: str, run_id: str, folder: Path) -> None:
         """Deliver what this job logs from now on; it runs, or is about to. May be repeated."""
 
@@ -49,21 +52,3 @@ class JournalShipper(Protocol):
 
     def forget(self, job: str) -> None:
         """The job has ended, or is gone."""
-
-
-class NoShipper:
-    """Nothing is journalled."""
-
-    def watch(self, job: str, run_id: str, folder: Path) -> None:
-        """Nothing to do."""
-
-    async def drain(self, job: str) -> bool:
-        """There is nothing."""
-        return True
-
-    def status(self, job: str) -> dict[str, Any]:
-        """There is nothing."""
-        return {}
-
-    def forget(self, job: str) -> None:
-        """Nothing to do."""
