@@ -12,6 +12,8 @@ import time
 _REACH = 200
 #: Most columns that a row is moved or erased in; text itself may be longer.
 _COLUMNS = 10_000
+#: Most columns of a row; what goes on without a line end goes on in the next one, else each piece would cost more.
+_WIDEST = 1 << 18
 #: Seconds between two showings of rows that are rewritten again and again.
 _AGAIN = 2.0
 
@@ -142,7 +144,8 @@ class Screen:
     def _write(self, line: str) -> None:
         self.touched.add(self.row)
         row = self._rows[self._row]
-        if not _CONTROL.search(line) and "\t" not in line and not self._style and self._column == 0 and row == "":
+        plain = not _CONTROL.search(line) and "\t" not in line and len(line) <= _WIDEST
+        if plain and not self._style and self._column == 0 and row == "":
             self._rows[self._row] = line
             self._column = len(line)
             return
@@ -170,8 +173,13 @@ class Screen:
         return row
 
     def _put(self, text: str) -> None:
-        self._current().put(self._column, text, self._style)
-        self._column += len(text)
+        while text:
+            if self._column >= _WIDEST:
+                self._newline()
+            room = _WIDEST - self._column
+            self._current().put(self._column, text[:room], self._style)
+            self._column += len(text[:room])
+            text = text[room:]
 
     def _move(self, char: str) -> None:
         if char == "\r":

@@ -138,3 +138,10 @@ def test_following_takes_no_more_memory(monkeypatch):
     for i in range(3000):
         follower.feed(f"line {i}\n")
     assert len(follower._screen._rows) <= 201 and follower._screen.touched == set()
+
+
+def test_a_line_that_never_ends_goes_on_in_the_next_row(monkeypatch):
+    monkeypatch.setattr("jupyter_mlops.client.terminal._WIDEST", 1000)
+    text = "".join(random.Random(1).choices("abcdef", k=4500))
+    assert follow(text, 300, partial=True).replace("\n", "") == text
+    assert [len(line) for line in rendered(text).split("\n")] == [1000] * 4 + [500]
