@@ -35,6 +35,8 @@ _SUPERVISOR = (
 )
 #: Seconds between SIGTERM and SIGKILL for processes whose job folder and supervisor are gone.
 _STRAY_GRACE = 10.0
+#: Most ranks that are told of one attempt.
+_RANKS = 4096
 
 
 class LocalCompute:
@@ -305,7 +307,7 @@ def _observation(place: Attempt, state: dict[str, Any]) -> Observation:
                 rank=rank["rank"], pid=_int(rank.get("pid")), exit_code=_int(rank.get("exit_code")),
                 running=not ended and rank.get("exit_code") is None,
             )
-            for rank in (ranks if isinstance(ranks, list) else [])
+            for rank in (ranks if isinstance(ranks, list) else [])[:_RANKS]
             if isinstance(rank, dict) and _int(rank.get("rank")) is not None
         ],
     )

@@ -78,7 +78,7 @@ def read_json(path):
         with open(path, "rb", opener=_without_waiting) as f:
             value = json.loads(f.read(_MAX_JSON) or b"")
         return value if isinstance(value, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

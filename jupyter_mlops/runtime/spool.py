@@ -63,7 +63,7 @@ def is_local(model_id):
 def parse(name):
     """(time in ns, rank, pid) of an entry's folder name, None when it is none."""
     parts = name.split("-")
-    if len(parts) != 3 or len(parts[0]) != 20 or not all(p.isdigit() for p in parts):
+    if len(parts) != 3 or len(parts[0]) != 20 or not all(p.isascii() and p.isdigit() for p in parts):
         return None
     return int(parts[0]), int(parts[1]), int(parts[2])
 

@@ -22,6 +22,8 @@ MAX_PAIRS = 100
 MAX_TEXT = 400_000
 #: Bytes of a journal that are read at once.
 CHUNK = 256 * 1024
+#: Bytes of a journal in one group, about.
+MAX_READ = 64 * CHUNK
 _NAME = re.compile(r"^([0-9]{1,7})-([0-9]{1,7})\.bin$")
 
 
@@ -172,7 +174,8 @@ class Journals:
         building = _Building(self._run)
         begin = self._offsets.get(name, 0)
         group = Group(name=name, offset=begin)
-        while building.records < MAX_ITEMS and not building.full:
+        # Bounded in bytes too: a file that is all damage must not keep the thread from other jobs.
+        while building.records < MAX_ITEMS and not building.full and group.offset - begin < MAX_READ:
             chunk = self._chunks.pop(name, None)
             if chunk is None:
                 records, behind, damage = journal.read(self._folder / name, group.offset, CHUNK, ended)

@@ -96,10 +96,13 @@ class Resume:
         self._held: dict[Curve, Metric] = {}
         for path in earlier:
             self._learn(path)
-        for run, key, what in (state or {}).get("known", []):
-            self._known[run, key] = what
-        for run, key, value, step, timestamp in (state or {}).get("held", []):
-            self._held[run, key] = Metric(key, float(value), step, timestamp, run)
+        try:
+            for run, key, what in (state or {}).get("known", []):
+                self._known[run, key] = what
+            for run, key, value, step, timestamp in (state or {}).get("held", []):
+                self._held[run, key] = Metric(key, float(value), step, timestamp, run)
+        except (TypeError, ValueError):
+            return  # the job's own code can write there too
 
     def _learn(self, path: Path) -> None:
         offset = 0

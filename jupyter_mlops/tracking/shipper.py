@@ -58,7 +58,7 @@ class Progress:
         files = value.get("files")
         self.offsets: dict[str, int] = {
             str(k): v["offset"] for k, v in (files if isinstance(files, dict) else {}).items()
-            if isinstance(v, dict) and isinstance(v.get("offset"), int) and v["offset"] >= 0
+            if isinstance(v, dict) and isinstance(v.get("offset"), int) and 0 <= v["offset"] < 1 << 62
         }
         self.counts = {k: value[k] if isinstance(value.get(k), int) else 0 for k in _COUNTS}
         self.message = str(value.get("message", ""))

@@ -194,8 +194,8 @@ class Spooler:
 
 def _refuse(folder: Path, name: str) -> None:
     """Put an entry aside; a repeat finds it there."""
-    private_folder(folder / REFUSED)
     try:
+        private_folder(folder / REFUSED)
         os.replace(folder / name, folder / REFUSED / name)
     except OSError:
         spool.remove(folder, name)

@@ -10,8 +10,10 @@ import pytest
 
 from jupyter_mlops.runtime import journal
 from jupyter_mlops.runtime.journal import Call, Metric
+from jupyter_mlops.tracking import batches
 from jupyter_mlops.tracking.batches import MAX_ITEMS, MAX_PAIRS, Journals
 from jupyter_mlops.tracking.resume import Resume, Steps
+from jupyter_mlops.tracking.shipper import Progress
 
 RUN = "r" * 32
 
@@ -178,3 +180,34 @@ def test_attempts_in_order_and_their_duplicates(tmp_path):
     groups, sent = drain(Journals(folder, RUN, offsets, state), final=True)
     assert points(sent) == [("acc", 0.6, 0)] and groups[-1].resume == (2, {"known": [], "held": []})
     assert not drain(Journals(folder, RUN, offsets, {"2": groups[-1].resume[1]}), final=True)[1]
+
+
+@pytest.mark.parametrize("text", [
+    "[" * 100_000, '{"files": {"1-0.bin": {"offset": 1%s}}}' % ("0" * 300),
+    '{"resume": {"2": {"known": [1], "held": 5}}}', '{"resume": {"2": {"held": [["", "loss", "x", 0, 0]]}}}',
+])
+def test_nonsense_in_the_progress_counts_as_none(tmp_path, text):
+    path = tmp_path / "delivery.json"
+    path.write_text(text)
+    progress = Progress(str(path), "r")
+    for attempt in (1, 2):
+        writer = journal.Writer(str(tmp_path / f"{attempt}-0.bin"))
+        writer.metric("loss", 1.0, attempt)
+        writer.close()
+    reader = Journals(tmp_path, "r", progress.offsets, progress.resume)
+    groups = iter(lambda: reader.next(True), None)
+    assert [m["step"] for g in groups for batch, _ in g.requests for m in batch.metrics] == [1, 2]
+
+
+def test_a_journal_of_nothing_but_damage_is_read_in_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "CHUNK", 4096)
+    monkeypatch.setattr(batches, "MAX_READ", 8192)
+    with open(tmp_path / "1-0.bin", "wb") as f:
+        f.truncate(100_000)
+    writer = journal.Writer(str(tmp_path / "1-1.bin"))
+    writer.metric("loss", 1.0)
+    writer.close()
+    reader = Journals(tmp_path, "r", {}, {})
+    groups = list(iter(lambda: reader.next(True), None))
+    assert [g.name for g in groups][:3] == ["1-0.bin", "1-1.bin", "1-0.bin"]
+    assert sum(g.damaged for g in groups) == 100_000 and sum(len(g.requests) for g in groups) == 1

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from jupyter_mlops.runtime import spool
+from jupyter_mlops.tracking import spooler
 
 
 @pytest.fixture
@@ -74,3 +75,14 @@ def test_local_ids_are_told_from_those_of_mlflow():
     assert len(made) == 100
     assert all(spool.is_local(i) and len(i) == len("m-") + 32 for i in made)
     assert not any(spool.is_local(i) for i in ("m-0b4a3f0d2f2c4c8f9f0c6d0d7f3a9b21", "", None))
+
+
+def test_names_and_files_that_are_none_of_ours(tmp_path):
+    for name in ("²" * 20 + "-0-1", "٣" * 20 + "-0-1", "1-2-3", "refused"):
+        (tmp_path / name).mkdir()
+    assert spool.names(str(tmp_path)) == []
+    name = spool.put(str(tmp_path), 0, {"kind": "strange"})
+    (tmp_path / "refused").rmdir()
+    (tmp_path / "refused").write_text("in the way")
+    spooler._refuse(tmp_path, name)
+    assert spool.names(str(tmp_path)) == []
