@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -172,6 +173,7 @@ class Upload:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
         self._fd = os.open(self._temporary, flags, 0o600)
         self._open = True
+        self._lock = threading.Lock()  # a connection may break off while a piece is being written
         self._hash = hashlib.sha256()
         self.count = 0
 
@@ -186,8 +188,9 @@ class Upload:
             raise TooLarge(f"a blob has at most {MAX_BLOB} bytes", "put the data into a file and read that")
         self._hash.update(data)
         view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view):]
+        with self._lock:
+            while view and self._open:
+                view = view[os.write(self._fd, view):]
 
     def finish(self) -> None:
         """Make the blob known.
@@ -198,6 +201,9 @@ class Upload:
         if self._hash.hexdigest() != self._path.name:
             self.abort()
             raise ParameterError("the bytes do not have the SHA-256 in the path", "send the file again")
+        with self._lock:
+            if self._open:
+                os.fsync(self._fd)  # once its name is known nobody sends it again
         self._close()
         os.replace(self._temporary, self._path)
 
@@ -207,6 +213,7 @@ class Upload:
         self._temporary.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        if self._open:
-            self._open = False
-            os.close(self._fd)
+        with self._lock:
+            if self._open:
+                self._open = False
+                os.close(self._fd)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,7 +117,10 @@ class RetentionSweep:
         kept = await self._kept()
         purged, stripped = choose(kept, retention, now)
         for name in purged:
-            await self._purge(name)
+            try:
+                await self._purge(name)
+            except MlopsError as e:  # somebody was faster
+                log.info("retention: job %s is not purged: %s", name, e)
         for name in stripped:
             await self._strip(name)
         if purged or stripped:
@@ -137,7 +141,9 @@ class RetentionSweep:
 
                 jobs, mark = await self._store.read(work)
                 for job in jobs:
-                    if job.status.get("folder_removed_at") and not deleted:
+                    # Where somebody died between the note and the removal, the folder is still there.
+                    gone = job.status.get("folder_removed_at") and not self._folder(job.name).exists()
+                    if gone and not deleted:
                         continue
                     size = self._sizes.get(job.name)
                     ended = str(job.status.get("ended_at") or "")
@@ -151,14 +157,13 @@ class RetentionSweep:
         return kept
 
     async def _strip(self, name: str) -> None:
-        import shutil
-
         def note(tx: Any) -> bool:
             job = tx.find("job", name)
             # It may have been resumed since it was looked at.
             if job is None or job.status.get("phase") not in TERMINAL:
                 return False
-            tx.set_status("job", name, {"folder_removed_at": utcnow()})
+            if not job.status.get("folder_removed_at"):
+                tx.set_status("job", name, {"folder_removed_at": utcnow()})
             return True
 
         if await self._store.write(note):

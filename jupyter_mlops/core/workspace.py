@@ -212,11 +212,14 @@ class Workspace:
 
         Raises:
             NotFound: no such job (any more).
+            Conflict: it is being purged.
         """
         policy.require(identity, "jobs/write", name)
 
         def work(tx: Any) -> Resource:
             found = tx.get("job", name)
+            if tx.deleting("job", name):
+                raise Conflict(f"job {name!r} is being purged", "its MLflow run stays")
             if not found.status.get("deleted_at"):
                 return found
             tx.audit(identity, "jobs/write", f"jobs/{name}", {"op": "restore"})

@@ -97,8 +97,10 @@ async def get_returns(call: Call) -> Answer:
         raise NotFound(f"job {name!r} was not asked to bring anything back", "name variables with --returns")
     if job.status.get("phase") not in TERMINAL:
         raise NotFound(f"job {name!r} has not ended", "wait for it")
-    path = call.plane.jobs.ref(name).folder / "returns" / "payload.pkl"
-    if job.status.get("phase") != "Completed" or not path.is_file():
+    folder = call.plane.jobs.ref(name).folder.resolve()
+    path = folder / "returns" / "payload.pkl"
+    # The job may have left a link to what belongs to somebody else.
+    if job.status.get("phase") != "Completed" or not path.is_file() or path.resolve() != path:
         reasons = [v.get("detail") for v in job.status.get("returned") or [] if v.get("detail")]
         why = reasons[0] if reasons else f"it is {job.status.get('phase')}: {job.status.get('reason') or 'no reason'}"
         raise NotFound(f"job {name!r} brought nothing back", str(why))

@@ -54,7 +54,7 @@ async def put_job(call: Call) -> Answer:
     responses={204: None, 202: schemas.Nothing}, errors=(409,),
 )
 async def delete_job(call: Call) -> Answer:
-    """Its folder and logs go; its MLflow run stays."""
+    """It can be restored until it is purged: after some days, or when that is asked for. Its MLflow run stays."""
     return await deleting(call, "job", call.path["name"])
 
 

@@ -11,7 +11,7 @@ _JOB = "/workspaces/{ws}/jobs/{name}/actions"
 
 @operation(
     "POST", _JOB + "/restore", "Take a job's deletion back", "jobs/write", body=schemas.Nothing,
-    responses={200: schemas.Job},
+    responses={200: schemas.Job}, errors=(409,),
 )
 async def restore_job(call: Call) -> Answer:
     """Nothing happens to a job that is not deleted."""
@@ -27,5 +27,3 @@ async def purge_job(call: Call) -> Answer:
     """Its folder with logs and outputs, and its record; its MLflow run stays. There is no way back."""
     gone = await call.plane.workspace.purge(call.identity, call.path["name"])
     return Answer(200 if gone else 202, schemas.Nothing())
-
-

@@ -71,7 +71,8 @@ def check_resumable(job: Resource, folder: Path) -> None:
         raise Conflict(f"job {name!r} {what}", "only a failed or canceled job is resumed")
     if job.status.get("deleted_at"):
         raise Conflict(f"job {name!r} is deleted", "restore it first")
-    if job.status.get("attempt") and not folder.is_dir():
+    # The note comes before the removal, which may be under way.
+    if job.status.get("folder_removed_at") or (job.status.get("attempt") and not folder.is_dir()):
         raise Conflict(f"the folder of job {name!r} is gone", "submit it again")
 
 

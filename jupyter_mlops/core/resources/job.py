@@ -76,7 +76,9 @@ class JobResources(Model):
 
     instance_count: int = Field(default=1, ge=1, le=1)
     cpus: float | None = Field(default=None, gt=0, le=4096, description="CPUs; none: one for each process")
-    memory: str = Field(default="", pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="bytes, such as 4Gi")
+    memory: str = Field(
+        default="", max_length=20, pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="bytes, such as 4Gi"
+    )
     gpus: float = Field(default=0, ge=0, le=1024, description="GPUs: whole ones, or a fraction of one such as 0.5")
 
     @field_validator("gpus")
