@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import locate
+from .processes import cpu_time, is_mlflow, signal_group
 
 #: Seconds that a start may take before it counts as failed (a database upgrade on a slow disk is in it).
 START_TIMEOUT = 60.0
@@ -294,7 +295,7 @@ class MlflowChild:
                     self._bound_log()
                 if frozen.done() and frozen.exception() is None and process.poll() is None:
                     # It cannot end by itself, nor write anything more.
-                    _signal_group(process.pid, signal.SIGKILL)
+                    signal_group(process.pid, signal.SIGKILL)
                     await loop.run_in_executor(None, process.wait)
                     return False
             return True
@@ -311,13 +312,13 @@ class MlflowChild:
             await asyncio.sleep(self.PROBE)
             asked = asyncio.create_task(self._answers(self.FROZEN))
             silent = idle = 0.0
-            used, last = _cpu_time(pid), time.monotonic()
+            used, last = cpu_time(pid), time.monotonic()
             try:
                 while not asked.done() or not asked.result():
                     if asked.done():
                         asked = asyncio.create_task(self._answers(self.FROZEN))
                     await asyncio.wait([asked], timeout=tick)
-                    now, spent = time.monotonic(), _cpu_time(pid)
+                    now, spent = time.monotonic(), cpu_time(pid)
                     # While we were stopped ourselves, nobody had a chance to answer.
                     passed = min(now - last, 2 * tick)
                     last, silent = now, silent + passed
@@ -346,12 +347,12 @@ class MlflowChild:
     def _end_process(self, process: subprocess.Popen[bytes]) -> None:
         """TERM, then KILL, to the process and what it started."""
         if process.poll() is None:
-            _signal_group(process.pid, signal.SIGTERM)
+            signal_group(process.pid, signal.SIGTERM)
             try:
                 process.wait(STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 pass
-        _signal_group(process.pid, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)
         process.wait()
         if process.stdin is not None:
             process.stdin.close()
@@ -359,14 +360,14 @@ class MlflowChild:
     def _end_leftover(self) -> None:
         record = locate.read_json(self._record)
         pid, started = record.get("pid"), record.get("start_time")
-        if not isinstance(pid, int) or not locate.alive(pid, started) or not _is_mlflow(pid, str(record.get("socket"))):
+        if not isinstance(pid, int) or not locate.alive(pid, started) or not is_mlflow(pid, str(record.get("socket"))):
             return
-        _signal_group(pid, signal.SIGTERM)
+        signal_group(pid, signal.SIGTERM)
         until = time.monotonic() + STOP_TIMEOUT
         while locate.alive(pid, started) and time.monotonic() < until:
             time.sleep(0.02)
         if locate.alive(pid, started):
-            _signal_group(pid, signal.SIGKILL)
+            signal_group(pid, signal.SIGKILL)
             while locate.alive(pid, started):
                 time.sleep(0.01)
 
@@ -433,49 +434,3 @@ def _installed_version() -> str:
         return version("mlflow")
     except PackageNotFoundError:
         return ""
-
-
-def _signal_group(pid: int, number: int) -> None:
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        try:
-            os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
-
-
-def _cpu_time(pid: int) -> float | None:
-    """Processor time that a process has used; None when that cannot be told."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            fields = f.read().rpartition(b")")[2].split()
-        return float(int(fields[11]) + int(fields[12]))
-    except (OSError, ValueError, IndexError):
-        pass
-    if sys.platform.startswith("linux"):
-        return None
-    import psutil
-
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return None
-    return float(times.user + times.system)
-
-
-def _is_mlflow(pid: int, path: str) -> bool:
-    """Whether a process is an MLflow server of ours: its command line names the recorded socket."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as f:
-            line = f.read().replace(b"\0", b" ").decode("utf-8", "replace")
-    except OSError:
-        if sys.platform.startswith("linux"):
-            return False
-        import psutil
-
-        try:
-            line = " ".join(psutil.Process(pid).cmdline())
-        except psutil.Error:
-            return False
-    return "mlflow" in line and path in line

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +26,7 @@ from ..resources.job import RUN_STATUS, TERMINAL, AttemptStatus, JobSpec, JobSta
 from . import attempts as tries
 from .base import Controller, Key
 from .folder import write_folder
+from .pace import Pace
 from .recorder import JournalShipper, RunRecorder
 from .slots import Slots, request_of
 
@@ -36,14 +36,10 @@ log = logging.getLogger(__name__)
 _HOLDING = ["Starting", "Running", "Stopping"]
 #: Rounds between two comparisons of the queue in memory with the store.
 _COMPARE = 20
-#: Seconds between looks at a job that simply runs; its end is told by its supervisor's.
-_CALM = 2.0
 #: Queued jobs that are read at once when the queue is rebuilt.
 _PAGE = 100
 #: Seconds between two tries to deliver the rest of a job that has ended, doubled up to the most.
 _DELIVER, _DELIVER_MOST = 0.5, 4.0
-#: Jobs that have ended whose rest is delivered at once: while MLflow is away they wait, and others must be looked at.
-_ENDING = 4
 #: MLflow is away for now: what was asked of it is asked again.
 _AWAY = (Unavailable, BackendUnreachable, BackendTimeout)
 
@@ -80,13 +76,7 @@ class JobController(Controller):
         self._rounds = 0
         #: Jobs that were submitted to this process: nobody can have made their run before.
         self._fresh: set[str] = set()
-        #: job → (when, by the loop's clock, it is looked at again; the pause before)
-        self._later: dict[str, tuple[float, float]] = {}
-        #: When a job that simply runs is looked at again: each look costs the processors on which it trains.
-        self._calm: dict[str, float] = {}
-        #: Jobs that are Finalizing: those due, and those that are at it.
-        self._ended: deque[str] = deque()
-        self._ending: set[str] = set()
+        self._pace = Pace()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def ref(self, name: str) -> JobRef:
@@ -114,24 +104,13 @@ class JobController(Controller):
             return tx.names("job", _HOLDING), tx.names("job", ["Finalizing"]), tx.deleting_keys("job"), queued
 
         live, ended, deleting, queued = await self.workspace.store.read(work)
-        self._ended = deque(name for name in ended if self._due(name) and name not in self._ending)
-        self._finalize()
+        for name in self._pace.ended(ended):
+            self.wake("", name)
         if compare:  # those that only one of both knows are looked at, each by itself
             known = set(self.slots.names())
             live += sorted(known.difference(live, queued)) + [name for name in queued if name not in known]
-        now = asyncio.get_running_loop().time()
-        names = [n for n in [*live, *self.slots.granted] if self._due(n) and self._calm.get(n, 0.0) <= now]
+        names = [n for n in [*live, *self.slots.granted] if self._pace.due(n) and not self._pace.calm(n)]
         return [*(("", name) for name in names), *deleting]
-
-    def _due(self, name: str) -> bool:
-        return self._later.get(name, (0.0, 0.0))[0] <= asyncio.get_running_loop().time()
-
-    def _finalize(self) -> None:
-        """Go on with those that have ended, a few at a time."""
-        while self._ended and len(self._ending) < _ENDING:
-            name = self._ended.popleft()
-            self._ending.add(name)
-            self.wake("", name)
 
     async def _load(self) -> None:
         """Rebuild the queue from the store."""
@@ -220,7 +199,7 @@ class JobController(Controller):
             return tx.set_status("job", name, {"stop_requested": True})
 
         job = await self.workspace.store.write(work)
-        self._later.pop(name, None)
+        self._pace.go_on(name)
         self.wake("", name)
         return job
 
@@ -264,20 +243,18 @@ class JobController(Controller):
 
     async def reconcile(self, parent: str, name: str) -> None:
         try:
-            if self._due(name):
+            if self._pace.due(name):
                 await self._reconcile(name)
         finally:
-            if name in self._ending:
-                self._ending.discard(name)
-                self._finalize()
+            for other in self._pace.looked_at(name):
+                self.wake("", other)
 
     async def _reconcile(self, name: str) -> None:
         store = self.workspace.store
         job, deleting = await store.read(lambda tx: (tx.find("job", name), tx.deleting("job", name)))
         if job is None or job.status["phase"] in TERMINAL:
             self._fresh.discard(name)
-            self._later.pop(name, None)
-            self._calm.pop(name, None)
+            self._pace.forget(name)
             self._release(name)
             if job is not None and deleting:
                 await self._remove(job)
@@ -306,16 +283,14 @@ class JobController(Controller):
             await self._cancel(job, spec)
             return
         if job.status.get("retry_at") and name not in self.slots:
-            loop = asyncio.get_running_loop()
-            if name not in self._later:
+            if not self._pace.paused(name):
                 # Once: a clock that is set meanwhile delays nothing.
                 pause = tries.epoch(job.status["retry_at"]) - datetime.now(UTC).timestamp()
                 pause = min(max(pause, 0.0), tries.RETRY_MOST)
-                self._later[name] = (loop.time() + pause, pause)
-                loop.call_at(self._later[name][0], self.wake, "", name)
+                asyncio.get_running_loop().call_at(self._pace.pause(name, pause), self.wake, "", name)
                 if pause:
                     return
-            del self._later[name]
+            self._pace.go_on(name)
         self.slots.wait(job)
         if name not in self.slots.granted:
             self._dispatch()
@@ -402,7 +377,7 @@ class JobController(Controller):
         seen = await asyncio.to_thread(driver.observe, ref, attempt)
         stop = job.status.get("stop_requested")
         if seen.phase == "running" and job.status["phase"] == "Running" and not stop:
-            self._calm[name] = asyncio.get_running_loop().time() + _CALM
+            self._pace.runs(name)
         if seen.phase == "absent":
             # Noted, but the driver was not reached before we died: starting is idempotent. What shall end is first
             # marked as such, so that none of its code runs.
@@ -483,11 +458,10 @@ class JobController(Controller):
             if pending:
                 waits = f"{max(pending / 1000, 0.1):.{0 if pending >= 10_000 else 1}f} kB wait for MLflow"
             final.update(phase="Finalizing", reason=f"{ended.phase.lower()}; {waits}"[:2000])
-            pause = min(self._later.get(name, (0.0, _DELIVER / 2))[1] * 2, _DELIVER_MOST)
-            self._later[name] = (asyncio.get_running_loop().time() + pause, pause)
+            self._pace.back_off(name, _DELIVER, _DELIVER_MOST)
         else:
             final.update(phase=ended.phase, reason=ended.reason, ended_at=ended.ended_at)
-            self._later.pop(name, None)
+            self._pace.forget(name)
         await self._set(name, final)
         if not waits:
             self._fresh.discard(name)
