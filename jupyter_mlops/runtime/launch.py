@@ -231,7 +231,7 @@ def _shipped(job, spec):
     def load(space):
         from . import variables
 
-        variables.load(job, space)
+        variables.load(job, space, spec["cell"]["payload"])
 
     return load
 

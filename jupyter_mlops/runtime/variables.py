@@ -63,20 +63,23 @@ def read_values(file, names):
     return values
 
 
-def load(job, space):
+def load(job, space, digest=None):
     """Put what was shipped with a job into a namespace, as it was in the notebook.
 
     Args:
         job: the job's :class:`~.jobfolder.JobFolder`.
         space: dictionary of the rank's ``__main__``.
+        digest: SHA-256 of what was shipped, in hexadecimal; None: it is not looked at.
 
     Raises:
-        VariablesError: in one line, what is missing.
+        VariablesError: in one line, what is missing or was changed.
     """
     path = os.path.join(job.inputs, "payload.pkl")
     if not os.path.isfile(path):
         raise VariablesError("the variables that were shipped with this job are missing: %s" % path)
     with open(path, "rb") as file:
+        if digest is not None and _digest(file) != digest:
+            raise VariablesError("the variables that were shipped with this job have been changed since: %s" % path)
         header = read_header(file)
         here = list(sys.version_info[:2])
         if header.get("by_value") and header["python"] != here:
@@ -98,6 +101,15 @@ def load(job, space):
         space.update(read_values(file, header["values"]))
         if builtins is not None:
             space["__builtins__"] = builtins  # cloudpickle replaces it by its dictionary
+
+
+def _digest(file):
+    """SHA-256 of an open file, which then stands at its beginning again."""
+    found = hashlib.sha256()
+    for piece in iter(lambda: file.read(1 << 20), b""):
+        found.update(piece)
+    file.seek(0)
+    return found.hexdigest()
 
 
 def _module(name, module, inner):

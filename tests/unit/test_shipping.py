@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -595,6 +596,25 @@ def test_a_broken_payload_is_one_line(tmp_path, content, message: str) -> None:
     with pytest.raises(variables.VariablesError, match=message) as raised:
         variables.load(job, {})
     assert "\n" not in str(raised.value)
+
+
+def test_a_payload_that_was_changed_since_is_refused(notebook, tmp_path) -> None:
+    shipment = prepare("print(text)", notebook("text = 'as it was'"))
+    data = Path(shipment.path).read_bytes()
+    shipment.close()
+    job = JobFolder(tmp_path)
+    os.makedirs(job.inputs)
+    digest = hashlib.sha256(data).hexdigest()
+    for content, whole in ((data, True), (data.replace(b"as it was", b"as it wa5"), False)):
+        Path(job.inputs, "payload.pkl").write_bytes(content)
+        space: dict = {}
+        if whole:
+            variables.load(job, space, digest)
+            assert space["text"] == "as it was"
+        else:
+            with pytest.raises(variables.VariablesError, match="have been changed since"):
+                variables.load(job, space, digest)
+            assert not space
 
 
 def test_what_the_job_cannot_import_is_named(notebook, tmp_path) -> None:
