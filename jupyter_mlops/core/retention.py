@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .controllers.folder import remove_folder
 from .errors import MlopsError
 from .resources import TERMINAL
 from .resources.base import Resource, utcnow
@@ -167,7 +167,7 @@ class RetentionSweep:
             return True
 
         if await self._store.write(note):
-            await asyncio.to_thread(shutil.rmtree, self._folder(name), True)
+            await asyncio.to_thread(remove_folder, self._folder(name))
 
 
 def _seconds(text: str) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from jupyter_mlops.core.errors import ParameterError
@@ -77,3 +80,37 @@ def test_disk_usage_counts_what_is_on_the_disk(tmp_path):
         f.truncate(1 << 30)
     assert 100_000 <= disk_usage(tmp_path) < 1_000_000
     assert disk_usage(tmp_path / "none") == 0
+
+
+_READ_ONLY = """
+import os, sys, tempfile
+from pathlib import Path
+from jupyter_mlops.core.controllers.folder import remove_folder
+if os.geteuid() == 0:
+    os.setuid(65534)  # nothing is forbidden to root
+home = Path(tempfile.mkdtemp())
+job, kept = home / "job", home / "kept"
+inner = job / "outputs" / "cache" / "inner"
+inner.mkdir(parents=True)
+(inner / "file").write_text("x")
+kept.mkdir()
+(kept / "file").write_text("precious")
+kept.chmod(0o500)
+(job / "outputs" / "link").symlink_to(kept)
+for path, mode in ((inner, 0o500), (inner.parent, 0o000), (job / "outputs", 0o500), (job, 0o500)):
+    path.chmod(mode)
+remove_folder(job)
+assert not job.exists(), sorted(job.rglob("*"))
+job.symlink_to(kept)
+remove_folder(job)
+remove_folder(job)
+assert not os.path.lexists(job) and (kept / "file").read_text() == "precious" and kept.stat().st_mode & 0o777 == 0o500
+kept.chmod(0o700)
+(kept / "file").unlink()
+kept.rmdir()
+home.rmdir()
+"""
+
+
+def test_folders_that_a_job_has_made_read_only_go_too():
+    subprocess.run([sys.executable, "-c", _READ_ONLY], check=True, timeout=60)

@@ -1,8 +1,11 @@
-"""What the control plane puts into a job folder before an attempt."""
+"""What the control plane puts into a job folder before an attempt; its end."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -28,3 +31,24 @@ def write_folder(
         jobfolder.write_file(str(folder / name), json.dumps(value, indent=1).encode(), durable=False)
     for add in prepare:
         add(folder, spec)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a job's folder (blocking), also where the job left folders in it that cannot be written.
+
+    Of links only they themselves go, never what they lead to.
+    """
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        return
+    with contextlib.suppress(OSError):  # somebody else's
+        folder.chmod(0o700)
+        for place, names, _ in os.walk(folder):
+            for name in names:
+                path = os.path.join(place, name)
+                if not os.path.islink(path):
+                    os.chmod(path, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)

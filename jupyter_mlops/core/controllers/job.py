@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +24,7 @@ from ..resources.base import Resource, utcnow
 from ..resources.job import RUN_STATUS, TERMINAL, AttemptStatus, JobSpec, JobStatus, check_transition
 from . import attempts as tries
 from .base import Controller, Key
-from .folder import write_folder
+from .folder import remove_folder, write_folder
 from .pace import Pace
 from .recorder import JournalShipper, RunRecorder
 from .slots import Slots, request_of
@@ -474,7 +473,7 @@ class JobController(Controller):
         except NotFound:
             pass
         self.shipper.forget(job.name)
-        await asyncio.to_thread(shutil.rmtree, self.ref(job.name).folder, True)
+        await asyncio.to_thread(remove_folder, self.ref(job.name).folder)
         await self.workspace.store.write(lambda tx: tx.remove("job", job.name))
         for removed in self.removed:
             await removed(job.spec)
