@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import ParameterError
-from .names import FreeName, free_names
+from .names import FreeName
 
 #: ``%magic``, ``!command``, ``?help``, ``help?`` and ``x = %magic`` / ``x = !command``.
 _IPYTHON_LINE = re.compile(
@@ -28,23 +28,6 @@ class CellError(ParameterError):
     """The cell cannot run as a job."""
 
     code = "bad_cell"
-
-
-def check_cell(source: str, names: Mapping[str, Any], first_line: int = 1) -> None:
-    """Refuse a cell that cannot run without its notebook's variables.
-
-    Args:
-        source: body of the cell.
-        names: the notebook's variables.
-        first_line: number of the body's first line as the notebook counts it (2 behind a ``%%`` line).
-
-    Raises:
-        CellError: says what is wrong and in which line.
-    """
-    tree = parse_cell(source, first_line)
-    missing = free_names(tree)
-    if missing:
-        raise refusal(missing, names, first_line)
 
 
 def parse_cell(source: str, first_line: int = 1) -> ast.Module:

@@ -12,8 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jupyter_mlops.shipping.cell import CellError, check_cell
+from jupyter_mlops.shipping import prepare
+from jupyter_mlops.shipping.cell import CellError
 from jupyter_mlops.shipping.names import free_names
+
+
+def check_cell(source: str, space: dict, first_line: int = 1) -> None:
+    prepare(source, space, first_line=first_line, ship=False)
 
 
 def names(source: str) -> list[str]:
