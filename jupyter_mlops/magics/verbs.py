@@ -56,7 +56,7 @@ _SPAN = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 def span(text: str) -> float:
     """A length of time in seconds: ``90``, ``90s``, ``10m``, ``2h``, ``1d``; a type for arguments."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([smhd]?)", text.strip())
     value = float(match.group(1)) * _SPAN[match.group(2)] if match else -1.0
     if not 0 < value <= 31_536_000:
         raise argparse.ArgumentTypeError(f"{text!r} is no length of time such as 90s, 10m or 2h")
@@ -65,7 +65,7 @@ def span(text: str) -> float:
 
 def size(text: str) -> int:
     """A number of bytes: ``500M``, ``2Gi``, ``1000000``; a type for arguments."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?", text.strip())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?", text.strip())
     if not match or (match.group(3) and not match.group(2)):
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 2Gi")
     unit = 1024 if match.group(3) else 1000

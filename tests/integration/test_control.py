@@ -139,7 +139,7 @@ def test_calls_keep_it_up_when_their_holder_cannot_be_seen():
     try:
         p.start()
         _, body = locate.ask(p.place, "POST", "/local/token", {"pid": None})
-        for _ in range(16):
+        for _ in range(10):
             assert p.call("GET", "/api/v1/whoami", token=body["token"])[0] == 200
             time.sleep(0.3)
         assert p.process.wait(30) == 0, "and then it ends"

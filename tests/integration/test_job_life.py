@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 
 import pytest
 from conftest import Plane, make_home, processes_of, wait_for
@@ -191,8 +190,7 @@ def test_a_full_queue_survives_its_control_plane():
         assert all(abs(index - place) < slots for place, index in enumerate(order)), order
         runs = p.get("runs?limit=200")["items"]
         assert len(runs) == count and {r["status"] for r in runs} == {"FINISHED"}
-        time.sleep(0.2)
-        assert not [pid for pid in processes_of(p.home) if b"runtime.launch" in _cmdline(pid)]
+        wait_for(lambda: not [pid for pid in processes_of(p.home) if b"runtime.launch" in _cmdline(pid)], 10)
     finally:
         p.stop()
 

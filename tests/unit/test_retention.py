@@ -7,9 +7,12 @@ import sys
 
 import pytest
 
-from jupyter_mlops.core.errors import ParameterError
+from jupyter_mlops.core.controllers.attempts import check_resumable
+from jupyter_mlops.core.errors import Conflict, NotFound, ParameterError
+from jupyter_mlops.core.identity import SYSTEM
 from jupyter_mlops.core.resources.retention import DEFAULT, parse_retention
-from jupyter_mlops.core.retention import DELETED_LIFE, Kept, choose, configured, disk_usage
+from jupyter_mlops.core.retention import DELETED_LIFE, Kept, RetentionSweep, choose, configured, disk_usage
+from jupyter_mlops.core.store import Store
 from jupyter_mlops.magics import settings
 
 DAY = 86400.0
@@ -114,3 +117,34 @@ home.rmdir()
 
 def test_folders_that_a_job_has_made_read_only_go_too():
     subprocess.run([sys.executable, "-c", _READ_ONLY], check=True, timeout=60)
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store(tmp_path / "store.db")
+    opened.open()
+    yield opened
+    opened.close()
+
+
+async def test_a_sweep_that_was_cut_short_is_finished(store, tmp_path):
+    """Somebody died between the note and the removal; another job is purged by somebody else meanwhile."""
+    status = {"phase": "Failed", "attempt": 1, "ended_at": "2020-01-01T00:00:00Z"}
+    some_day = "2020-02-01T00:00:00Z"
+    for name, more in (("noted", {"folder_removed_at": some_day}), ("gone", {"deleted_at": some_day})):
+        (tmp_path / name).mkdir()
+        await store.write(lambda tx, name=name, more=more: tx.put(
+            "job", name, {}, identity=SYSTEM, status={**status, **more}))
+
+    async def purge(name):
+        raise NotFound(f"job {name!r} does not exist")
+
+    sweep = RetentionSweep(tmp_path, store, lambda name: tmp_path / name, purge)
+    noted = await store.read(lambda tx: tx.get("job", "noted"))
+    with pytest.raises(Conflict, match="is gone"):
+        check_resumable(noted, tmp_path / "noted")
+    assert await sweep.sweep() == {"purged": ["gone"], "stripped": ["noted"]}
+    assert not (tmp_path / "noted").exists()
+    assert (await sweep.sweep())["stripped"] == []
+    after = await store.read(lambda tx: tx.get("job", "noted"))
+    assert after.status["folder_removed_at"] == noted.status["folder_removed_at"]
