@@ -14,7 +14,7 @@ BRIEF = 5.0
 #: Seconds for which nobody is asked again after nobody has answered.
 LEAVE_ALONE = 10.0
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 #: What is known in this process: until when the server counts as away, and how much of the journal had arrived.
 _known = {"away": 0.0, "arrived": 0, "pid": 0}
 

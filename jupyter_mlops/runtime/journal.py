@@ -54,7 +54,8 @@ class Writer:
         self._dirty = False
         self._unchecked = 0
         self._syncer = None  # type: threading.Thread | None
-        self._lock = threading.Lock()
+        # A signal handler may log, also in the middle of a call: it must not wait for the thread that it interrupts.
+        self._lock = threading.RLock()
         _writers.add(self)
 
     def _open(self):
@@ -172,8 +173,9 @@ class Writer:
             data = self._held[0]
             if self._write(data) < len(data):
                 return False
-            del self._held[0]
-            self._held_bytes -= len(data)
+            if self._held and self._held[0] is data:  # else a signal handler that logged has written it again
+                del self._held[0]
+                self._held_bytes -= len(data)
             self._dirty = True
         if self._told:
             self._told = False
@@ -220,7 +222,7 @@ class Writer:
 
     def _after_fork(self):
         """In a forked child: what the parent holds is the parent's, its thread is not here, its lock may be taken."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._held, self._held_bytes, self._told, self._syncer, self._dirty = [], 0, False, None, False
 
     def held(self):

@@ -35,7 +35,7 @@ _KNOWN_OF_JOB = frozenset([
     "mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.runName", "mlflow.source.git.commit",
     "mlops.job", INTERPRETER_TAG,
 ])
-_lock = threading.Lock()
+_lock = threading.RLock()
 #: pid → the run that was handed out in it; a forked child starts anew.
 _handed_out: "dict[int, str]" = {}
 

@@ -24,7 +24,7 @@ LAST_PATIENCE = 30.0
 #: What MLflow takes as the name of a metric.
 _NAME = re.compile(r"[/\w.\- :]{1,250}")
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 class Place:
@@ -65,7 +65,7 @@ _writer: "Any" = None  # the journal's writer, where `log` writes to it
 
 def _after_fork():
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

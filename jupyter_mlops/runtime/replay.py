@@ -48,7 +48,7 @@ class Replay:
         self._folder = job.journal
         self._run_id = run_id
         self._offsets = {}  # type: dict[str, int]
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.metrics, self.params, self.tags, self.removed, self.name = {}, {}, {}, set(), ""
 
     def refresh(self):

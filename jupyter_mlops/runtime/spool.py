@@ -37,13 +37,13 @@ LOCAL_ID = "m-000000000000"
 ENTRY = "entry.json"
 DATA = "data"
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _last = {}  # type: dict[str, int] # folder → time in the last name that this process gave
 
 
 def _after_fork():
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -370,3 +370,40 @@ def test_what_is_no_file_holds_up_nobody(tmp_path, kind):
     assert Journals(tmp_path, RUN, {}, {}).next(True) is None
     if kind != "link":
         assert read_json(path) == {}
+
+
+_INTERRUPTED = """
+import signal, sys
+from jupyter_mlops.runtime.journal import Writer
+writer = Writer(sys.argv[1])
+count = 0
+
+def handler(*_):
+    global count
+    count += 1
+    writer.metric("signal", 1.0, count)
+
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+for step in range(20000):
+    writer.metric("loss", 1.0, step)
+while count < 20:
+    signal.pause()
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(count)
+"""
+
+
+def test_a_signal_handler_may_log_in_the_middle_of_a_call(tmp_path):
+    path = str(tmp_path / "1-0.bin")
+    done = subprocess.run([sys.executable, "-c", _INTERRUPTED, path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    points, offset = [], 0
+    while True:
+        records, following, skipped = journal.read(path, offset)
+        assert not skipped
+        if following == offset:
+            break
+        points, offset = points + [(r.key, r.step) for r, _ in records], following
+    assert [s for k, s in points if k == "loss"] == list(range(20000))
+    assert [s for k, s in points if k == "signal"] == list(range(1, int(done.stdout) + 1))
