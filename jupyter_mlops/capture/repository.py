@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -70,14 +71,14 @@ def git(folder: str, arguments: list[str], until: float, most: int = 4_000_000) 
         )
     except OSError as error:
         raise GitError("git is not installed" if isinstance(error, FileNotFoundError) else f"git: {error}") from None
-    late = threading.Timer(max(0.0, until - time.monotonic()), process.kill)
+    # With the filters and whatever else it has started: they hold its streams open.
+    late = threading.Timer(max(0.0, until - time.monotonic()), _end, [process])
     late.daemon = True
     late.start()
     try:
         assert process.stdout is not None and process.stderr is not None
         data = process.stdout.read(most + 1)
         if len(data) > most:
-            process.kill()
             return data[:most], True
         complaint = process.stderr.read(2000).decode("utf-8", "replace").strip()
         if process.wait() == -9:
@@ -87,11 +88,20 @@ def git(folder: str, arguments: list[str], until: float, most: int = 4_000_000) 
         return data, False
     finally:
         late.cancel()
-        process.kill()
+        _end(process)
         process.wait()
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is not None:
+        return  # its number may be somebody else's by now
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except OSError:
+        process.kill()
 
 
 def facts(folder: str, patience: float = PATIENCE, found_secrets: set[str] | None = None) -> Facts:

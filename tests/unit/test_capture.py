@@ -15,7 +15,7 @@ import pytest
 from jupyter_mlops.capture import bundle, cells, modules, packages, repository
 from jupyter_mlops.core import context
 from jupyter_mlops.core.resources.job import JobSpec
-from jupyter_mlops.runtime import jobfolder, spool
+from jupyter_mlops.runtime import jobfolder, processes, spool
 
 
 def git(folder, *arguments):
@@ -96,6 +96,12 @@ def test_git_that_is_not_there_or_hangs_is_told(work, tmp_path, monkeypatch):
     (tools / "git").chmod(0o755)
     assert repository.facts(str(work), 0.2).message == "git takes too long here"
     monkeypatch.undo()
+    # A filter that hangs (as for files of Git LFS) is a process of git's that holds its streams open.
+    (work / ".gitattributes").write_text("*.py filter=slow\n")
+    git(work, "config", "filter.slow.clean", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    (work / "edited.py").write_text("y = 2\n")
+    assert repository.facts(str(work), 1.0).message == "git takes too long here"
+    assert not processes.start_time(int((tmp_path / "pid").read_text()))
     empty = tmp_path / "empty"
     empty.mkdir()
     git(empty, "init", "-q")
