@@ -203,6 +203,13 @@ class Attempt:
     def log_path(self, rank):
         return self._file("rank-%d.log" % _count(rank, "rank", 0))
 
+    def log_size(self, rank):
+        """Bytes of a rank's log, 0 when there is none."""
+        try:
+            return os.stat(self.log_path(rank)).st_size
+        except OSError:
+            return 0
+
     def pid_path(self, who):
         """Who runs: ``who`` is a rank, or ``"agent"``."""
         return self._file("agent.pid" if who == "agent" else "rank-%d.pid" % _count(who, "rank", 0))

@@ -30,6 +30,8 @@ _KILL_PATIENCE = 10.0
 _LOCK_PATIENCE = 2.0
 #: Seconds after which logs are bounded and usage is sampled; most short jobs need neither.
 _MEASURE_AFTER = 1.0
+#: Bytes of a log that need no bound, the least that can be asked for.
+_LITTLE = 1 << 20
 
 
 class Supervisor:
@@ -174,17 +176,19 @@ class Supervisor:
             ran = ended - self.started_at if self.restarted else min(ran, ended - self.started_at)
         return round(max(ran, 0.0), 3)
 
-    def _measure(self):
-        """Bound the logs, and note what the ranks use."""
+    def _measure(self, last=False):
+        """Bound the logs, and note what the ranks use; of a short job only what is too much at its end."""
         if self.meters is None:
-            if processes.clock() - self.begun < _MEASURE_AFTER:
+            if last and all(self.attempt.log_size(rank.index) <= _LITTLE for rank in self.ranks):
+                return
+            if not last and processes.clock() - self.begun < _MEASURE_AFTER:
                 return
             from . import logfile, usage
 
             limit = (self.spec.get("limits") or {}).get("log_bytes") or 1 << 30
             logs = [self.attempt.log_path(rank.index) for rank in self.ranks]
             self.meters = logfile.Bound(logs, limit, self._say), usage.Usage(self.attempt.usage_path, self.size)
-        self.meters[0].look()
+        self.meters[0].look(now=last)
         self.meters[1].sample({rank.index: rank.pid for rank in self.ranks if rank.running})
 
     # -- start
@@ -395,8 +399,7 @@ class Supervisor:
 
     def _finish(self):
         """Draw the conclusion of how the ranks ended, and write it."""
-        if self.meters is not None:
-            self.meters[0].look(now=True)  # nobody looks again
+        self._measure(last=True)  # nobody looks again
         for rank in self.ranks:
             self._read_exit(rank)
         codes = [rank.exit_code for rank in self.ranks]

@@ -420,3 +420,10 @@ def test_missing_torch_is_named_with_its_command(tmp_path):
     site = next((tmp_path / "v" / "lib").glob("python*/site-packages"))
     (site / "torch.py").write_text("")
     driver.check(spec)  # seen at once, though the interpreter is known already
+
+
+def test_the_log_of_a_job_that_is_over_at_once_is_bounded_too(bench):
+    job = bench.cell("a", "import os; os.write(1, b'line\\n' * 4_000_000)", limits={"log_bytes": 2 << 20})
+    assert bench.ended(job).phase == "completed"
+    path = attempt_of(job).log_path(0)
+    assert os.path.getsize(path) == 20_000_000 and os.stat(path).st_blocks * 512 <= 2 << 20
