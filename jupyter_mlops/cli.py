@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -46,6 +47,8 @@ def _show(result: Any, as_json: bool) -> None:
         print(json.dumps({} if value is None else value, indent=2, default=str))
     elif result is not None:
         text = result.text() if hasattr(result, "text") else str(result)
+        if getattr(result, "spare", ()) and sys.stdout.isatty():
+            text = result.text(shutil.get_terminal_size().columns)
         empty = hasattr(result, "__len__") and hasattr(result, "text") and not len(result)
         print(_spoken(text) if empty else text)
 

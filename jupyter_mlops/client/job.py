@@ -29,9 +29,7 @@ class JobFailed(MlopsError):
     def __init__(self, job: Job, lines: list[str]) -> None:
         reason = job.reason or ("it was stopped" if job.status == "Canceled" else "no reason is known")
         rank = job.details.get("failed_rank")
-        hint = f"the whole log: %mlops logs {job.name}{f' --rank {rank}' if rank else ''}"
-        if job.exit_code == -9:
-            hint = f"a sudden SIGKILL often means that memory ran out; {hint}"
+        hint = f"the log: %mlops logs {job.name}{f' --rank {rank}' if rank else ''}; again: %mlops resume {job.name}"
         super().__init__(
             f"job {job.name} {'was canceled' if job.status == 'Canceled' else 'failed'}: {reason}", hint,
             {"job": job.name, "phase": job.status, "exit_code": job.exit_code, "log_tail": lines},
@@ -352,16 +350,29 @@ class Job(Record):
             ("delivery", _delivery(status.get("delivery") or {})),
             ("sent", ", ".join(v["name"] for v in (spec.get("cell") or {}).get("variables") or [])),
             ("brought back", ", ".join(v["name"] for v in status.get("returned") or [] if v.get("sha256"))),
-            ("traceback", render.short(" / ".join(line.strip() for line in (status.get("traceback") or [])[-3:]), 200)),
-            ("log", render.short(" / ".join(status.get("log_tail") or []), 200)),
         ]
+
+    def _tail(self) -> list[str]:
+        """The last lines of the log of a job that has ended, as its status keeps them."""
+        return render.log_lines("\n".join(map(str, self.details.get("log_tail") or [])))[-10:]
+
+    def text(self) -> str:
+        """Several lines for a terminal, with the last ones of the log."""
+        return "\n".join([super().text(), *(f"  | {line}" for line in self._tail())])
+
+    def html(self) -> str:
+        """Self-contained HTML, with the last lines of the log."""
+        tail = "\n".join(self._tail())
+        log = f'<pre style="margin:4px 0;background:none;color:inherit">{render.escape(tail)}</pre>' if tail else ""
+        return super().html() + log
 
     def _attempts_line(self) -> str | None:
         attempts = self.attempts
         most = int((self.spec.get("retry_settings") or {}).get("max_retries") or 0) + 1
         if len(attempts) < 2 and most < 2:
             return None
-        told = [f"{a['attempt']}: {a['phase']}" + (f" ({a['reason']})" if a["reason"] else "") for a in attempts]
+        told = [f"{a['attempt']}: {a['phase']}" + (f" ({a['reason']})" if a["reason"] else "") for a in attempts[:-1]]
+        told += [f"{a['attempt']}: {a['phase']}" for a in attempts[-1:]]  # its reason is the job's
         return render.short("; ".join(told) or "none yet", 300)
 
     def _ipython_display_(self) -> None:
@@ -377,6 +388,7 @@ class JobTable(Table[Job]):
     """Jobs as a table."""
 
     empty = "no jobs yet: start one with  %mlops train script.py"
+    spare = ("processes", "experiment", "queued", "attempt")
 
     def _columns(self) -> list[str]:
         return ["job", "state", "attempt", "processes", "experiment", "queued", "took", "reason"]

@@ -180,7 +180,7 @@ class LogMatches(Table[LogMatch]):
     def _row(self, item: LogMatch, html: bool) -> list[Any]:
         return [item.line, item.offset, render.code(item.content, 160) if html else item.content]
 
-    def text(self) -> str:
+    def text(self, width: int | None = None) -> str:
         """Line numbers and lines, as ``grep -n`` shows them."""
         width = max((len(str(item.line or "?")) for item in self), default=0)
         lines = [f"{str(item.line or '?').rjust(width)}: {render.clean(item.content)}" for item in self]

@@ -61,6 +61,8 @@ class Table(Generic[T]):
 
     empty = "nothing here yet"
     title = ""
+    #: Columns that a narrow terminal does without, the first of them first.
+    spare: tuple[str, ...] = ()
 
     def __init__(self, items: list[T], note: str = "") -> None:
         self._items = items
@@ -107,10 +109,16 @@ class Table(Generic[T]):
     def _flat(self, item: T) -> dict[str, Any]:
         return dict(zip(self._columns(), self._row(item, html=False), strict=True))
 
-    def text(self) -> str:
-        """Aligned columns."""
-        rows = [self._row(item, html=False) for item in self._items]
-        body = render.text_table(self._columns(), rows, self.empty)
+    def text(self, width: int | None = None) -> str:
+        """Aligned columns; with ``width`` some are left out as long as lines have more characters than that."""
+        columns, rows = self._columns(), [self._row(item, html=False) for item in self._items]
+        body = render.text_table(columns, rows, self.empty)
+        for name in self.spare if width else ():
+            if max(map(len, body.splitlines())) <= (width or 0):
+                break
+            at = columns.index(name)
+            columns, rows = columns[:at] + columns[at + 1:], [row[:at] + row[at + 1:] for row in rows]
+            body = render.text_table(columns, rows, self.empty)
         return f"{body}\n{render.clean(self.note)}" if self.note else body
 
     def html(self) -> str:

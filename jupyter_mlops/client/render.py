@@ -7,6 +7,7 @@ notebook or another front end has none.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -33,6 +34,9 @@ _STATES = {
     **dict.fromkeys(("starting", "restarting"), (BRAND, "▶")),
     **dict.fromkeys(("Stopping", "Finalizing", "Degraded", "warning"), (WARN, "▲")),
 }
+
+#: MLflow's states of a run in our words.
+_WORDS = {"FINISHED": "Completed", "KILLED": "Canceled", "SCHEDULED": "Queued"}
 
 _SERIES = (BRAND, WARN, GOOD, "#ab47bc", "#00acc1", "#8d6e63")
 
@@ -96,9 +100,17 @@ def clean(text: Any) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
+#: A cell's file in a traceback.
+_CELL = re.compile(r'(?<=File ")[^"\n]*/jobs/[^/"\n]+/code/(?=cell\.py")')
+
+
 def log_lines(text: str) -> list[str]:
-    """Lines of a log as a terminal shows them in the end: progress bars folded, without colours and controls."""
-    return [clean(line) for line in rendered(text.replace("\t", "    ")).removesuffix("\n").split("\n")] if text else []
+    """Lines of a log as a terminal shows them in the end: progress bars folded, without colours and controls.
+
+    Tracebacks name the cell's file without its folder.
+    """
+    text = _CELL.sub("", text).replace("\t", "    ")
+    return [clean(line) for line in rendered(text).removesuffix("\n").split("\n")] if text else []
 
 
 def short(text: Any, width: int = 60) -> str:
@@ -156,12 +168,16 @@ def cell(value: Any) -> str:
     return value if isinstance(value, Raw) else escape(short(number(value), 120))
 
 
+def word(state: str) -> str:
+    """A state as people read it: a run's and a job's are told in the same words."""
+    return _WORDS.get(state) or (state.capitalize() if state.isupper() else state)
+
+
 def pill(state: str) -> Raw:
     """A state with its sign and colour."""
     colour, sign = _STATES.get(state, (IDLE, "○"))
-    word = state.capitalize() if state.isupper() else state
     mark = f'<span aria-hidden="true" style="color:{colour}">{sign}</span>'
-    return Raw(f'<span style="white-space:nowrap">{mark} {escape(word)}</span>')
+    return Raw(f'<span style="white-space:nowrap">{mark} {escape(word(state))}</span>')
 
 
 def code(text: Any, width: int = 60) -> Raw:

@@ -118,13 +118,13 @@ class Run(Record):
 
     def _line(self) -> str:
         shown = " ".join(f"{k}={render.number(v)}" for k, v in list(self.metrics.items())[:3])
-        return " ".join(part for part in (self.name, self.id[:8], self.status.capitalize(), shown) if part)
+        return " ".join(part for part in (self.name, self.id[:8], self._state(), shown) if part)
 
     def _title(self) -> str:
         return f"Run {self.name}"
 
     def _state(self) -> str:
-        return self.status.capitalize()
+        return render.word(self.status)
 
     def _facts(self) -> list[tuple[str, Any]]:
         pairs: list[tuple[str, Any]] = [
@@ -181,7 +181,7 @@ class RunTable(Table[Run]):
         return [
             run.name,
             render.code(run.id[:8]) if html else run.id[:8],
-            render.pill(run.status) if html else run.status.capitalize(),
+            render.pill(run.status) if html else render.word(run.status),
             render.local_time(run._data.get("start_time")),
             *(run.metrics.get(k) for k in self._keys()),
         ]

@@ -119,11 +119,19 @@ def _bring_back(job: Job) -> None:
             print(f"job {job.name}: " + "; ".join(f"{v['name']} {v['detail']}" for v in job.returned), flush=True)
 
 
-def attach(a: argparse.Namespace, context: Context) -> Job:
+def _rank(rank: int, job: Job) -> None:
+    """Refuse a rank that the job has not. Raises ParameterError."""
+    if rank >= job.processes:
+        raise ParameterError(
+            f"job {job.name} has no rank {rank}",
+            f"its ranks are 0 to {job.processes - 1}" if job.processes > 1 else "it has one process, rank 0",
+        )
+
+
+def attach(a: argparse.Namespace, context: Context) -> Job | None:
     """The handle of a job that was started elsewhere, with its live output or log and its results."""
     job = context.job(a.name)
-    if a.rank >= job.processes:
-        raise ParameterError(f"job {job.name} has no rank {a.rank}", f"its ranks are 0 to {job.processes - 1}")
+    _rank(a.rank, job)
     if context.face == "magic":
         from .display import LiveOutput
 
@@ -135,15 +143,19 @@ def attach(a: argparse.Namespace, context: Context) -> Job:
             _bring_back(job)
         return job
     context.say(job._line())
-    if not context.json:
-        try:
-            for text in job.follow(a.rank, a.tail):
-                sys.stdout.write(text)
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            context.say(f"Interrupted: job {job.name} goes on.")
-            raise
-    return job.refresh()
+    if context.json:
+        return job
+    over = job.done
+    try:
+        for text in job.follow(a.rank, a.tail):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        context.say(f"Interrupted: job {job.name} goes on.")
+        raise
+    if not over:
+        context.say(job.refresh()._line())
+    return None
 
 
 def resume(a: argparse.Namespace, context: Context) -> Job:
@@ -182,13 +194,13 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
         notebook = context.notebook
         # An empty first line in place of the magic's: tracebacks then count lines as the notebook does.
         spec["cell"] = {"source": "\n" + context.cell, "notebook": notebook, "cell_id": context.cell_id}
-        spec["display_name"] = a.name or (Path(notebook).stem if notebook else settings.folder_experiment(cwd))
+        spec["display_name"] = "" if a.name else Path(notebook).stem if notebook else settings.folder_experiment(cwd)
     else:
         if a.script is None:
             hint = "%%mlops train, with the code below it, runs a cell" if context.face == "magic" else ""
             raise ParameterError("there is nothing to train: name a script", hint)
         check_script(a.script, cwd)
-        spec |= {"script": a.script, "args": list(a.rest), "display_name": a.name or Path(a.script).stem}
+        spec |= {"script": a.script, "args": list(a.rest), "display_name": "" if a.name else Path(a.script).stem}
     if a.env:
         spec["environment_variables"] = dict(a.env)
     if a.tag:
@@ -272,8 +284,7 @@ def logs(a: argparse.Namespace, context: Context) -> Any:
         _print(context.client.deployment_log(endpoint, deployment, a.tail))
         return None
     job = context.job(a.name)
-    if a.rank >= job.processes:
-        raise ParameterError(f"job {job.name} has no rank {a.rank}", f"its ranks are 0 to {job.processes - 1}")
+    _rank(a.rank, job)
     if a.search is not None:
         if a.follow:
             raise ParameterError("what is searched is not followed", "leave out -f or --search")

@@ -213,12 +213,13 @@ def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("script", nargs="?", metavar="SCRIPT", help="a Python script; in the cell form the cell is the code")
     p.add_argument("-n", "--name", metavar="NAME", help="name of the job; a taken one gets a number")
     p.add_argument("-p", "--processes", type=count, default=1, metavar="N",
-                   help="processes; more than one start through torch.distributed.run")
+                   help="processes; several are ranks of torch.distributed (default 1)")
     _experiment(p, "experiment of its run (default: this notebook's)")
     p.add_argument("--compute", default="local", metavar="NAME", help="where it runs (default local)")
     p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE", help="environment of the job")
     p.add_argument("--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a tag of its run")
-    p.add_argument("--grace", type=float, default=None, metavar="S", help="seconds to end by itself when stopped")
+    p.add_argument("--grace", type=float, default=None, metavar="S",
+                   help="seconds to end by itself when stopped (default 10)")
     p.add_argument("-w", "--wait", action="store_true", help="return when it has ended")
     p.add_argument("--use", action="extend", type=names, default=[], metavar="A,B",
                    help="variables to send beside those that the cell is seen to need")
@@ -230,11 +231,15 @@ def _train(p: argparse.ArgumentParser) -> None:
                    help="show what would be sent, and start nothing")
     p.add_argument("--interpreter", metavar="PATH", help="another Python to run it (default: this one)")
     p.add_argument("--retries", type=whole, metavar="N", help="further attempts when it fails (default 0)")
-    p.add_argument("--timeout", type=span, metavar="T", help="longest time that it may run: 90s, 10m, 2h")
-    p.add_argument("--priority", choices=("low", "medium", "high"), help="who goes first when all is in use")
+    p.add_argument("--timeout", type=span, metavar="T",
+                   help="longest time that it may run: 90s, 10m, 2h (default none)")
+    p.add_argument("--priority", choices=("low", "medium", "high"),
+                   help="who goes first when all is in use (default medium)")
     p.add_argument("--cpus", type=amount, metavar="X", help="CPUs that it occupies (default: one for each process)")
-    p.add_argument("--memory", type=memory, metavar="SIZE", help="memory that it occupies, e.g. 4Gi")
-    p.add_argument("--gpus", type=amount, metavar="X", help="GPUs that it occupies: whole ones, or 0.5 of one")
+    p.add_argument("--memory", type=memory, metavar="SIZE",
+                   help="memory that it occupies, e.g. 4Gi (default: not counted)")
+    p.add_argument("--gpus", type=amount, metavar="X",
+                   help="GPUs that it occupies: whole ones, or 0.5 of one (default 0)")
 
 
 def _attach(p: argparse.ArgumentParser) -> None:

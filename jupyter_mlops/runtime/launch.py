@@ -49,6 +49,8 @@ class Ending:
 
             self.error = traceback.format_exception_only(kind, value)[-1].strip().splitlines()[0][:_ERROR_LENGTH]
             lines = "".join(traceback.format_exception(kind, value, tb)).splitlines()
+            here = os.path.join(os.environ.get("JUPYTER_MLOPS_JOB_DIR", ""), "code", "")
+            lines = [line.replace('File "%scell.py"' % here, 'File "cell.py"') for line in lines]
             self.traceback = [line[:_ERROR_LENGTH] for line in lines[-_TRACEBACK_LINES:]]
         except Exception:
             self.error = self.error or getattr(kind, "__name__", str(kind))

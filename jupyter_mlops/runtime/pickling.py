@@ -11,7 +11,7 @@ import types
 _SEARCH = 200_000
 
 _OPEN = "open it in the cell"
-_LOCK = "a lock belongs to its process"
+_LOCK = "make it in the cell: a lock belongs to its process"
 #: Classes whose instances, also those of subclasses, mean nothing in another process: what they are, and what to do.
 _RULES = {
     ("_thread", "lock"): ("a lock", _LOCK),

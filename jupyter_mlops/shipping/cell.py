@@ -11,6 +11,7 @@ import re
 import types
 import warnings
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from ..core.errors import ParameterError
@@ -84,9 +85,11 @@ def refusal(missing: list[FreeName], names: Mapping[str, Any], first_line: int) 
         detail = [{"name": m.name, "line": m.line + first_line - 1} for m in missing]
         return CellError(f"{message} (line {there[0].line + first_line - 1})", _advice(there, names), detail)
     detail = [{"name": m.name, "line": m.line + first_line - 1} for m in missing]
+    close = get_close_matches(absent[0].name, [n for n in names if not n.startswith("_")], n=1)
+    what = "it" if len(absent) == 1 else "them"
     return CellError(
         f"{_listed(absent)} {'is' if len(absent) == 1 else 'are'} not defined (line {absent[0].line + first_line - 1})",
-        "import or define it in the cell", detail,
+        f"did you mean {close[0]}?" if close else f"import or define {what} in the cell or in the notebook", detail,
     )
 
 

@@ -114,7 +114,7 @@ def test_empty_tables_say_what_to_do() -> None:
 
 
 def test_states_are_told_in_words() -> None:
-    assert "Failed" in render.pill("Failed") and "Finished" in render.pill("FINISHED")
+    assert "Failed" in render.pill("Failed") and "Completed" in render.pill("FINISHED")
 
 
 def test_tables_index_and_convert() -> None:
@@ -314,7 +314,20 @@ def test_a_failed_job_tells_its_last_lines() -> None:
 
 @pytest.mark.parametrize(
     ("status", "hint"),
-    [({"failed_rank": 1, "exit_code": 1}, "%mlops logs digits-abc123 --rank 1"), ({"exit_code": -9}, "memory ran out")],
+    [({"failed_rank": 1, "exit_code": 1}, "%mlops logs digits-abc123 --rank 1"), ({"exit_code": -9}, "%mlops resume digits-abc123")],
 )
 def test_a_failed_job_says_where_to_look(status: dict, hint: str) -> None:
     assert hint in JobFailed(Job(OFF, a_job(phase="Failed", **status)), []).hint
+
+
+def test_tracebacks_in_what_is_shown_name_the_cell_without_its_folder():
+    text = '  File "/home/ann/mlops/jobs/net-2/code/cell.py", line 3, in <module>\n  File "/opt/code/cell.py", line 1'
+    assert render.log_lines(text) == ['  File "cell.py", line 3, in <module>', '  File "/opt/code/cell.py", line 1']
+
+
+def test_a_narrow_terminal_sees_state_and_reason_of_jobs():
+    data = {"name": "digits", "spec": {"experiment_name": "e" * 30}, "status": {"phase": "Failed", "reason": "r" * 40}}
+    table = JobTable([Job(None, data)])
+    wide, narrow = table.text(), table.text(80)
+    assert "e" * 30 in wide and "e" * 30 not in narrow
+    assert "Failed" in narrow and "r" * 40 in narrow and max(map(len, narrow.splitlines())) <= 80

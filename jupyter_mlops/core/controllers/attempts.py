@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,6 +111,7 @@ def log_tail(driver: ComputeDriver, job: JobRef, attempt: int, rank: int) -> lis
     except MlopsError:
         return []
     text = chunk.data.decode("utf-8", "replace")
+    text = re.sub(rf'File "[^"\n]*/{re.escape(job.name)}/code/cell\.py"', 'File "cell.py"', text)
     # A progress bar rewrites its line with \r: only what was last shown counts.
     lines = [line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n")]
     return [line[:500] for line in lines if line.strip()][-_TAIL_LINES:]

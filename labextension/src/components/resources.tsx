@@ -54,7 +54,8 @@ export function Resources(props: {
   const { usage, metrics, marks, state, trans } = props;
   useSignal(state.changed);
   const charts = useMemo(() => {
-    const origin = originOf(metrics) || usageOrigin(usage);
+    // Beside curves over time both begin with the first metric, else these begin with the job.
+    const origin = (state.axis === 'step' ? 0 : originOf(metrics)) || usageOrigin(usage);
     return usageCharts(usage).map(chart => ({
       kind: chart.kind,
       now: total(chart),
@@ -67,7 +68,7 @@ export function Resources(props: {
         origin
       }))
     }));
-  }, [usage, metrics, trans]);
+  }, [usage, metrics, state.axis, trans]);
   const rate = useMemo(() => throughput(metrics, props.attempts), [metrics, marks]);
   const rates = useMemo(
     (): ICurve[] =>
