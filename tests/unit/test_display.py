@@ -314,7 +314,8 @@ def test_a_failed_job_tells_its_last_lines() -> None:
 
 @pytest.mark.parametrize(
     ("status", "hint"),
-    [({"failed_rank": 1, "exit_code": 1}, "%mlops logs digits-abc123 --rank 1"), ({"exit_code": -9}, "%mlops resume digits-abc123")],
+    [({"failed_rank": 1, "exit_code": 1}, "%mlops logs digits-abc123 --rank 1"),
+     ({"exit_code": -9}, "%mlops resume digits-abc123")],
 )
 def test_a_failed_job_says_where_to_look(status: dict, hint: str) -> None:
     assert hint in JobFailed(Job(OFF, a_job(phase="Failed", **status)), []).hint
