@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Generator, Iterator
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BackendTimeout, MlopsError, NotFound
@@ -334,7 +335,8 @@ class Job(Record):
 
     def _facts(self) -> list[tuple[str, Any]]:
         spec, status = self.spec, self.details
-        what = spec.get("script") or spec.get("command") or ((spec.get("cell") or {}).get("notebook") or "a cell")
+        notebook = PurePath((spec.get("cell") or {}).get("notebook") or "").name
+        what = spec.get("script") or spec.get("command") or (f"a cell of {notebook}" if notebook else "a cell")
         return [
             ("reason", self.reason),
             ("deleted", render.local_time(status.get("deleted_at"))),

@@ -36,7 +36,7 @@ def status(a: argparse.Namespace, context: Context) -> Report:
     report = Report(data).facts(
         [
             ("MLflow", " ".join(filter(None, (mlflow["state"], mlflow.get("version"), trouble)))),
-            ("jobs", f"{counts.get('running_jobs', 0)} running, {counts.get('jobs', 0)} in all"),
+            ("jobs", f"{counts.get('running_jobs', 0)} active, {counts.get('jobs', 0)} in all"),
             ("endpoints", f"{counts.get('endpoints', 0)}, gateway {gateway['state']}"),
             ("tracking URI in force", f"{uri.value} ({uri.source})" if uri.value else None),
             ("tracking URI", None if uri.value else f"{state['tracking_uri']}; for other tools: jupyter mlops env"),

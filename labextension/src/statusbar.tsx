@@ -1,4 +1,4 @@
-/** The item in the status bar: how many jobs run, or what is wrong. */
+/** The item in the status bar: how many jobs run or wait, or what is wrong. */
 import { ReactWidget } from '@jupyterlab/ui-components';
 import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
@@ -18,14 +18,14 @@ function Item(props: {
   if (!model.settings.showStatusItem || model.problem?.kind === 'missing') {
     return null;
   }
-  const running = model.workspace?.counts.running_jobs ?? 0;
+  const active = model.workspace?.counts.running_jobs ?? 0;
   const [tone, state] = stateText(model, trans);
   const text = model.problem
     ? trans.__('MLOps: problem')
     : tone !== 'good' && model.link !== 'connecting'
       ? trans.__('MLOps: %1', state)
-      : running
-        ? trans._n('MLOps: %1 job running', 'MLOps: %1 jobs running', running)
+      : active
+        ? trans._n('MLOps: %1 job active', 'MLOps: %1 jobs active', active)
         : trans.__('MLOps');
   return (
     <button

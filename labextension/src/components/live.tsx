@@ -79,7 +79,8 @@ function Curves(props: {
         trans={trans}
         controls={
           connected &&
-          view.runId && (
+          view.runId &&
+          (picking || Object.keys(metrics).length > 0) && (
             <button
               type="button"
               className="jp-Mlops-more"
