@@ -7,12 +7,14 @@ import os
 import queue
 import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import cells as cells_
-from .bundle import Surroundings
 from .cells import Cell, CellLog
-from .keeper import Keeper, folder_of
+
+if TYPE_CHECKING:
+    from .bundle import Surroundings
+    from .keeper import Keeper
 
 _installed: dict[int, Recorder] = {}
 
@@ -29,7 +31,7 @@ class Recorder:
         self.shell = shell
         self.ends_runs = ends_runs
         self.log = CellLog()
-        self.keeper = Keeper(self.around, _client)
+        self._keeper: Keeper | None = None
         self._ahead: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._mask_ahead, name="jupyter-mlops-mask", daemon=True).start()
         self._running: list[tuple[Any, Cell, list[str]]] = []
@@ -39,7 +41,7 @@ class Recorder:
         shell.events.register("post_run_cell", self._after)
         from ..runtime import mlflow_plugin
 
-        mlflow_plugin.listeners.append(self.keeper.heard)
+        mlflow_plugin.listeners.append(self._heard)
 
     def remove(self) -> None:
         """Take the hooks off; what is not uploaded yet goes on in the background."""
@@ -49,8 +51,20 @@ class Recorder:
             with contextlib.suppress(ValueError):
                 self.shell.events.unregister(event, hook)
         with contextlib.suppress(ValueError):
-            mlflow_plugin.listeners.remove(self.keeper.heard)
+            mlflow_plugin.listeners.remove(self._heard)
         self._ahead.put(None)
+
+    @property
+    def keeper(self) -> Keeper:
+        """What cares for the contexts of runs; made when the first one is wanted, since it imports much."""
+        if self._keeper is None:
+            from .keeper import Keeper
+
+            self._keeper = Keeper(self.around, _client)
+        return self._keeper
+
+    def _heard(self, *told: Any) -> None:
+        self.keeper.heard(*told)
 
     @property
     def notebook(self) -> str:
@@ -59,6 +73,9 @@ class Recorder:
 
     def around(self, spec: dict[str, Any] | None = None) -> Surroundings:
         """The surroundings of the cell that runs."""
+        from .bundle import Surroundings
+        from .keeper import folder_of
+
         cell = self.log.last
         cell_id = cell.cell_id if cell is not None else ""
         return Surroundings(
@@ -88,7 +105,8 @@ class Recorder:
                 end_left_open(open_before, cell, error)
         elif self.log.last is not None and self.log.last.source == info.raw_cell:  # the cell that loaded us
             self.log.end(self.log.last, error, result.execution_count)
-        self.keeper.cell_ended()
+        if self._keeper is not None:
+            self._keeper.cell_ended()
         if self.log.last is not None:
             # Its secrets are looked for now, beside the user's work, rather than when a job is submitted.
             self._ahead.put(self.log.last.source)
