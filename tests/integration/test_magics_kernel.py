@@ -374,10 +374,10 @@ def test_cli_jobs(cli) -> None:
     assert "add --yes" in cli("delete", "job", "script", code=2).stderr
     deleted = cli("delete", "job", "script", "--yes")
     assert "restore job script" in deleted.stdout + deleted.stderr
-    assert '"script"' not in cli("jobs", "--json").stdout
-    assert '"script"' in cli("jobs", "--json", "--phase", "deleted").stdout
+    assert '"name": "script"' not in cli("jobs", "--json").stdout
+    assert '"name": "script"' in cli("jobs", "--json", "--phase", "deleted").stdout
     cli("restore", "job", "script")
-    assert '"script"' in cli("jobs", "--json").stdout
+    assert '"name": "script"' in cli("jobs", "--json").stdout
     cli("purge", "script", "--yes")
     assert "there is no job 'script'" in cli("logs", "script", code=1).stderr
 
