@@ -406,4 +406,5 @@ def test_a_signal_handler_may_log_in_the_middle_of_a_call(tmp_path):
             break
         points, offset = points + [(r.key, r.step) for r, _ in records], following
     assert [s for k, s in points if k == "loss"] == list(range(20000))
-    assert [s for k, s in points if k == "signal"] == list(range(1, int(done.stdout) + 1))
+    # A handler may itself be interrupted by the next signal, whose point then comes first.
+    assert sorted(s for k, s in points if k == "signal") == list(range(1, int(done.stdout) + 1))
