@@ -44,7 +44,7 @@ if dist.get_rank() == 0:
     os.replace({mark!r} + ".part", {mark!r})
 dist.destroy_process_group()
 """
-WARM_UP, STEPS, REPETITIONS = 50, 300, 5
+WARM_UP, STEPS, REPETITIONS = 300, 500, 4
 
 
 def main() -> None:

@@ -329,7 +329,7 @@ class Shipper:
             took = time.monotonic() - began
             if job.progress.counts != before:
                 job.pause = QUICK
-                job.flow = min(job.flow * 1.5 or QUICK, STEADY)
+                job.flow = min(job.flow * 3 or QUICK, STEADY)
                 job.held_until = began + job.flow
                 if self._on_change is not None and not job.done:
                     self._on_change(job.name)
