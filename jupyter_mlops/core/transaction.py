@@ -183,17 +183,19 @@ class Transaction:
             return None
         status = json.loads(row.status)
         merged = {**status, **changes}
-        if merged != status:
-            self.connection.execute(
-                t.update()
-                .where(t.c.id == row.id)
-                .values(
-                    status=json.dumps(merged), revision=row.revision + 1,
-                    phase=DELETED if merged.get("deleted_at") else merged.get("phase", ""), updated_at=utcnow(),
-                )
+        if merged == status:
+            return _resource(row)
+        self.connection.execute(
+            t.update()
+            .where(t.c.id == row.id)
+            .values(
+                status=json.dumps(merged), revision=row.revision + 1,
+                phase=DELETED if merged.get("deleted_at") else merged.get("phase", ""), updated_at=utcnow(),
             )
-            self._changed(self.get(kind, name, parent), "put")
-        return self.get(kind, name, parent)
+        )
+        updated = self.get(kind, name, parent)
+        self._changed(updated, "put")
+        return updated
 
     def set_private(self, kind: str, name: str, private: dict[str, Any], parent: str = "") -> None:
         """Replace what of a resource never leaves the control plane."""

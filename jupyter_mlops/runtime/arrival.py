@@ -3,18 +3,17 @@
 import http.client
 import json
 import os
-import threading
 import time
 from urllib.parse import quote, urlsplit
 
-from . import locate, record, spool
+from . import forks, locate, record, spool
 
 #: Seconds that a call which only reads waits for what was logged before.
 BRIEF = 5.0
 #: Seconds for which nobody is asked again after nobody has answered.
 LEAVE_ALONE = 10.0
 
-_lock = threading.RLock()
+_lock = forks.Lock()
 #: What is known in this process: until when the server counts as away, and how much of the journal had arrived.
 _known = {"away": 0.0, "arrived": 0, "pid": 0}
 

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 
+from . import forks
 from .records import MAGIC, MAX_PAYLOAD, Call, Metric, pack, pack_call, pack_metric, read
 
 __all__ = ["MAGIC", "MAX_PAYLOAD", "Call", "Metric", "Writer", "pack", "pack_call", "pack_metric", "read"]
@@ -267,8 +268,7 @@ def _after_fork():
         writer._after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+forks.in_child(_after_fork)
 
 
 def _say(text):

@@ -9,14 +9,13 @@ dropped, unless ``JUPYTER_MLOPS_LOG_ALL_RANKS=1``: then each has runs of its own
 import os
 import re
 import sys
-import threading
 import time
 import uuid
 
 from mlflow.store.model_registry.rest_store import RestStore as PlainRegistry
 from mlflow.store.tracking.rest_store import RestStore as PlainTracking
 
-from . import arrival, mlflow_plugin, record, spool
+from . import arrival, forks, mlflow_plugin, record, spool
 from . import mlflow_http as http
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -35,7 +34,7 @@ _KNOWN_OF_JOB = frozenset([
     "mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.runName", "mlflow.source.git.commit",
     "mlops.job", INTERPRETER_TAG,
 ])
-_lock = threading.RLock()
+_lock = forks.Lock()
 #: pid → the run that was handed out in it; a forked child starts anew.
 _handed_out: "dict[int, str]" = {}
 

@@ -9,10 +9,9 @@ import posixpath
 import re
 import struct
 import sys
-import threading
 import time
 
-from . import jobfolder, journal, replay
+from . import forks, jobfolder, journal, replay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ LAST_PATIENCE = 30.0
 #: What MLflow takes as the name of a metric.
 _NAME = re.compile(r"[/\w.\- :]{1,250}")
 
-_lock = threading.RLock()
+_lock = forks.Lock()
 
 
 class Place:
@@ -61,15 +60,6 @@ class Place:
 #: None: not looked for yet; False: this process belongs to no rank that journals.
 _place = None  # type: Place | bool | None
 _writer: "Any" = None  # the journal's writer, where `log` writes to it
-
-
-def _after_fork():
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def place():

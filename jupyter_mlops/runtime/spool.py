@@ -27,27 +27,17 @@ import json
 import os
 import secrets
 import shutil
-import threading
 import time
 
-from . import jobfolder
+from . import forks, jobfolder
 
 #: How ids begin that are given here because MLflow was away. MLflow's are random version 4 UUIDs, never twelve zeros.
 LOCAL_ID = "m-000000000000"
 ENTRY = "entry.json"
 DATA = "data"
 
-_lock = threading.RLock()
+_lock = forks.Lock()
 _last = {}  # type: dict[str, int] # folder → time in the last name that this process gave
-
-
-def _after_fork():
-    global _lock
-    _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def local_id():

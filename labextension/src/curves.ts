@@ -1,5 +1,5 @@
 /** Metric histories as lines of a chart: axes, smoothing, runs over each other, attempts. Pure functions. */
-import type { ISeries } from './api';
+import type { IAttemptStatus, ISeries } from './api';
 
 /** What the horizontal axis is: the step, the time of day, or the time since the run's first point. */
 export type XAxis = 'step' | 'time' | 'relative';
@@ -21,17 +21,6 @@ export interface ICurve {
 export interface IMark {
   x: number;
   label: string;
-}
-
-/** A run's attempt; times are RFC 3339, empty when it has not come to that. */
-export interface IAttempt {
-  attempt: number;
-  phase: string;
-  reason: string;
-  started_at: string;
-  ended_at: string;
-  exit_code: number | null;
-  failed_rank: number | null;
 }
 
 /** x, then a row for each series. `null` breaks a line, `undefined` is where a series has no point. */
@@ -129,7 +118,7 @@ export function valueAt(row: readonly (number | null | undefined)[], index: numb
  * every one is logged at each step.
  */
 export function attemptMarks(
-  attempts: readonly IAttempt[],
+  attempts: readonly IAttemptStatus[],
   metrics: Record<string, ISeries>,
   axis: XAxis,
   label: (attempt: number) => string
@@ -170,7 +159,7 @@ export function attemptMarks(
  */
 export function throughput(
   metrics: Record<string, ISeries>,
-  attempts: readonly IAttempt[] = [],
+  attempts: readonly IAttemptStatus[] = [],
   count = 120
 ): ISeries | null {
   let best: ISeries | null = null;

@@ -12,6 +12,7 @@ import {
   ApiError,
   IApi,
   IChange,
+  IAttemptStatus,
   IDelivery,
   IProgress,
   IQueuePlace,
@@ -21,7 +22,6 @@ import {
   Job,
   JobPhase
 } from './api';
-import type { IAttempt } from './curves';
 import { Ask, JobLog } from './joblog';
 import { readHistory } from './series';
 import { IJobOutput, ISnapshot, isTerminal } from './snapshot';
@@ -66,7 +66,7 @@ export interface IJobView {
   experiment: string;
   priority: string;
   /** All attempts, also the one that runs. */
-  attempts: readonly IAttempt[];
+  attempts: readonly IAttemptStatus[];
   traceback: readonly string[];
   /** The last lines of the failing rank. */
   logTail: readonly string[];
@@ -78,8 +78,8 @@ export interface IJobView {
 }
 
 /** Attempts as the status tells them: those that have ended, then the one that runs or was the last. */
-export function attemptsOf(status: Job['status']): IAttempt[] {
-  const attempts: IAttempt[] = [...(status.attempts ?? [])];
+export function attemptsOf(status: Job['status']): IAttemptStatus[] {
+  const attempts: IAttemptStatus[] = [...(status.attempts ?? [])];
   const last = attempts[attempts.length - 1];
   if (status.attempt > (last?.attempt ?? 0) && status.started_at) {
     // The job has started with its first attempt; a later one has not begun before the one before it ended.

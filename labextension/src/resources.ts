@@ -56,7 +56,7 @@ export interface IProgress {
   total: number;
 }
 
-/** An attempt that has ended. */
+/** A job's attempt; times are RFC 3339, empty when it has not come to that. */
 export interface IAttemptStatus {
   attempt: number;
   phase: string;

@@ -2,9 +2,9 @@
 import { TranslationBundle } from '@jupyterlab/translation';
 import React, { useMemo } from 'react';
 
-import type { ISeries, IUsage } from '../api';
+import type { IAttemptStatus, ISeries, IUsage } from '../api';
 import type { ChartState } from '../chartstate';
-import { IAttempt, ICurve, IMark, originOf, throughput } from '../curves';
+import { ICurve, IMark, originOf, throughput } from '../curves';
 import { formatBytes, formatNumber } from '../format';
 import { lastValue } from '../series';
 import { total, usageCharts, UsageKind, usageOrigin } from '../usage';
@@ -45,7 +45,7 @@ const rateText = (value: number | null | undefined) => formatNumber(value, 3);
 export function Resources(props: {
   usage: IUsage | null;
   metrics: Record<string, ISeries>;
-  attempts: readonly IAttempt[];
+  attempts: readonly IAttemptStatus[];
   state: ChartState;
   group: string;
   marks: readonly IMark[];
