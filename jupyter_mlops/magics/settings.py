@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.errors import ParameterError
 from ..runtime import locate
-from .verbs import size
+from .arguments import size
 
 #: What ``%mlops config KEY VALUE`` can set: key → (meaning, default).
 KEYS: dict[str, tuple[str, str]] = {

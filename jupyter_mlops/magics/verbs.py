@@ -3,117 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+
+from . import serving_verbs
+from .arguments import Verb, amount, count, memory, names, pair, size, span, whole
 
 PHASES = ("Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled", "Deleted")
-
-
-def pair(text: str) -> tuple[str, str]:
-    """``KEY=VALUE`` as a pair; a type for arguments."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, value
-
-
-def count(text: str) -> int:
-    """A whole number from 1; a type for arguments."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return value
-
-
-def whole(text: str) -> int:
-    """A whole number from 0; a type for arguments."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return value
-
-
-def seconds(text: str) -> float:
-    """A positive number of seconds; a type for arguments."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
-    return value
-
-
-_SPAN = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-def span(text: str) -> float:
-    """A length of time in seconds: ``90``, ``90s``, ``10m``, ``2h``, ``1d``; a type for arguments."""
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([smhd]?)", text.strip())
-    value = float(match.group(1)) * _SPAN[match.group(2)] if match else -1.0
-    if not 0 < value <= 31_536_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length of time such as 90s, 10m or 2h")
-    return value
-
-
-def size(text: str) -> int:
-    """A number of bytes: ``500M``, ``2Gi``, ``1000000``; a type for arguments."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?", text.strip())
-    if not match or (match.group(3) and not match.group(2)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 2Gi")
-    unit = 1024 if match.group(3) else 1000
-    return int(float(match.group(1)) * unit ** "kMGT".index(match.group(2).replace("K", "k")) * unit) if (
-        match.group(2)
-    ) else int(float(match.group(1)))
-
-
-def memory(text: str) -> str:
-    """The same, kept as it was written."""
-    size(text)
-    return text.strip().rstrip("bB").replace("K", "k")
-
-
-def amount(text: str) -> float:
-    """A positive number, also a fraction; a type for arguments."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 10_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def names(text: str) -> list[str]:
-    """Variable names separated by commas; a type for arguments."""
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    wrong = [name for name in found if not name.isidentifier()]
-    if wrong or not found:
-        raise argparse.ArgumentTypeError(f"{(wrong or [text])[0]!r} is no variable name; separate names by commas")
-    return found
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One verb: ``home`` is ``module:function`` of its command, ``build`` adds its arguments.
-
-    ``face`` is ``both``, ``magic`` or ``cli``; ``rest`` names what follows ``--``; ``examples`` are without prefix.
-    """
-
-    name: str
-    summary: str
-    home: str
-    build: Callable[[argparse.ArgumentParser], None]
-    examples: tuple[str, ...] = ()
-    rest: str = ""
-    cell: bool = False
 
 
 def _nothing(p: argparse.ArgumentParser) -> None:
@@ -169,27 +63,6 @@ def _register(p: argparse.ArgumentParser) -> None:
 
 def _models(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", nargs="?", metavar="MODEL", help="show this model with its versions")
-
-
-def _deploy(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", metavar="MODEL", help="NAME@ALIAS, NAME/VERSION, or NAME for the newest version")
-    p.add_argument("-e", "--endpoint", metavar="NAME", help="endpoint name (default: the model's)")
-    p.add_argument("--name", metavar="NAME", help="deployment name (default: v and the version)")
-    p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE",
-                   help="environment of the scorer")
-    p.add_argument("--no-wait", action="store_true", help="return at once")
-    p.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help="longest wait in seconds (default 600)")
-
-
-def _invoke(p: argparse.ArgumentParser) -> None:
-    p.add_argument("endpoint", metavar="ENDPOINT", help="endpoint name")
-    p.add_argument("data", nargs="?", metavar="DATA",
-                   help="notebook: an expression, e.g. X[:3]; terminal: JSON, @FILE or -")
-
-
-def _endpoints(p: argparse.ArgumentParser) -> None:
-    p.add_argument("name", nargs="?", metavar="ENDPOINT", help="show this endpoint with its deployments")
-    p.add_argument("--rotate-key", choices=("primary", "secondary"), help="replace a key")
 
 
 def _delete(p: argparse.ArgumentParser) -> None:
@@ -305,11 +178,7 @@ VERBS: dict[str, Verb] = {
         Verb("register", "register a run's model", "tracking:register", _register,
              ("register best digits --metric accuracy --alias champion", "register RUN digits")),
         Verb("models", "list registered models", "tracking:models", _models, ("models", "models digits")),
-        Verb("deploy", "serve a model at an endpoint", "serving:deploy", _deploy,
-             ("deploy digits@champion --endpoint digits",)),
-        Verb("invoke", "call an endpoint", "serving:invoke", _invoke, ("invoke digits X[:3]",)),
-        Verb("endpoints", "list endpoints, replace keys", "serving:endpoints", _endpoints,
-             ("endpoints", "endpoints digits", "endpoints digits --rotate-key primary")),
+        *serving_verbs.VERBS,
         Verb("train", "run a script or a cell as a job that outlives the kernel", "jobs:train", _train,
              ("train script.py -n digits --processes 2 -- --epochs 3", "train script.py --retries 2 --timeout 2h"),
              rest="arguments of the script", cell=True),

@@ -1,0 +1,157 @@
+"""What a verb is, and types of its arguments: each turns a word into a value, or says in one line why it cannot."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: ``home`` is ``module:function`` of its command, ``build`` adds its arguments.
+
+    ``face`` is ``both``, ``magic`` or ``cli``; ``rest`` names what follows ``--``; ``examples`` are without prefix.
+    """
+
+    name: str
+    summary: str
+    home: str
+    build: Callable[[argparse.ArgumentParser], None]
+    examples: tuple[str, ...] = ()
+    rest: str = ""
+    cell: bool = False
+
+def pair(text: str) -> tuple[str, str]:
+    """``KEY=VALUE`` as a pair; a type for arguments."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def count(text: str) -> int:
+    """A whole number from 1; a type for arguments."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number from 0; a type for arguments."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds; a type for arguments."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+_SPAN = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def span(text: str) -> float:
+    """A length of time in seconds: ``90``, ``90s``, ``10m``, ``2h``, ``1d``; a type for arguments."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    value = float(match.group(1)) * _SPAN[match.group(2)] if match else -1.0
+    if not 0 < value <= 31_536_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time such as 90s, 10m or 2h")
+    return value
+
+
+def size(text: str) -> int:
+    """A number of bytes: ``500M``, ``2Gi``, ``1000000``; a type for arguments."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?", text.strip())
+    if not match or (match.group(3) and not match.group(2)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500M or 2Gi")
+    unit = 1024 if match.group(3) else 1000
+    return int(float(match.group(1)) * unit ** "kMGT".index(match.group(2).replace("K", "k")) * unit) if (
+        match.group(2)
+    ) else int(float(match.group(1)))
+
+
+def memory(text: str) -> str:
+    """The same, kept as it was written."""
+    size(text)
+    return text.strip().rstrip("bB").replace("K", "k")
+
+
+def amount(text: str) -> float:
+    """A positive number, also a fraction; a type for arguments."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def names(text: str) -> list[str]:
+    """Variable names separated by commas; a type for arguments."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in found if not name.isidentifier()]
+    if wrong or not found:
+        raise argparse.ArgumentTypeError(f"{(wrong or [text])[0]!r} is no variable name; separate names by commas")
+    return found
+
+
+def percent(text: str) -> int:
+    """A whole number from 0 to 100, with or without a percent sign; a type for arguments."""
+    try:
+        value = int(text.strip().removesuffix("%"))
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 100")
+    return value
+
+
+def part(text: str) -> int:
+    """The same from 1 to 99: a part of the traffic, not all of it; a type for arguments."""
+    value = percent(text)
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 99")
+    return value
+
+
+def share(text: str) -> tuple[str, int]:
+    """``DEPLOYMENT=PERCENT``; a type for arguments."""
+    name, value = pair(text)
+    return name, percent(value)
+
+
+def ratio(text: str) -> float:
+    """A number from 0 to 1, or a percentage such as ``2%``; a type for arguments."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1 (or percentage)")
+    return value
+
+
+def words(text: str) -> list[str]:
+    """Words separated by commas; a type for arguments."""
+    found = [word.strip() for word in text.split(",") if word.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("nothing is named; separate names by commas")
+    return found
