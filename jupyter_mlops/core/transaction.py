@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 
 from . import schema
 from .errors import Conflict, NotFound, PreconditionFailed
 from .identity import Identity
+from .resources import KINDS
 from .resources.base import Resource, utcnow
 
 #: What the column ``phase`` says of a resource that was deleted and can be restored; its status keeps the real one.
@@ -129,13 +132,19 @@ class Transaction:
         private: dict[str, Any] | None = None,
         if_match: int | None = None,
         if_none_match: bool = False,
-        immutable: bool = False,
+        mutable: Collection[str] | None = None,
+        detail: dict[str, Any] | None = None,
     ) -> tuple[Resource, bool]:
         """Create, or replace the spec of, a resource. Returns (resource, whether it was created).
 
+        Args:
+            spec: as its model dumps it, with every field.
+            mutable: fields that may change; None: all of them.
+            detail: what an audit row of an update says beside the names of the changed fields.
+
         Raises:
             PreconditionFailed: ``if_match`` is not its revision, or ``if_none_match`` and it exists.
-            Conflict: it is being deleted, or ``immutable`` and its spec differs.
+            Conflict: it is being deleted, or a field that never changes differs.
         """
         t = schema.resource
         row = self._row(kind, name, parent)
@@ -161,10 +170,15 @@ class Transaction:
         if row.deleting:
             raise Conflict(f"{kind} {name!r} is being deleted", "wait a moment, then try again")
         current = _resource(row)
-        if current.spec == spec:
+        changed = sorted(changed_fields(kind, current.spec, spec))
+        if not changed:
             return current, False
-        if immutable:
-            raise Conflict(f"{kind} {name!r} exists already with another spec", "choose another name")
+        fixed = [] if mutable is None else [field for field in changed if field not in mutable]
+        if fixed:
+            differ = "differs" if len(fixed) == 1 else "differ"
+            raise Conflict(
+                f"{kind} {name!r} exists already with another spec: {', '.join(fixed)} {differ}", "choose another name"
+            )
         self.connection.execute(
             t.update()
             .where(t.c.id == row.id)
@@ -172,7 +186,8 @@ class Transaction:
         )
         updated = self.get(kind, name, parent)
         self._changed(updated, "put")
-        self.audit(identity, f"{kind}s/write", _path(kind, name, parent), {"op": "update"})
+        told = {"op": "update", "changed": changed, **(detail or {})}
+        self.audit(identity, f"{kind}s/write", _path(kind, name, parent), told)
         return updated, False
 
     def set_status(self, kind: str, name: str, changes: dict[str, Any], parent: str = "") -> Resource | None:
@@ -298,6 +313,17 @@ class Transaction:
             for r in rows[:limit]
         ]
         return items, (items[-1]["id"] if len(rows) > limit else None)
+
+
+def changed_fields(kind: str, old: dict[str, Any], new: dict[str, Any]) -> set[str]:
+    """Names of the fields in which two specs differ; what an older version did not know counts as its default."""
+    if old == new:
+        return set()
+    try:
+        old = KINDS[kind][0].model_validate(old).model_dump(mode="json")
+    except (KeyError, ValidationError):
+        pass  # of a version that knew other fields: compared as it is
+    return {field for field in old.keys() | new.keys() if old.get(field) != new.get(field)}
 
 
 def _path(kind: str, name: str, parent: str) -> str:

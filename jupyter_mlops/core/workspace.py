@@ -14,14 +14,14 @@ from . import policy
 from .controllers.base import Controller
 from .errors import Conflict, NotFound, ParameterError, PreconditionFailed
 from .identity import SYSTEM, Identity
-from .resources import ACTIVE, KINDS, TERMINAL, check_name
+from .resources import ACTIVE, KINDS, TERMINAL, check_name, deployment
 from .resources.base import Resource, Spec, utcnow
 from .store import Store
 
 log = logging.getLogger(__name__)
 
-#: Specs that never change: another run or another model version is another resource.
-IMMUTABLE = frozenset({"job", "deployment"})
+#: Fields that may change of specs that else never do: another run or another model version is another resource.
+MUTABLE: dict[str, frozenset[str]] = {"job": frozenset(), "deployment": deployment.MUTABLE}
 #: Seconds that a delete waits for the belongings of a resource to be gone.
 DELETE_WAIT = 30.0
 
@@ -167,7 +167,7 @@ class Workspace:
                 raise Conflict(f"endpoint {parent!r} is being deleted", "wait a moment, then try again")
             return tx.put(
                 kind, name, plain, identity=identity, parent=parent, status=status, private=private,
-                if_match=if_match, if_none_match=if_none_match, immutable=kind in IMMUTABLE,
+                if_match=if_match, if_none_match=if_none_match, mutable=MUTABLE.get(kind),
             )
 
         resource, created = await self.store.write(work)

@@ -53,10 +53,10 @@ async def test_preconditions(store):
 
 
 async def test_immutable_spec_is_a_conflict_only_when_it_differs(store):
-    await put(store, "a", {"x": 1}, immutable=True)
-    await put(store, "a", {"x": 1}, immutable=True)
+    await put(store, "a", {"x": 1}, mutable=())
+    await put(store, "a", {"x": 1}, mutable=())
     with pytest.raises(Conflict):
-        await put(store, "a", {"x": 2}, immutable=True)
+        await put(store, "a", {"x": 2}, mutable=())
 
 
 async def test_a_failed_transaction_leaves_nothing(store):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .base import NAME, Condition, Resource, Spec, Status, check_name, generate_name, utcnow
 from .compute import ComputeSpec, ComputeStatus
-from .deployment import DeploymentSpec, DeploymentStatus
-from .endpoint import EndpointSpec, EndpointStatus
+from .deployment import DeploymentSpec, DeploymentStatus, ProofSpec
+from .endpoint import CanarySpec, EndpointSpec, EndpointStatus
 from .job import ACTIVE, TERMINAL, CellSource, JobPhase, JobSpec, JobStatus, RankStatus
 
 #: kind → (spec model, status model). A new kind is one module and one line here.
@@ -17,7 +17,7 @@ KINDS: dict[str, tuple[type[Spec], type[Status]]] = {
 }
 
 __all__ = [
-    "ACTIVE", "KINDS", "NAME", "TERMINAL", "CellSource", "ComputeSpec", "ComputeStatus", "Condition", "DeploymentSpec",
-    "DeploymentStatus", "EndpointSpec", "EndpointStatus", "JobPhase", "JobSpec", "JobStatus", "RankStatus", "Resource",
-    "Spec", "Status", "check_name", "generate_name", "utcnow",
+    "ACTIVE", "KINDS", "NAME", "TERMINAL", "CanarySpec", "CellSource", "ComputeSpec", "ComputeStatus", "Condition",
+    "DeploymentSpec", "DeploymentStatus", "EndpointSpec", "EndpointStatus", "JobPhase", "JobSpec", "JobStatus",
+    "ProofSpec", "RankStatus", "Resource", "Spec", "Status", "check_name", "generate_name", "utcnow",
 ]
