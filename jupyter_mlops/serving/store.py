@@ -22,9 +22,10 @@ _SKLEARN_FORMATS = ("skops", "pickle", "cloudpickle")
 
 
 def describe_model(folder: Path) -> dict[str, Any]:
-    """``{"schema", "signature", "sklearn"}`` of an MLflow model folder.
+    """``{"schema", "signature", "native"}`` of an MLflow model folder.
 
-    ``sklearn`` says how a scikit-learn model is loaded without MLflow, or is None when MLflow has to.
+    ``native`` says how the model is loaded without MLflow (``kind`` and what its loader takes), or is None when MLflow
+    has to.
 
     Raises:
         Refused: it cannot be served; the hint says what to do.
@@ -36,7 +37,12 @@ def describe_model(folder: Path) -> dict[str, Any]:
         raise Refused("the model has no python_function flavour", "log it with one of MLflow's Python flavours")
     signature = from_mlmodel(document)
     return {"schema": 1, "signature": {**signature.document, "type_hint": signature.type_hint},
-            "sklearn": _sklearn(flavors)}
+            "sklearn": _sklearn(flavors), "native": _native(flavors)}
+
+
+def _native(flavors: dict[str, Any]) -> dict[str, Any] | None:
+    sklearn = _sklearn(flavors)
+    return {"kind": "sklearn", **sklearn} if sklearn else None
 
 
 def _sklearn(flavors: dict[str, Any]) -> dict[str, Any] | None:

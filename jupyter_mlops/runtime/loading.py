@@ -1,0 +1,171 @@
+"""From a model folder to ``predict``, in the interpreter that the model needs.
+
+:func:`load` takes the shortest way that gives the answers of ``mlflow.pyfunc``: scikit-learn, torch, XGBoost, LightGBM
+and ONNX models are loaded by their own libraries (:mod:`flavours`, :mod:`estimators`), which halves start time and
+memory; everything else, and whatever fails on the short way, is loaded by MLflow.
+"""
+
+import contextlib
+import os
+import re
+import sys
+
+#: Characters of a model's own error that go to the caller.
+CAUSE_LIMIT = 300
+#: Column types whose values are numbers; as in ``serving.signature.CODES``.
+NUMBERS = ("integer", "long", "float", "double")
+#: Distributions whose name is not that of their module.
+_DISTRIBUTIONS = {
+    "sklearn": "scikit-learn", "PIL": "pillow", "cv2": "opencv-python", "yaml": "PyYAML", "dateutil": "python-dateutil",
+}
+
+
+class Model:
+    """What was loaded.
+
+    Attributes:
+        predict: ``predict(data, params) -> output``; data is a DataFrame, an array that may be written into, a dict of
+            arrays or a list. It is called on one thread.
+        loader: how it was loaded: sklearn, torch, xgboost, lightgbm, onnx, pyfunc or script.
+        wants: ``array`` when a C-contiguous array of two dimensions, one column for each of the signature's, in place
+            of a DataFrame gives the same answers (no pandas is needed then); else ``frame``. A model that wants arrays
+            takes DataFrames, too.
+        columns: for ``array``: names of the columns in the order that is expected; None when they have no names.
+        batch_safe: rows do not influence each other, so that rows of several requests may be predicted at once.
+        packages: name → version of the packages that this process has imported.
+    """
+
+    def __init__(self, predict, loader, wants="frame", columns=None, batch_safe=False):
+        self.predict = predict
+        self.loader = loader
+        self.wants = wants
+        self.columns = columns
+        self.batch_safe = batch_safe
+        self.packages = {}
+
+
+def load(folder, about):
+    """The model in an MLflow model folder.
+
+    Args:
+        folder: path of the model folder.
+        about: what ``serving.store.describe_model`` found in its MLmodel file: ``{"signature", "native"}``; native says
+            how it is loaded without MLflow, or is None.
+    """
+    native = about.get("native") or {}
+    model = None
+    with _no_needless_torch():
+        if native and os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true").lower() != "false":
+            try:
+                model = _native(folder, native, about.get("signature") or {})
+            except Exception as error:
+                # MLflow's own loader has the last word, and its error is the one that users can look up.
+                print("loading without MLflow failed (%s), with it now" % cause(error, None), flush=True)
+        if model is None:
+            model = _pyfunc(folder)
+    _limit_torch()
+    model.packages = packages(list(sys.modules))
+    return model
+
+
+def _native(folder, native, signature):
+    if native["kind"] == "sklearn":
+        from . import estimators
+
+        return estimators.load(folder, native, signature)
+    raise ValueError("there is no loader for %r" % native["kind"])
+
+
+def _pyfunc(folder):
+    import mlflow.pyfunc
+
+    model = mlflow.pyfunc.load_model(folder, suppress_warnings=True)
+    return Model(lambda data, params: model.predict(data, params=params or None), "pyfunc")
+
+
+def _limit_torch():
+    """As many threads as there are cores for us; torch itself looks at the whole machine."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "set_num_threads"):
+        with contextlib.suppress(Exception):
+            torch.set_num_threads(threads())
+
+
+def threads():
+    """Cores that the model may use."""
+    try:
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    except (KeyError, ValueError):
+        return os.cpu_count() or 1
+
+
+def number_columns(signature):
+    """(whether the input is columns of numbers only, all of them required; their names, or None without names)."""
+    inputs = signature.get("inputs") or []
+    if not inputs or not all(c.get("type") in NUMBERS and c.get("required", True) for c in inputs):
+        return False, None
+    names = [c.get("name") for c in inputs]
+    return True, None if None in names else [str(n) for n in names]
+
+
+def tensor_rows(signature):
+    """Whether any number of rows fits every input: columns always, tensors when their first dimension is -1."""
+    for item in signature.get("inputs") or []:
+        if item.get("type") == "tensor" and (item.get("tensor-spec") or {}).get("shape", [0])[:1] != [-1]:
+            return False
+    return True
+
+
+def packages(modules):
+    """Name → version of the distributions that these modules belong to, the standard library left out."""
+    from importlib import metadata
+
+    known = getattr(sys, "stdlib_module_names", ())
+    found = {}
+    for name in sorted({m.partition(".")[0] for m in modules}):
+        module = sys.modules.get(name)
+        if name in known or name.startswith("_") or module is None or name == "jupyter_mlops":
+            continue
+        version = vars(module).get("__version__")
+        if not isinstance(version, str):
+            continue  # looking each of hundreds of modules up costs too much, and these do not tell their version
+        distribution = _DISTRIBUTIONS.get(name, name)
+        with contextlib.suppress(Exception):
+            version = metadata.version(distribution)
+        found[distribution] = version
+    return found
+
+
+@contextlib.contextmanager
+def _no_needless_torch():
+    """Keeps ``sklearn.utils.all_estimators``, which skops calls at import, from importing torch, CuPy and dask.
+
+    It walks all of scikit-learn's modules, among them adapters to these libraries, and skips those whose import fails.
+    Torch costs a second and 200 MB, for nothing. The adapters can be imported again once the model is loaded.
+    """
+    class Refusal:
+        def find_spec(self, name, path=None, target=None):
+            head, _, last = name.rpartition(".")
+            adapter = head == "sklearn.externals.array_api_compat" and last in ("torch", "cupy", "dask")
+            if adapter and last not in sys.modules:
+                raise ModuleNotFoundError("not while a model is loaded: " + name, name=name)
+            return None
+
+    refusal = Refusal()
+    sys.meta_path.insert(0, refusal)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(refusal)
+
+
+_PATH = re.compile(r"(?:(?<=[\s'\"(=:,])|^)(?:~|[A-Za-z]:)?[/\\](?:[^\s'\":,;()]*[/\\])+([^\s'\":,;()/\\]*)")
+
+
+def cause(error, limit=CAUSE_LIMIT):
+    """An exception in one line, without folders of this machine."""
+    text = str(error).strip()
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    line = _PATH.sub(r"\1", "%s: %s" % (type(error).__name__, first) if first else type(error).__name__)
+    line = "".join(c if c.isprintable() else " " for c in line)
+    return line if limit is None or len(line) <= limit else line[:limit] + "…"
