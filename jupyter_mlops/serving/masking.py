@@ -1,0 +1,132 @@
+"""Columns that must not be kept, taken out of a request and its answer before anything is written.
+
+Only the standard library, because the gateway does this. A masked name means an input column, a named tensor, a
+parameter, a property of a row that is an object, or a column of the answer; ``input`` is an input without a name,
+``prediction`` the whole answer, ``prediction.x`` column ``x`` of it. What cannot be taken apart is left out whole.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Collection
+from typing import Any
+
+from ..runtime import frames
+
+
+def mask_input(body: bytes, masked: Collection[str], raw: bool = False) -> bytes | None:
+    """A SCORE body (or with ``raw`` the caller's JSON) without the masked columns; None when nothing may be kept."""
+    if raw:
+        return _mask_json(body, masked)
+    try:
+        header, blob = frames.unpack_score(body)
+        form = header["form"]
+        if form == "frame":
+            header["blocks"], blobs = _frame(header["blocks"], blob, header["rows"], masked)
+        elif form == "tensors":
+            header["tensors"], blobs = _tensors(header["tensors"], blob, masked)
+        else:
+            if "input" in masked:
+                return None
+            header = {k: v if k in ("form", "rows", "params") else _without(v, masked) for k, v in header.items()}
+            rest = _mask_json(bytes(blob), masked) if len(blob) else b""  # a script's request, as it came
+            if rest is None:
+                return None
+            blobs = [rest]
+    except (frames.FrameError, KeyError, TypeError, ValueError, IndexError, RecursionError):
+        return None
+    params = header.get("params")
+    header["params"] = {k: v for k, v in params.items() if k not in masked} if isinstance(params, dict) else {}
+    return frames.pack_score(header, blobs)
+
+
+def mask_output(answer: bytes, masked: Collection[str]) -> bytes | None:
+    """An answer without the masked columns; None when nothing may be kept."""
+    if "prediction" in masked:
+        return None
+    return _mask_json(answer, {name.removeprefix("prediction.") for name in masked})
+
+
+def _mask_json(text: bytes, masked: Collection[str]) -> bytes | None:
+    try:
+        return json.dumps(_without(json.loads(text), masked), separators=(",", ":")).encode("ascii")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _without(value: Any, masked: Collection[str]) -> Any:
+    if isinstance(value, dict):
+        name = value.get("name")
+        if isinstance(name, str) and name in masked and "datatype" in value:
+            return {"name": name}  # a tensor of the Open Inference Protocol
+        columns, data = value.get("columns"), value.get("data")
+        if isinstance(columns, list) and isinstance(data, list):
+            return {**value, **_split(columns, data, masked)}
+        return {k: _without(v, masked) for k, v in value.items() if k not in masked}
+    if isinstance(value, list):
+        return [_without(v, masked) for v in value]
+    return value
+
+
+def _split(columns: list[Any], data: list[Any], masked: Collection[str]) -> dict[str, Any]:
+    keep = [i for i, name in enumerate(columns) if str(name) not in masked]
+    rows = [[_without(row[i], masked) for i in keep if i < len(row)] for row in data if isinstance(row, list)]
+    return {"columns": [columns[i] for i in keep], "data": rows}
+
+
+def _frame(blocks: list[dict[str, Any]], blob: memoryview, rows: int, masked: Collection[str]) -> Any:
+    heads, blobs = [], []
+    offset = position = 0
+    if "input" in masked and len(blocks) == 1 and blocks[0]["width"] == 1 and not blocks[0]["names"]:
+        return [], []
+    for block in blocks:
+        width, size = int(block["width"]), int(block.get("size") or 0)
+        # Columns without a name are known by their place, which must outlive the removal of others.
+        names = block["names"] or [str(position + i) for i in range(width)]
+        data: bytes | memoryview = blob[offset : offset + size]
+        offset += size
+        position += width
+        keep = [i for i, name in enumerate(names) if name not in masked]
+        if not keep:
+            continue
+        head = {**block, "names": [names[i] for i in keep], "width": len(keep)}
+        if "size" in block:
+            if len(keep) < width:
+                data = _columns(bytes(data), block["code"], rows, width, keep)
+            head["size"] = len(data)
+            blobs.append(data)
+        elif width == 1:
+            head["values"] = [_without(v, masked) for v in block["values"]]
+        else:
+            raise ValueError("values of several columns in one block")
+        heads.append(head)
+    return heads, blobs
+
+
+def _columns(data: bytes, code: str, rows: int, width: int, keep: list[int]) -> bytes:
+    """Some columns of a matrix that lies row by row."""
+    values = array(code, data)
+    if len(values) != rows * width:
+        raise ValueError("the block has another size")
+    result = array(code, bytes(rows * len(keep) * values.itemsize))
+    for place, column in enumerate(keep):
+        result[place :: len(keep)] = values[column::width]
+    return result.tobytes()
+
+
+def _tensors(tensors: list[dict[str, Any]], blob: memoryview, masked: Collection[str]) -> Any:
+    heads, blobs = [], []
+    offset = 0
+    for tensor in tensors:
+        size = int(tensor.get("size") or 0)
+        data = blob[offset : offset + size]
+        offset += size
+        if (tensor["name"] or "input") in masked:
+            continue
+        if "values" in tensor:
+            tensor = {**tensor, "values": [_without(v, masked) for v in tensor["values"]]}
+        heads.append(tensor)
+        if "size" in tensor:
+            blobs.append(data)
+    return heads, blobs
