@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,11 @@ class Signature:
     type_hint: bool = False
     document: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    @property
+    @cached_property
     def named(self) -> bool:
         return all(c.name is not None for c in self.columns) and all(t.name is not None for t in self.tensors)
 
-    @property
+    @cached_property
     def one_type(self) -> str | None:
         """The type of all columns when they are equal, numeric and required, so that they travel as one block."""
         types = {c.type for c in self.columns}
