@@ -8,8 +8,6 @@ import { ServerConnection } from '@jupyterlab/services';
 
 import type {
   Compute,
-  Deployment,
-  Endpoint,
   IExperiment,
   ILogChunk,
   ILogMatches,
@@ -20,15 +18,16 @@ import type {
   IPageQuery,
   IRun,
   ISearchQuery,
-  IServed,
   IServerStatus,
   IUsage,
   IWorkspace,
   Job
 } from './resources';
+import { IServingApi, ServingApi } from './servingapi';
 import { VERSION } from './version';
 
 export type * from './resources';
+export type { IServingApi, ITrafficChange } from './servingapi';
 
 const NAMESPACE = 'jupyter-mlops';
 
@@ -86,8 +85,8 @@ export interface IApi {
   metrics(runId: string, maxPoints: number): Promise<IMetricHistory>;
   models(query?: IPageQuery): Promise<IPage<IModel>>;
   deleteModel(name: string): Promise<void>;
-  endpoints(query?: IPageQuery): Promise<IPage<IServed>>;
-  deleteEndpoint(name: string): Promise<void>;
+  /** The calls about endpoints. */
+  readonly serving: IServingApi;
   computes(query?: IPageQuery): Promise<IPage<Compute>>;
   mlflowUrl(route?: string): string;
   endpointUrl(name: string): string;
@@ -101,7 +100,17 @@ export class Api implements IApi {
   constructor(
     readonly serverSettings: ServerConnection.ISettings,
     public workspaceName: string = 'default'
-  ) {}
+  ) {
+    this.serving = new ServingApi({
+      send: (method, parts, query, body) =>
+        this._request(method, this._path(parts), query, JSON.stringify(body ?? {})),
+      raw: (method, parts, query, body) => this._send(method, this._path(parts), query, body),
+      url: (parts, query) => this._url(this._path(parts), query),
+      isMissing: error => error instanceof ApiError && error.status === 404
+    });
+  }
+
+  readonly serving: IServingApi;
 
   /** The same connection, for one workspace. */
   in(workspaceName: string): Api {
@@ -202,30 +211,6 @@ export class Api implements IApi {
     return this._request('DELETE', this._path(['models', name]));
   }
 
-  async endpoints(query: IPageQuery = {}): Promise<IPage<IServed>> {
-    const page = await this._get<IPage<Endpoint>>(['endpoints'], query);
-    const items = await Promise.all(
-      page.items.map(async endpoint => {
-        const path = ['endpoints', endpoint.name, 'deployments'];
-        try {
-          const deployments = await this._get<IPage<Deployment>>(path);
-          return { ...endpoint, deployments: deployments.items };
-        } catch (error) {
-          // Deleted between the two calls: the next refresh will not list it any more.
-          if (error instanceof ApiError && error.status === 404) {
-            return { ...endpoint, deployments: [] };
-          }
-          throw error;
-        }
-      })
-    );
-    return { items, next_token: page.next_token };
-  }
-
-  deleteEndpoint(name: string): Promise<void> {
-    return this._request('DELETE', this._path(['endpoints', name]));
-  }
-
   computes(query: IPageQuery = {}): Promise<IPage<Compute>> {
     return this._get(['computes'], query);
   }
@@ -250,8 +235,7 @@ export class Api implements IApi {
     return this._request<T>('GET', this._path(parts), query);
   }
 
-  private async _request<T>(method: string, parts: string[], query: object = {}): Promise<T> {
-    const settings = this.serverSettings;
+  private _url(parts: string[], query: object = {}): string {
     const search = new URLSearchParams();
     for (const [key, value] of Object.entries(query)) {
       if (value !== undefined && value !== null && value !== '') {
@@ -259,10 +243,16 @@ export class Api implements IApi {
       }
     }
     const path = parts.map(encodeURIComponent);
-    let url = URLExt.join(settings.baseUrl, NAMESPACE, ...path);
-    if (search.size) {
-      url += `?${search}`;
-    }
+    const url = URLExt.join(this.serverSettings.baseUrl, NAMESPACE, ...path);
+    return search.size ? `${url}?${search}` : url;
+  }
+
+  private async _send(
+    method: string,
+    parts: string[],
+    query: object,
+    body: string
+  ): Promise<Response> {
     const init: RequestInit = {
       method,
       // With 'no-store', Jupyter adds a number to the query, which a strict server would refuse.
@@ -270,14 +260,22 @@ export class Api implements IApi {
       headers: { 'Content-Type': 'application/json', 'Jupyter-Mlops-Version': VERSION }
     };
     if (method !== 'GET' && method !== 'DELETE') {
-      init.body = '{}';
+      init.body = body;
     }
-    let response: Response;
     try {
-      response = await ServerConnection.makeRequest(url, init, settings);
+      return await ServerConnection.makeRequest(this._url(parts, query), init, this.serverSettings);
     } catch {
       throw new ApiError('The Jupyter server does not answer', 'unreachable', 0);
     }
+  }
+
+  private async _request<T>(
+    method: string,
+    parts: string[],
+    query: object = {},
+    sent = '{}'
+  ): Promise<T> {
+    const response = await this._send(method, parts, query, sent);
     if (response.status === 204) {
       return undefined as T;
     }

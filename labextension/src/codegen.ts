@@ -78,7 +78,12 @@ function python(value: unknown): string {
 }
 
 /** A call with nothing but Python's standard library. */
-export function pythonCall(endpoint: string, url: string, signature?: ISignature | null): string {
+export function pythonCall(
+  endpoint: string,
+  url: string,
+  signature?: ISignature | null,
+  body: unknown = exampleBody(signature)
+): string {
   return [
     'import json',
     'import os',
@@ -86,7 +91,7 @@ export function pythonCall(endpoint: string, url: string, signature?: ISignature
     '',
     'request = urllib.request.Request(',
     `    ${literal(url)},`,
-    `    data=json.dumps(${python(exampleBody(signature))}).encode(),`,
+    `    data=json.dumps(${python(body)}).encode(),`,
     '    headers={',
     `        "Authorization": "Bearer " + os.environ[${literal(keyVariable(endpoint))}],`,
     '        "Content-Type": "application/json",',
@@ -101,12 +106,17 @@ function shellWord(text: string): string {
   return `'${text.replace(/'/g, `'\\''`)}'`;
 }
 
-export function curlCall(endpoint: string, url: string, signature?: ISignature | null): string {
+export function curlCall(
+  endpoint: string,
+  url: string,
+  signature?: ISignature | null,
+  body: unknown = exampleBody(signature)
+): string {
   return [
     `curl ${shellWord(url)} \\`,
     `  -H "Authorization: Bearer $${keyVariable(endpoint)}" \\`,
     `  -H 'Content-Type: application/json' \\`,
-    `  -d ${shellWord(JSON.stringify(exampleBody(signature)))}`
+    `  -d ${shellWord(JSON.stringify(body))}`
   ].join('\n');
 }
 

@@ -5,6 +5,7 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import { CommandRegistry } from '@lumino/commands';
 import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { DisposableSet } from '@lumino/disposable';
+import type React from 'react';
 
 import { errorText } from './components/list';
 import { toApiError } from './listmodel';
@@ -71,14 +72,23 @@ export class CommandKit {
     return text(args, 'name') || this.hit(kind);
   }
 
-  /** Ask, when `ask` is set, as the settings say; `label` is the button that goes on. */
-  async confirmed(ask: boolean, title: string, body: string, label: string): Promise<boolean> {
+  /**
+   * Ask, when `ask` is set, as the settings say; `label` is the button that goes on, which warns unless `warn` is off.
+   */
+  async confirmed(
+    ask: boolean,
+    title: string,
+    body: string | React.ReactElement,
+    label: string,
+    warn = true
+  ): Promise<boolean> {
     if (!ask) {
       return true;
     }
     const cancel = Dialog.cancelButton({ label: this.trans.__('Cancel') });
-    const buttons = [cancel, Dialog.warnButton({ label })];
-    const result = await showDialog({ title, body, defaultButton: 0, buttons });
+    const go = warn ? Dialog.warnButton({ label }) : Dialog.okButton({ label });
+    const buttons = [cancel, go];
+    const result = await showDialog({ title, body, defaultButton: warn ? 0 : 1, buttons });
     return result.button.accept;
   }
 

@@ -9,6 +9,7 @@ import { curlCall, magicCall, pythonCall } from './codegen';
 import { Args, CommandKit, describe, text } from './commandkit';
 import { ComparisonView, createComparisonWidget } from './comparison';
 import { copyText } from './components/common';
+import { addEndpointCommands } from './endpointcommands';
 import { mlopsIcon } from './icons';
 import { CommandIDs, PANEL_ID } from './ids';
 import { addJobCommands } from './jobcommands';
@@ -40,6 +41,7 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     namespace: 'jupyter-mlops-comparisons'
   });
   addJobCommands(kit, options.restorer ?? null);
+  addEndpointCommands(kit, options.restorer ?? null);
 
   const openMlflow = (page: string) => {
     let widget = frames.find(one => !one.isDisposed);
@@ -219,7 +221,7 @@ export function addCommands(options: Commands.IOptions): IDisposable {
       trans.__('Delete endpoint %1?', name),
       trans.__('Its deployments stop, and its URL and keys are no longer valid.')
     ],
-    name => api.deleteEndpoint(name),
+    name => api.serving.deleteEndpoint(name),
     () => model.endpoints.refresh()
   );
 
@@ -291,6 +293,13 @@ export function addCommands(options: Commands.IOptions): IDisposable {
       CommandIDs.openJob,
       CommandIDs.stopJob,
       CommandIDs.resumeJob,
+      CommandIDs.openEndpoint,
+      CommandIDs.setTraffic,
+      CommandIDs.startCanary,
+      CommandIDs.promoteCanary,
+      CommandIDs.rollbackTraffic,
+      CommandIDs.rotateKey,
+      CommandIDs.createToken,
       CommandIDs.refresh
     ]) {
       added.add(options.palette.addItem({ command, category }));

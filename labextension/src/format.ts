@@ -130,3 +130,34 @@ export function keyMetrics(
     .sort(([a], [b]) => rank(a) - rank(b) || a.localeCompare(b))
     .slice(0, count);
 }
+
+/** Milliseconds as `0.8 ms`, `12 ms`, `1.2 s`; a dash for none. */
+export function formatMs(ms: number | null | undefined): string {
+  if (ms === null || ms === undefined || !Number.isFinite(ms)) {
+    return '–';
+  }
+  if (ms >= 1000) {
+    return `${ms >= 10_000 ? Math.round(ms / 1000) : (ms / 1000).toFixed(1)} s`;
+  }
+  return `${ms >= 10 ? Math.round(ms) : Number(ms.toPrecision(2))} ms`;
+}
+
+/** A part of 1 as percent with as many digits as say something; a dash for none. */
+export function formatShare(part: number | null | undefined): string {
+  if (part === null || part === undefined || !Number.isFinite(part)) {
+    return '–';
+  }
+  const value = 100 * part;
+  if (value > 0 && value < 0.1) {
+    return '< 0.1 %';
+  }
+  return `${value === 0 || value >= 10 ? Math.round(value) : Number(value.toFixed(1))} %`;
+}
+
+/** How often something happens; `< 1` when it is rare. */
+export function formatCount(count: number): string {
+  if (count > 0 && count < 1) {
+    return '< 1';
+  }
+  return count >= 1e6 ? formatNumber(count, 3) : Math.round(count).toLocaleString('en');
+}

@@ -18,6 +18,14 @@ export namespace CommandIDs {
   export const deleteRun = 'jupyter-mlops:delete-run';
   export const deleteModel = 'jupyter-mlops:delete-model';
   export const deleteEndpoint = 'jupyter-mlops:delete-endpoint';
+  export const openEndpoint = 'jupyter-mlops:open-endpoint';
+  export const setTraffic = 'jupyter-mlops:set-traffic';
+  export const startCanary = 'jupyter-mlops:start-canary';
+  export const promoteCanary = 'jupyter-mlops:promote-canary';
+  export const rollbackTraffic = 'jupyter-mlops:roll-back-traffic';
+  export const rotateKey = 'jupyter-mlops:rotate-key';
+  export const createToken = 'jupyter-mlops:create-token';
+  export const deleteDeployment = 'jupyter-mlops:delete-deployment';
   export const copyCall = 'jupyter-mlops:copy-call';
   export const insertCall = 'jupyter-mlops:insert-call';
   export const refresh = 'jupyter-mlops:refresh';

@@ -3,7 +3,7 @@
  *
  * Only a window is held. The end is followed in a buffer of its own, so that going back to it costs nothing.
  */
-import type { IApi, ILogChunk, ILogMatch, ILogQuery } from './api';
+import type { ILogChunk, ILogMatch, ILogMatches, ILogQuery, ISearchQuery } from './api';
 import { LogBuffer } from './logbuffer';
 
 /** Bytes read at once when one looks around. */
@@ -26,6 +26,24 @@ export interface ISearch {
   error: string;
 }
 
+/** Where logs are read. */
+export interface ILogReader {
+  log(name: string, rank: number, query: ILogQuery): Promise<ILogChunk>;
+  /** Absent where logs cannot be searched. */
+  searchLog?(name: string, rank: number, query: ISearchQuery): Promise<ILogMatches>;
+}
+
+/** A log as the view shows it: which process of several, which attempt. */
+export interface ILogSource {
+  readonly log: JobLog;
+  readonly lines: readonly string[];
+  readonly rank: number;
+  /** `static` where only what was stored can be shown. */
+  readonly connection: string;
+  readonly attempts: readonly { attempt: number }[];
+  selectLog(rank: number, attempt?: number): void;
+}
+
 /** How a chunk is asked for; null when the log is away for a moment. */
 export type Ask = (call: () => Promise<ILogChunk>) => Promise<ILogChunk | null>;
 
@@ -34,12 +52,17 @@ export class JobLog {
    * @param _changed - called when there is something else to draw
    */
   constructor(
-    private readonly _api: IApi,
+    private readonly _reader: ILogReader,
     private readonly _name: string,
     private readonly _changed: () => void
   ) {}
 
   rank = 0;
+  /** Whether it can be searched. */
+  get searchable(): boolean {
+    return this._reader.searchLog !== undefined;
+  }
+
   /** The attempt that was chosen; 0: the latest one. */
   attempt = 0;
   /** Whether the end was read at least once. */
@@ -233,7 +256,7 @@ export class JobLog {
     const tail = this._tail;
     let found: Partial<ISearch>;
     try {
-      const answer = await this._api.searchLog(this._name, this.rank, {
+      const answer = await this._reader.searchLog!(this._name, this.rank, {
         q: query,
         offset: next,
         line: search.nextLine ?? undefined,
@@ -264,7 +287,7 @@ export class JobLog {
   }
 
   private _read(query: ILogQuery): Promise<ILogChunk> {
-    return this._api.log(this._name, this.rank, { ...query, attempt: this._asked });
+    return this._reader.log(this._name, this.rank, { ...query, attempt: this._asked });
   }
 
   private _latest = 0;

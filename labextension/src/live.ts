@@ -225,6 +225,11 @@ export class LiveJob implements IDisposable {
     };
   }
 
+  /** All attempts, also the one that runs. */
+  get attempts(): readonly IAttemptStatus[] {
+    return this.view.attempts;
+  }
+
   /** The log as far as it is held; the snapshot's while nothing better is known. */
   get lines(): readonly string[] {
     if (this.log.isRead || this.log.browsing) {

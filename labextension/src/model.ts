@@ -26,6 +26,7 @@ import {
 import { ListModel, toApiError } from './listmodel';
 import { DEFAULTS, ISettings } from './settings';
 import { isTerminal } from './snapshot';
+import { StatsWatch } from './statswatch';
 import { compatible } from './version';
 
 export const SECTIONS = ['runs', 'jobs', 'models', 'endpoints', 'computes'] as const;
@@ -84,11 +85,15 @@ export class WorkspaceModel implements IDisposable {
       return page;
     });
     this.models = new ListModel<IModel>(query => api.models(query));
-    this.endpoints = new ListModel<IServed>(query => api.endpoints(query));
+    this.endpoints = new ListModel<IServed>(query => api.serving.list(query));
     this.computes = new ListModel<Compute>(query => api.computes(query));
     for (const name of SECTIONS) {
       this[name].changed.connect(this._adaptFrequency, this);
     }
+    this.stats = new StatsWatch({
+      read: name => api.serving.stats(name),
+      isVisible: () => this._visible && this._expanded.has('endpoints')
+    });
     this._events = events;
     events?.stream.connect(this._onEvent, this);
     this._poll = new Poll({
@@ -112,6 +117,8 @@ export class WorkspaceModel implements IDisposable {
   readonly models: ListModel<IModel>;
   readonly endpoints: ListModel<IServed>;
   readonly computes: ListModel<Compute>;
+  /** How the deployments of unfolded endpoints do. */
+  readonly stats: StatsWatch;
 
   status: IServerStatus | null = null;
   workspace: IWorkspace | null = null;
@@ -238,6 +245,7 @@ export class WorkspaceModel implements IDisposable {
     this._events?.stream.disconnect(this._onEvent, this);
     this._poll.dispose();
     this._statusPoll.dispose();
+    this.stats.dispose();
     window.clearTimeout(this._timer);
     for (const name of SECTIONS) {
       this[name].dispose();

@@ -1,4 +1,5 @@
 /** What travels over the REST API. Times are RFC 3339 strings in UTC, log offsets and sizes are bytes. */
+export type * from './served';
 
 /** What the Jupyter server extension knows, without asking the control plane. */
 export interface IServerStatus {
@@ -143,37 +144,6 @@ export interface IModel {
   aliases: Record<string, string | number>;
   created_at: string | null;
   updated_at: string | null;
-}
-
-export interface IEndpointStatus {
-  phase: 'Creating' | 'Ready' | 'Degraded' | 'Failed';
-  reason: string;
-  scoring_uri: string;
-  key_hints: Record<string, string>;
-}
-
-export type Endpoint = IResource<{ traffic?: Record<string, number> }, IEndpointStatus>;
-
-/** A model's signature as MLflow writes it; columns or one tensor. */
-export interface ISignature {
-  inputs?: unknown;
-  outputs?: unknown;
-}
-
-export interface IDeploymentStatus {
-  phase: 'Pending' | 'Preparing' | 'Starting' | 'Ready' | 'Failed' | 'Deleting';
-  reason: string;
-  model_name: string;
-  model_version: string;
-  restarts: number;
-  signature: ISignature;
-}
-
-export type Deployment = IResource<{ model: string }, IDeploymentStatus>;
-
-/** An endpoint with what stands behind it: what the panel shows in one row. */
-export interface IServed extends Endpoint {
-  deployments: Deployment[];
 }
 
 export interface IComputeStatus {

@@ -99,7 +99,7 @@ describe('Api', () => {
       }
       return json({ items: [{ name: 'digits' }, { name: 'gone' }], next_token: null });
     });
-    const { items } = await api.endpoints();
+    const { items } = await api.serving.list();
     expect(items.map(item => item.deployments.map(one => one.name))).toEqual([['v1'], []]);
   });
 

@@ -12,10 +12,8 @@ import {
   ILogMatches,
   ILogQuery,
   IModel,
-  IPage,
   IPageQuery,
   IRun,
-  IServed,
   ISearchQuery,
   ISeries,
   IUsage,
@@ -23,6 +21,7 @@ import {
   JobPhase
 } from '../src/api';
 import { VERSION } from '../src/version';
+import { FakeServing, page } from './servingfakes';
 
 export function job(
   name: string,
@@ -77,12 +76,6 @@ export function run(id: string, more: Partial<IRun> = {}): IRun {
   };
 }
 
-function page<T>(items: T[], query: IPageQuery = {}): IPage<T> {
-  const from = Number(query.page_token ?? 0);
-  const to = from + (query.limit ?? 50);
-  return { items: items.slice(from, to), next_token: to < items.length ? String(to) : null };
-}
-
 export class FakeApi implements IApi {
   workspaceName = 'default';
   /** Calls by name, in order. */
@@ -94,7 +87,10 @@ export class FakeApi implements IApi {
   allJobs: Job[] = [];
   allRuns: IRun[] = [];
   allModels: IModel[] = [];
-  allEndpoints: IServed[] = [];
+  readonly serving = new FakeServing(
+    (name, answer) => this._called(name, answer),
+    call => this.queries.push(call)
+  );
   allComputes: Compute[] = [];
   series: Record<string, ISeries> = {};
   /** Other curves for some runs. */
@@ -258,12 +254,6 @@ export class FakeApi implements IApi {
   }
   deleteModel() {
     return this._called('deleteModel', () => undefined);
-  }
-  endpoints(query?: IPageQuery) {
-    return this._called('endpoints', () => page(this.allEndpoints, query));
-  }
-  deleteEndpoint() {
-    return this._called('deleteEndpoint', () => undefined);
   }
   computes(query?: IPageQuery) {
     return this._called('computes', () => page(this.allComputes, query));

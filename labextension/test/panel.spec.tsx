@@ -1,10 +1,11 @@
 import { AccordionPanel, Widget } from '@lumino/widgets';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
-import { ApiError } from '../src/api';
+import { ApiError, IServed } from '../src/api';
 import { WorkspaceModel } from '../src/model';
 import { MlopsPanel } from '../src/panel';
 import { drawn, FakeApi, FakeEvents, job, run } from './fakes';
+import { counted, deployment, served } from './servingfakes';
 
 describe('MlopsPanel', () => {
   let api: FakeApi;
@@ -156,49 +157,76 @@ describe('MlopsPanel', () => {
     expect(find(rows('runs')[0], 'mlops-open')!.disabled).toBe(false);
   });
 
-  it('shows endpoints with URL, model version and traffic', async () => {
-    const deployment = {
-      ...job('v1'),
-      kind: 'deployment',
-      spec: { model: 'digits@champion' },
-      status: {
-        phase: 'Ready' as const,
-        reason: '',
-        model_name: 'digits',
-        model_version: '3',
-        restarts: 0,
-        signature: {}
-      }
-    };
-    api.allEndpoints = [
-      {
-        ...job('digits'),
-        kind: 'endpoint',
-        spec: { traffic: { v1: 100 } },
-        status: {
-          phase: 'Ready',
-          reason: '',
-          scoring_uri: 'http://127.0.0.1:1/endpoints/digits/invocations',
-          key_hints: {}
-        },
-        deployments: [deployment]
-      }
-    ];
+  it('shows endpoints with traffic and, unfolded, their deployments', async () => {
+    const green = deployment('green', {
+      model_version: '2',
+      phase: 'Failed',
+      reason: 'ModuleNotFoundError: xgboost'
+    });
+    const spec = { traffic: { blue: 90, green: 10 } };
+    api.serving.all = [served('digits', [deployment('blue'), green], spec)];
+    api.serving.counters = { deployments: { blue: counted(100), green: counted(0) } };
     await show();
-    const text = rows('endpoints')[0].textContent!;
-    for (const part of [
-      'Ready',
-      'http://127.0.0.1:1/endpoints/digits/invocations',
-      'digits v3',
-      '100 %'
-    ]) {
-      expect(text).toContain(part);
+    const [row] = rows('endpoints');
+    expect(row.textContent).toContain('green failed: ModuleNotFoundError: xgboost');
+    const bar = find(row, 'mlops-shares')!;
+    expect(bar.getAttribute('aria-label')).toBe('Traffic: blue 90 % · green 10 %');
+    expect(api.count('stats')).toBe(0);
+
+    row.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight', bubbles: true }));
+    await settle();
+    expect(find(row, 'mlops-expand')!.getAttribute('aria-expanded')).toBe('true');
+    api.serving.counters = { deployments: { blue: counted(160), green: counted(0) } };
+    await settle(5000);
+    for (const part of ['digits v1', '90 %', '1/1', 'errors', 'p95', '/endpoints/digits/']) {
+      expect(row.textContent).toContain(part);
     }
-    find(rows('endpoints')[0], 'mlops-copy-call')!.click();
+    find(row, 'mlops-copy-call')!.click();
     expect(execute).toHaveBeenLastCalledWith('jupyter-mlops:copy-call', {
       name: 'digits',
       language: 'python'
     });
+    row.focus();
+    row.dispatchEvent(new KeyboardEvent('keydown', { key: 'Enter', bubbles: true }));
+    expect(execute).toHaveBeenLastCalledWith('jupyter-mlops:open-endpoint', { name: 'digits' });
+
+    // Folded again, or out of sight, it is not asked for.
+    row.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowLeft', bubbles: true }));
+    await settle();
+    const before = api.count('stats');
+    await settle(20_000);
+    expect(api.count('stats')).toBe(before);
+  });
+
+  it('tells of a canary that runs, and of one that was rolled back', async () => {
+    const canary: NonNullable<IServed['status']['canary']> = {
+      phase: 'Running',
+      deployment: 'green',
+      percent: 10,
+      reason: '',
+      started_at: new Date().toISOString(),
+      ended_at: ''
+    };
+    const both = [deployment('blue'), deployment('green')];
+    const spec = {
+      traffic: { blue: 90, green: 10 },
+      canary: { deployment: 'green', duration: 120 }
+    };
+    api.serving.all = [
+      served('running', both, spec, { canary }),
+      served('broken', both, spec, {
+        canary: {
+          ...canary,
+          phase: 'RolledBack',
+          reason: 'error rate 12 %',
+          ended_at: new Date().toISOString()
+        }
+      })
+    ];
+    await show();
+    const [running, broken] = rows('endpoints').map(row => find(row, 'mlops-canary-badge')!);
+    expect(running.textContent).toMatch(/canary green 10 % · (2:00|1:59) left/);
+    expect(broken.textContent).toBe('rolled back: error rate 12 %');
   });
 
   it('shows models with version and aliases', async () => {

@@ -40,7 +40,7 @@ export function errorText(error: ApiError, trans: TranslationBundle): string {
   return error.hint ? `${error.message} – ${error.hint}` : error.message;
 }
 
-function Skeleton({ label }: { label: string }): JSX.Element {
+export function Skeleton({ label }: { label: string }): JSX.Element {
   return (
     <div className="jp-Mlops-skeleton" role="status" aria-label={label} data-testid="mlops-loading">
       {[70, 45, 60].map(width => (

@@ -1,11 +1,11 @@
-/** The log of a job: ranks, attempts, search, and a window of lines that follows the end. */
+/** The log of a job or a deployment: processes, attempts, search, and a window of lines that follows the end. */
 import { caretDownIcon, caretUpIcon } from '@jupyterlab/ui-components';
 import { TranslationBundle } from '@jupyterlab/translation';
 import React, { useEffect, useLayoutEffect, useRef, useState } from 'react';
 
 import { parseAnsi, stripAnsi } from '../ansi';
 import { formatBytes } from '../format';
-import type { LiveJob } from '../live';
+import type { ILogSource } from '../joblog';
 import { CopyButton, IconButton } from './common';
 
 /** Processes that have tabs; of more there is a list to choose from. */
@@ -93,7 +93,7 @@ function blocksOf(lines: readonly string[], first: number): { first: number; lin
 
 const NO_SKIPS: ReadonlyMap<number, string> = new Map();
 
-function Search({ job, trans }: { job: LiveJob; trans: TranslationBundle }): JSX.Element {
+function Search({ job, trans }: { job: ILogSource; trans: TranslationBundle }): JSX.Element {
   const { log } = job;
   const { search } = log;
   const [query, setQuery] = useState(search?.query ?? '');
@@ -164,12 +164,13 @@ function Search({ job, trans }: { job: LiveJob; trans: TranslationBundle }): JSX
 }
 
 function Ranks(props: {
-  job: LiveJob;
+  job: ILogSource;
   processes: number;
+  nameOf: (rank: number) => string;
   onSelect: (rank: number) => void;
   trans: TranslationBundle;
 }): JSX.Element {
-  const { job, processes, onSelect, trans } = props;
+  const { job, processes, nameOf, onSelect, trans } = props;
   const ranks = Array.from({ length: processes }, (_, rank) => rank);
   if (processes > MAX_TABS) {
     return (
@@ -182,7 +183,7 @@ function Ranks(props: {
       >
         {ranks.map(rank => (
           <option key={rank} value={rank}>
-            {trans.__('rank %1', rank)}
+            {nameOf(rank)}
           </option>
         ))}
       </select>
@@ -216,7 +217,7 @@ function Ranks(props: {
           data-rank={rank}
           onClick={() => onSelect(rank)}
         >
-          {trans.__('rank %1', rank)}
+          {nameOf(rank)}
         </button>
       ))}
     </div>
@@ -224,9 +225,11 @@ function Ranks(props: {
 }
 
 export function Log(props: {
-  job: LiveJob;
+  job: ILogSource;
   processes: number;
   running: boolean;
+  /** What a process is called; by itself it is a rank. */
+  nameOf?: (rank: number) => string;
   trans: TranslationBundle;
 }): JSX.Element {
   const { job, trans } = props;
@@ -274,7 +277,7 @@ export function Log(props: {
   }, [lines, log.marked]);
 
   const connected = job.connection !== 'static';
-  const { attempts } = job.view;
+  const { attempts } = job;
   const attempt = log.attempt || log.latest;
   const select = (rank: number, of?: number) => {
     setFollow(true);
@@ -288,6 +291,7 @@ export function Log(props: {
           <Ranks
             job={job}
             processes={props.processes}
+            nameOf={props.nameOf ?? (rank => trans.__('rank %1', rank))}
             onSelect={rank => select(rank)}
             trans={trans}
           />
@@ -308,7 +312,7 @@ export function Log(props: {
           </select>
         )}
         <span className="jp-Mlops-spring" />
-        {connected && log.isRead && <Search job={job} trans={trans} />}
+        {connected && log.isRead && log.searchable && <Search job={job} trans={trans} />}
         {lines.length > 0 && (
           <CopyButton
             text={() => lines.map(stripAnsi).join('\n')}

@@ -2,6 +2,7 @@
  * Rows of a list that arrow keys walk through. Of a long list those near the visible part are drawn, in blocks; the
  * others are room of the height that they had or will have.
  */
+import { caretDownIcon, caretRightIcon } from '@jupyterlab/ui-components';
 import React, { useCallback, useLayoutEffect, useReducer, useRef, useState } from 'react';
 
 /** Rows of a list that is drawn in parts. */
@@ -166,10 +167,12 @@ export interface IRowProps {
   onDelete?: () => void;
   /** A box to select the row with; the space key does the same. */
   selection?: { selected: boolean; disabled: boolean; label: string; toggle: () => void };
+  /** More of it that unfolds below; the arrow keys to the right and left do the same. */
+  expansion?: { open: boolean; label: string; toggle: () => void };
 }
 
 export function Row(props: IRowProps): JSX.Element {
-  const { selection } = props;
+  const { selection, expansion } = props;
   const onRowKey = (event: React.KeyboardEvent<HTMLElement>) => {
     if (event.target !== event.currentTarget) {
       return;
@@ -183,6 +186,9 @@ export function Row(props: IRowProps): JSX.Element {
     } else if (event.key === ' ' && selection && !selection.disabled) {
       event.preventDefault();
       selection.toggle();
+    } else if (event.key === (expansion?.open ? 'ArrowLeft' : 'ArrowRight') && expansion) {
+      event.preventDefault();
+      expansion.toggle();
     }
   };
   return (
@@ -220,6 +226,24 @@ export function Row(props: IRowProps): JSX.Element {
       </div>
       <div className="jp-Mlops-rowBody">
         <div className="jp-Mlops-rowLine">
+          {expansion && (
+            <button
+              type="button"
+              className="jp-Mlops-caret"
+              title={expansion.label}
+              aria-label={expansion.label}
+              aria-expanded={expansion.open}
+              tabIndex={-1}
+              data-testid="mlops-expand"
+              onClick={expansion.toggle}
+            >
+              {expansion.open ? (
+                <caretDownIcon.react tag="span" className="jp-Mlops-icon" />
+              ) : (
+                <caretRightIcon.react tag="span" className="jp-Mlops-icon" />
+              )}
+            </button>
+          )}
           {props.onOpen ? (
             <button
               type="button"

@@ -1,18 +1,19 @@
 /** The lists of the panel. */
-import { codeIcon, deleteIcon, launchIcon } from '@jupyterlab/ui-components';
+import { deleteIcon, launchIcon } from '@jupyterlab/ui-components';
 import React from 'react';
 
-import { Compute, IModel, IServed } from '../api';
+import { Compute, IModel } from '../api';
 import { formatBytes, relativeTime } from '../format';
 import { CommandIDs } from '../ids';
 import { mlopsIcon } from '../icons';
 import type { SectionName } from '../model';
-import { CopyButton, IconButton, useNow, useSignal } from './common';
+import { IconButton, useNow, useSignal } from './common';
+import { Endpoints } from './endpoints';
 import { Jobs } from './jobs';
 import { List, Row } from './list';
 import { Runs } from './runs';
 import { CLOCK, ISectionProps } from './section';
-import { phaseText, Status, StatusIcon } from './status';
+import { phaseText, StatusIcon } from './status';
 
 function Models({ model, trans, execute }: ISectionProps): JSX.Element {
   useSignal(model.changed);
@@ -77,97 +78,6 @@ function Models({ model, trans, execute }: ISectionProps): JSX.Element {
               </>
             }
           />
-        );
-      }}
-    </List>
-  );
-}
-
-function Endpoints({ model, trans, execute }: ISectionProps): JSX.Element {
-  useSignal(model.changed);
-  return (
-    <List<IServed>
-      model={model.endpoints}
-      label={trans.__('Endpoints')}
-      trans={trans}
-      offline={model.link !== 'up'}
-      keyOf={item => item.name}
-      empty={{
-        text: trans.__('No endpoints yet. Put a registered model behind a URL:'),
-        code: '%mlops deploy my-model@champion'
-      }}
-    >
-      {(item, index) => {
-        const { name, status } = item;
-        const remove = model.readonly
-          ? undefined
-          : () => execute(CommandIDs.deleteEndpoint, { name });
-        const word = phaseText(status.phase, trans);
-        return (
-          <Row
-            kind="endpoint"
-            name={name}
-            first={index === 0}
-            label={[name, word, status.reason].filter(Boolean).join(', ')}
-            icon={<StatusIcon phase={status.phase} />}
-            title={name}
-            onDelete={remove}
-            detail={
-              <>
-                <span className="jp-Mlops-word" aria-live="polite">
-                  {word}
-                </span>
-                {status.phase !== 'Ready' && status.reason && (
-                  <span className="jp-Mlops-reason" title={status.reason}>
-                    {status.reason}
-                  </span>
-                )}
-              </>
-            }
-            actions={
-              <>
-                <IconButton
-                  icon={codeIcon}
-                  label={trans.__('Copy a call in Python')}
-                  onClick={() => execute(CommandIDs.copyCall, { name, language: 'python' })}
-                  testId="mlops-copy-call"
-                />
-                <IconButton
-                  icon={deleteIcon}
-                  label={trans.__('Delete the endpoint')}
-                  disabled={!remove}
-                  onClick={() => remove?.()}
-                  testId="mlops-delete"
-                />
-              </>
-            }
-          >
-            {status.scoring_uri && (
-              <div className="jp-Mlops-url">
-                <code title={status.scoring_uri}>{status.scoring_uri}</code>
-                <CopyButton
-                  text={status.scoring_uri}
-                  label={trans.__('Copy the URL')}
-                  trans={trans}
-                  testId="mlops-copy-url"
-                />
-              </div>
-            )}
-            {item.deployments.map(one => {
-              const share = item.spec.traffic?.[one.name] ?? 0;
-              const served = one.status.model_name || one.spec.model;
-              return (
-                <div key={one.name} className="jp-Mlops-deployment" title={one.status.reason}>
-                  <Status phase={one.status.phase} trans={trans} />
-                  <span>{one.name}</span>
-                  <span className="jp-Mlops-muted">
-                    {one.status.model_version ? `${served} v${one.status.model_version}` : served}
-                  </span>
-                  <span title={trans.__('Share of the traffic')}>{share} %</span>
-                </div>
-              );
-            })}
-          </Row>
         );
       }}
     </List>

@@ -1,4 +1,4 @@
-/** Phases of jobs, runs, endpoints and deployments as icon and word: never as a colour alone. */
+/** Phases of jobs, runs, endpoints, deployments and canaries as icon and word: never as a colour alone. */
 import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
 
@@ -21,6 +21,10 @@ const TONES: Record<string, Tone> = {
   Creating: 'busy',
   Pending: 'wait',
   Preparing: 'busy',
+  Proving: 'busy',
+  Promoted: 'good',
+  RolledBack: 'bad',
+  Stopped: 'off',
   Ready: 'good',
   Degraded: 'warn',
   Deleting: 'warn',
@@ -61,6 +65,14 @@ export function phaseText(phase: string, trans: TranslationBundle): string {
       return trans.__('Pending');
     case 'Preparing':
       return trans.__('Preparing');
+    case 'Proving':
+      return trans.__('Proving');
+    case 'Promoted':
+      return trans.__('Promoted');
+    case 'RolledBack':
+      return trans.__('Rolled back');
+    case 'Stopped':
+      return trans.__('Stopped');
     case 'Ready':
       return trans.__('Ready');
     case 'Degraded':
