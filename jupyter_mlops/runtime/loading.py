@@ -69,11 +69,14 @@ def load(folder, about):
 
 
 def _native(folder, native, signature):
-    if native["kind"] == "sklearn":
+    kind = native["kind"]
+    if kind == "sklearn":
         from . import estimators
 
         return estimators.load(folder, native, signature)
-    raise ValueError("there is no loader for %r" % native["kind"])
+    from . import flavours
+
+    return getattr(flavours, "load_" + kind)(folder, native, signature)
 
 
 def _pyfunc(folder):

@@ -19,6 +19,8 @@ from .signature import from_mlmodel, read_mlmodel
 #: A model folder with more files than this is none.
 MAX_FILES = 100_000
 _SKLEARN_FORMATS = ("skops", "pickle", "cloudpickle")
+_TORCH_PICKLE = "mlflow.pytorch.pickle_module"
+_LIGHTGBM = "lightgbm.basic.Booster"
 
 
 def describe_model(folder: Path) -> dict[str, Any]:
@@ -36,28 +38,81 @@ def describe_model(folder: Path) -> dict[str, Any]:
     if not isinstance(flavors.get("python_function"), dict):
         raise Refused("the model has no python_function flavour", "log it with one of MLflow's Python flavours")
     signature = from_mlmodel(document)
+    native = _native(flavors, document.get("metadata"))
+    if native and native["kind"] == "torch":
+        native["file"] = "model.pth" if (folder / native["data"] / "model.pth").is_file() else "model.pt2"
+    sklearn = native if native and native["kind"] == "sklearn" else None
     return {"schema": 1, "signature": {**signature.document, "type_hint": signature.type_hint},
-            "sklearn": _sklearn(flavors), "native": _native(flavors)}
+            "sklearn": sklearn, "native": native}
 
 
-def _native(flavors: dict[str, Any]) -> dict[str, Any] | None:
-    sklearn = _sklearn(flavors)
-    return {"kind": "sklearn", **sklearn} if sklearn else None
+def _native(flavors: dict[str, Any], metadata: Any) -> dict[str, Any] | None:
+    """How ``runtime.loading`` loads a model without MLflow, or None.
+
+    Models with code of their own are left to MLflow; so are those whose MLmodel file is not as MLflow writes it.
+    """
+    pyfunc = flavors["python_function"]
+    for kind in ("sklearn", "pytorch", "xgboost", "lightgbm", "onnx"):
+        flavor = flavors.get(kind)
+        if pyfunc.get("loader_module") != f"mlflow.{kind}" or not isinstance(flavor, dict):
+            continue
+        if pyfunc.get("code") or flavor.get("code"):
+            return None
+        config = pyfunc.get("config") or {}
+        if not isinstance(config, dict) or set(config) - ({"device"} if kind == "pytorch" else set()):
+            return None
+        found = _NATIVE[kind](pyfunc, flavor)
+        if found and kind == "onnx" and isinstance(metadata, dict) and metadata.get("mlops.answer") == "array":
+            found["answer"] = "array"
+        return found
+    return None
 
 
-def _sklearn(flavors: dict[str, Any]) -> dict[str, Any] | None:
-    pyfunc, sklearn = flavors["python_function"], flavors.get("sklearn")
-    if not isinstance(sklearn, dict) or pyfunc.get("loader_module") != "mlflow.sklearn":
+def _inside(path: Any) -> bool:
+    """Whether this is the path of something in the model folder."""
+    return isinstance(path, str) and bool(path) and not (
+        PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts)
+
+
+def _sklearn(pyfunc: dict[str, Any], flavor: dict[str, Any]) -> dict[str, Any] | None:
+    file, how = flavor.get("pickled_model"), flavor.get("serialization_format")
+    if not _inside(file) or how not in _SKLEARN_FORMATS or file != pyfunc.get("model_path", file):
         return None
-    if pyfunc.get("code") or sklearn.get("code") or pyfunc.get("config"):
-        return None
-    file, how = sklearn.get("pickled_model"), sklearn.get("serialization_format")
-    if not isinstance(file, str) or how not in _SKLEARN_FORMATS or file != pyfunc.get("model_path", file):
-        return None
-    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-        return None
-    return {"file": file, "format": how, "trusted": sklearn.get("skops_trusted_types"),
+    return {"kind": "sklearn", "file": file, "format": how, "trusted": flavor.get("skops_trusted_types"),
             "predict": str(pyfunc.get("predict_fn") or "predict")}
+
+
+def _torch(pyfunc: dict[str, Any], flavor: dict[str, Any]) -> dict[str, Any] | None:
+    data = flavor.get("model_data")
+    # Another pickle module than MLflow's own needs MLflow, which knows how to call it.
+    if not _inside(data) or pyfunc.get("pickle_module_name", _TORCH_PICKLE) != _TORCH_PICKLE:
+        return None
+    device = (pyfunc.get("config") or {}).get("device")
+    return {"kind": "torch", "data": data, "device": device if isinstance(device, str) else None}
+
+
+def _xgboost(pyfunc: dict[str, Any], flavor: dict[str, Any]) -> dict[str, Any] | None:
+    if not _inside(flavor.get("data")):
+        return None
+    return {"kind": "xgboost", "data": flavor["data"], "class": str(flavor.get("model_class", "xgboost.core.Booster"))}
+
+
+def _lightgbm(pyfunc: dict[str, Any], flavor: dict[str, Any]) -> dict[str, Any] | None:
+    how, name = flavor.get("serialization_format", "cloudpickle"), str(flavor.get("model_class", _LIGHTGBM))
+    if not _inside(flavor.get("data")) or (name != _LIGHTGBM and how not in _SKLEARN_FORMATS):
+        return None
+    return {"kind": "lightgbm", "data": flavor["data"], "class": name, "format": how,
+            "trusted": flavor.get("skops_trusted_types")}
+
+
+def _onnx(pyfunc: dict[str, Any], flavor: dict[str, Any]) -> dict[str, Any] | None:
+    options = flavor.get("onnx_session_options")
+    if not _inside(flavor.get("data")) or not isinstance(options, dict | None):
+        return None
+    return {"kind": "onnx", "data": flavor["data"], "providers": flavor.get("providers"), "options": options}
+
+
+_NATIVE = {"sklearn": _sklearn, "pytorch": _torch, "xgboost": _xgboost, "lightgbm": _lightgbm, "onnx": _onnx}
 
 
 def _files(folder: Path) -> Iterator[tuple[PurePosixPath, os.DirEntry[str], os.stat_result]]:
