@@ -45,13 +45,21 @@ class Model:
 
 
 def load(folder, about):
-    """The model in an MLflow model folder.
+    """The model in an MLflow model folder, or the scoring script beside it.
 
     Args:
-        folder: path of the model folder.
-        about: what ``serving.store.describe_model`` found in its MLmodel file: ``{"signature", "native"}``; native says
-            how it is loaded without MLflow, or is None.
+        folder: path of the model folder; of a deployment that has a script only, it need not exist.
+        about: what ``serving.store`` found: ``{"signature", "native", "script"}``. native says how the model is loaded
+            without MLflow, or is None; script is ``{"file"}`` in the folder ``code`` beside the model, or absent.
+
+    Raises:
+        Exception: whatever the libraries, the model or the script raise.
     """
+    if about.get("script"):
+        from . import script
+
+        model = script.load(os.path.join(os.path.dirname(folder), "code"), about["script"]["file"], folder)
+        return _finished(model)
     native = about.get("native") or {}
     model = None
     with _no_needless_torch():
@@ -63,6 +71,10 @@ def load(folder, about):
                 print("loading without MLflow failed (%s), with it now" % cause(error, None), flush=True)
         if model is None:
             model = _pyfunc(folder)
+    return _finished(model)
+
+
+def _finished(model):
     _limit_torch()
     model.packages = packages(list(sys.modules))
     return model

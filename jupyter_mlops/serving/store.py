@@ -5,6 +5,7 @@ Loading a model runs its code, so nothing here loads it: the ``MLmodel`` file is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.errors import Refused
+from .archive import check_archive, hash_of
 from .signature import from_mlmodel, read_mlmodel
 
 #: A model folder with more files than this is none.
@@ -44,6 +46,33 @@ def describe_model(folder: Path) -> dict[str, Any]:
     sklearn = native if native and native["kind"] == "sklearn" else None
     return {"schema": 1, "signature": {**signature.document, "type_hint": signature.type_hint},
             "sklearn": sklearn, "native": native}
+
+
+def describe_script(archive: Path, script: str, model_dir: Path | None = None) -> dict[str, Any]:
+    """``{"schema", "signature", "native", "script"}`` of a deployment with a scoring script.
+
+    Args:
+        archive: a zip of the code.
+        script: path of the script in it.
+        model_dir: any folder of files, with or without an MLmodel file; the signature is empty when that has none.
+
+    Raises:
+        Refused: the zip is none, is not safe or does not hold the script.
+    """
+    names = check_archive(archive)
+    wanted = str(PurePosixPath(script.replace("\\", "/")))
+    if wanted not in names:
+        near = [n for n in names if n.endswith(".py")]
+        shown = ", ".join(near[:5]) + (" and others" if len(near) > 5 else "")
+        raise Refused(f"there is no scoring script {script!r} in the code",
+                      f"it has {shown}" if near else "it has no Python file at all")
+    signature: dict[str, Any] = {}
+    if model_dir is not None and (model_dir / "MLmodel").is_file():
+        with contextlib.suppress(Refused):
+            found = from_mlmodel(read_mlmodel(model_dir))
+            signature = {**found.document, "type_hint": found.type_hint}
+    return {"schema": 1, "signature": signature, "native": None,
+            "script": {"file": wanted, "sha256": hash_of(archive)}}
 
 
 def _native(flavors: dict[str, Any], metadata: Any) -> dict[str, Any] | None:
@@ -146,10 +175,13 @@ def fingerprint(folder: Path) -> str:
 
     Not their times: the same model fetched again is the same.
     """
-    digest = hashlib.sha256((folder / "MLmodel").read_bytes())
-    for name, _, info in sorted(_files(folder), key=lambda item: str(item[0])):
+    known = (folder / "MLmodel").is_file()
+    digest = hashlib.sha256((folder / "MLmodel").read_bytes() if known else b"")
+    for name, entry, info in sorted(_files(folder), key=lambda item: str(item[0])):
         if stat.S_ISREG(info.st_mode):
             digest.update(f"{name}\0{info.st_size}\n".encode("utf-8", "surrogateescape"))
+            if not known:  # a folder of files for a script: nothing names its version
+                digest.update(hash_of(Path(entry.path)).encode())
     return digest.hexdigest()
 
 
