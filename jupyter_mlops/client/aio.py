@@ -235,9 +235,44 @@ class AsyncClient:
         """Replace one key: ``{"key": name, "value": secret}``."""
         return await self._call("POST", f"/endpoints/{segment(name)}/actions/rotate-keys", {"key": key})
 
-    async def invoke(self, name: str, payload: Json, timeout: float = 120) -> Any:
-        """Score ``payload`` (MLflow's scoring JSON)."""
-        return await self._call("POST", f"/endpoints/{segment(name)}/actions/invoke", payload, timeout=timeout)
+    async def put_traffic(
+        self, name: str, traffic: dict[str, int] | None = None, mirror: dict[str, int] | None = None
+    ) -> Json:
+        """Change the shares, the mirror, or both, in one step; None leaves them as they are."""
+        body = {k: v for k, v in (("traffic", traffic), ("mirror_traffic", mirror)) if v is not None}
+        return await self._call("POST", f"/endpoints/{segment(name)}/actions/traffic", body)
+
+    async def start_canary(self, name: str, canary: Json) -> Json:
+        """Give a deployment a part of the traffic, and then all or none; see ``CanarySpec``."""
+        return await self._call("POST", f"/endpoints/{segment(name)}/actions/canary", canary)
+
+    async def promote(self, name: str) -> Json:
+        """End a canary: it takes all traffic."""
+        return await self._call("POST", f"/endpoints/{segment(name)}/actions/promote", {})
+
+    async def rollback(self, name: str, reason: str = "") -> Json:
+        """End a canary, or take the last change back: the traffic is as it was before."""
+        body = {"reason": reason} if reason else {}
+        return await self._call("POST", f"/endpoints/{segment(name)}/actions/rollback", body)
+
+    async def endpoint_token(self, name: str, expires_in: int = 3600) -> Json:
+        """A bearer token for an endpoint of ``auth_mode: token``: ``{"token", "expires_at"}``."""
+        return await self._call("POST", f"/endpoints/{segment(name)}/actions/token", {"expires_in": expires_in})
+
+    async def endpoint_stats(self, name: str) -> Json:
+        """What the gateway has counted since its start, by deployment."""
+        return await self._call("GET", f"/endpoints/{segment(name)}/stats")
+
+    async def endpoint_history(self, name: str, limit: int | None = None) -> list[Json]:
+        """Changes of an endpoint, newest first: ``{"at", "by", "action", "detail"}``."""
+        return (await self._call("GET", f"/endpoints/{segment(name)}/history", params={"limit": limit}))["items"]
+
+    async def invoke(self, name: str, payload: Json, deployment: str = "", timeout: float = 120) -> Any:
+        """Score ``payload`` (MLflow's scoring JSON), by one ``deployment`` when it is named."""
+        return await self._call(
+            "POST", f"/endpoints/{segment(name)}/actions/invoke", payload, timeout=timeout,
+            params={"deployment": deployment or None},
+        )
 
     async def list_deployments(self, endpoint: str) -> list[Json]:
         """Deployments behind an endpoint."""

@@ -1,4 +1,4 @@
-"""Serving a model version: endpoint, deployment, traffic, and what it replaces."""
+"""Serving a model version: endpoint, deployment, proof, traffic, and what it replaces."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import Conflict, MlopsError, NotFound, Refused
 from .serving import Deployment, Endpoint
+from .traffic import shared
 
 if TYPE_CHECKING:
     from .sync import Client
@@ -17,60 +19,147 @@ if TYPE_CHECKING:
 #: Deployment names that are made here when none is given.
 _AUTOMATIC = re.compile(r"v\d+$")
 
-#: A deployment, and the names of those that it replaced.
-Deployed = tuple[Deployment, list[str]]
+
+@dataclass
+class Options:
+    """How a version is deployed; what is None is left to the control plane.
+
+    Attributes:
+        env: environment of the scorer.
+        interpreter: path of the Python that serves; None: this one; empty: the one that made the model.
+        instances, least, most: processes; with ``least`` or ``most`` their number follows the load.
+        canary: fields of a CanarySpec less the deployment: it is given ``percent`` and then all or none.
+        mirror: percent of the requests that are copied to it.
+        traffic: percent of the requests that it takes.
+        keep: older deployments stay, at 0 %.
+        collect: share of requests whose input and output are kept; ``mask``: columns that are kept as null.
+        code: ``{"code": "blob:…", "scoring_script": path}``.
+        proof: what it must answer first; None: the model's own example; False: nothing.
+    """
+
+    env: dict[str, str] = field(default_factory=dict)
+    interpreter: str | None = None
+    instances: int | None = None
+    least: int | None = None
+    most: int | None = None
+    canary: dict[str, Any] | None = None
+    mirror: int | None = None
+    traffic: int | None = None
+    keep: bool = False
+    collect: float | None = None
+    mask: list[str] | None = None
+    code: dict[str, str] | None = None
+    proof: dict[str, Any] | bool | None = None
+
+    def spec(self, model: str) -> dict[str, Any]:
+        """The deployment's spec."""
+        spec: dict[str, Any] = {"model": model} if model else {}
+        if self.env:
+            spec["environment_variables"] = dict(self.env)
+        if self.interpreter is None or self.interpreter:
+            spec["interpreter"] = self.interpreter or sys.executable
+        if self.instances is not None:
+            spec["instance_count"] = self.instances
+        if self.least is not None or self.most is not None:
+            least = 1 if self.least is None else self.least
+            most = max(least, 1) if self.most is None else self.most
+            spec["scale_settings"] = {
+                "type": "target_utilization", "min_instances": least, "max_instances": most,
+            }
+        if self.collect is not None or self.mask:
+            spec["data_collector"] = {
+                "sampling_rate": 1.0 if self.collect is None else self.collect, "masked_columns": list(self.mask or ()),
+            }
+        if self.code:
+            spec["code_configuration"] = dict(self.code)
+        if self.proof is False:
+            spec["proof"] = {"origin": "none"}
+        elif self.proof:
+            spec["proof"] = self.proof
+        return spec
+
+
+@dataclass
+class Deployed:
+    """A deployment that was made, and what became of others.
+
+    Attributes:
+        removed: names of those that it replaced.
+        remarks: what else there is to know.
+    """
+
+    deployment: Deployment
+    removed: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def deploy(
-    client: Client, model: str, endpoint: str, name: str | None = None, *, env: dict[str, str] | None = None,
-    interpreter: str | None = None, wait: bool = True, timeout: float | None = 600,
-    told: Callable[[Deployment], None] | None = None,
+    client: Client, model: str, endpoint: str, name: str | None = None, *, wait: bool = True,
+    timeout: float | None = 600, told: Callable[[Deployment], None] | None = None, **options: Any,
 ) -> Deployed:
     """Serve ``model`` (``NAME@ALIAS``, resolved now, ``NAME/VERSION`` or ``NAME``) at ``endpoint``.
 
-    A deployment never changes, so without ``name`` each version gets its own (``v3``): the endpoint's requests
-    go to it once it is ready, and an older one that was named in this way is removed.
+    A deployment never changes, so without ``name`` each version gets its own (``v3``). When it is ready and proven, the
+    endpoint's requests go to it, and an older one that was named in this way is removed; with ``name`` the old ones
+    stay, at 0 %. ``canary``, ``mirror`` and ``traffic`` give it a part.
 
     Args:
-        interpreter: path of the Python that serves; None: this one; empty: the one that made the model.
+        model: may be empty when ``code`` is given.
         told: called with the deployment whenever its phase changes.
-
-    Returns:
-        the deployment, and names of those that it replaced.
+        options: see :class:`Options`.
 
     Raises:
-        DeploymentFailed: it did not start; the endpoint goes on as before.
+        DeploymentFailed: it did not start, or its answer is not the one expected; the endpoint goes on as before.
     """
     from ..core.resources import check_name  # pydantic: only when it is needed
 
+    chosen = Options(**options)
     check_name(endpoint, "endpoint name")
-    version = client.version(model)
+    version = client.version(model) if model else None
     automatic = name is None
-    name = check_name(name or f"v{version.version}", "deployment name")
-    spec: dict[str, Any] = {"model": version.reference}
-    if env:
-        spec["environment_variables"] = env
-    if interpreter is None or interpreter:
-        spec["interpreter"] = interpreter or sys.executable
+    name = check_name(name or (f"v{version.version}" if version else "script"), "deployment name")
+    spec = chosen.spec(version.reference if version else "")
     new = not any(e.name == endpoint for e in client.endpoints())
-    at = client.create_endpoint(endpoint)
+    client.create_endpoint(endpoint)
     try:
         deployment = _put(client, endpoint, name, spec)
     except MlopsError:
         if new:  # leave nothing half made
             client.delete_endpoint(endpoint)
         raise
-    removed: list[str] = []
+    done = Deployed(deployment)
     if wait:
         deployment.wait(timeout, told)
-        if at.traffic.get(name) != 100:
-            client.route(endpoint, {name: 100})
-        if automatic:
-            removed = [d.name for d in client.deployments(endpoint) if d.name != name and _AUTOMATIC.match(d.name)]
-            for old in removed:
+        replaces = _route(client, endpoint, name, chosen, done)
+        if automatic and replaces and not chosen.keep:
+            done.removed = [d.name for d in client.deployments(endpoint) if d.name != name and _AUTOMATIC.match(d.name)]
+            for old in done.removed:
                 client.delete_deployment(endpoint, old)
         deployment.at = _addressed(client, endpoint)
-    return deployment, removed
+    return done
+
+
+def _route(client: Client, endpoint: str, name: str, options: Options, done: Deployed) -> bool:
+    """Give a ready deployment its part of the traffic; whether that is all of it."""
+    at = client.endpoint(endpoint)
+    others = {d: share for d, share in at.shares.items() if share and d != name}
+    if options.canary is not None and others:
+        client.start_canary(endpoint, name, **options.canary)
+        return False
+    if options.mirror is not None and others:
+        client.route(endpoint, mirror={name: options.mirror})
+        return False
+    if options.canary is not None or options.mirror is not None:
+        done.remarks.append(f"no other deployment of {endpoint} takes requests, so {name} takes all of them")
+    elif options.traffic is not None and options.traffic < 100:
+        if not others and options.traffic:
+            done.remarks.append(f"no other deployment of {endpoint} takes requests, so {name} takes all of them")
+        elif others or not options.traffic:
+            client.route(endpoint, shared(at.shares, name, options.traffic))
+            return False
+    if at.traffic.get(name) != 100 or at.mirrored.get(name):
+        client.route(endpoint, {name: 100}, {} if at.mirrored else None)
+    return True
 
 
 def _put(client: Client, endpoint: str, name: str, spec: dict[str, Any]) -> Deployment:
@@ -83,6 +172,8 @@ def _put(client: Client, endpoint: str, name: str, spec: dict[str, Any]) -> Depl
             if there.phase == "Failed":
                 client.delete_deployment(endpoint, name)
             _gone(lambda: client.deployment(endpoint, name), f"deployment {endpoint}/{name}")
+        elif there.model == spec.get("model") and "proof" not in spec and there.spec.get("proof"):
+            spec = {**spec, "proof": there.spec["proof"]}  # it was proven by that, which never changes
     try:
         return Deployment(client, client.call(client.aio.put_deployment(endpoint, name, spec)))
     except Refused as error:
@@ -112,4 +203,4 @@ def _addressed(client: Client, name: str) -> Endpoint:
         endpoint = client.endpoint(name)
         if (endpoint.phase == "Ready" and endpoint.url) or time.monotonic() - begun > 2:
             return endpoint
-        time.sleep(0.1)
+        time.sleep(0.05)

@@ -53,9 +53,29 @@ class Endpoint(Record):
         return (self._data.get("status") or {}).get("scoring_uri") or ""
 
     @property
+    def spec(self) -> dict[str, Any]:
+        """What was asked for."""
+        return self._data.get("spec") or {}
+
+    @property
     def traffic(self) -> dict[str, int]:
-        """Deployment name → share in percent."""
-        return (self._data.get("spec") or {}).get("traffic") or {}
+        """Deployment name → share in percent, as it was asked for."""
+        return self.spec.get("traffic") or {}
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Deployment name → share in percent that is in force."""
+        return (self._data.get("status") or {}).get("traffic") or self.traffic
+
+    @property
+    def mirrored(self) -> dict[str, int]:
+        """Deployment name → percent of the requests that are copied to it."""
+        return self.spec.get("mirror_traffic") or {}
+
+    @property
+    def canary(self) -> dict[str, Any]:
+        """How the running or last canary goes; empty when there was none."""
+        return (self._data.get("status") or {}).get("canary") or {}
 
     @property
     def key(self) -> str:
@@ -173,9 +193,14 @@ class Deployment(Record):
         return self.details.get("reason") or ""
 
     @property
+    def spec(self) -> dict[str, Any]:
+        """What was asked for."""
+        return self._data.get("spec") or {}
+
+    @property
     def model(self) -> str:
         """``NAME/VERSION``."""
-        return (self._data.get("spec") or {}).get("model") or ""
+        return self.spec.get("model") or ""
 
     #: The endpoint as it was when this was deployed; its address and calls are then shown too.
     at: Endpoint | None = None

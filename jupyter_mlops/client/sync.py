@@ -375,13 +375,42 @@ class Client:
             self._keys[name] = keys["primary"]
         return Endpoint(self, answer)
 
-    def route(self, name: str, traffic: dict[str, int]) -> Endpoint:
-        """Send all of an endpoint's requests to the deployments named."""
-        spec = dict(self.endpoint(name)._data.get("spec") or {})
-        spec["traffic"] = traffic
-        answer = self.call(self.aio.put_endpoint(name, spec))
-        answer.pop("keys", None)
-        return Endpoint(self, answer)
+    def route(
+        self, name: str, traffic: dict[str, int] | None = None, mirror: dict[str, int] | None = None
+    ) -> Endpoint:
+        """Share an endpoint's requests, mirror some, or both, in one step; None leaves that as it is."""
+        spec = dict(self.endpoint(name).spec)
+        spec |= {k: v for k, v in (("traffic", traffic), ("mirror_traffic", mirror)) if v is not None}
+        return Endpoint(self, self.call(self.aio.put_endpoint(name, spec)))
+
+    def set_sticky(self, name: str, header: str) -> Endpoint:
+        """Send requests that agree in this header to one deployment; empty: no more."""
+        spec = {**(self.endpoint(name)._data.get("spec") or {}), "sticky_header": header}
+        return Endpoint(self, self.call(self.aio.put_endpoint(name, spec)))
+
+    def start_canary(self, name: str, deployment: str, **canary: Any) -> Endpoint:
+        """Give ``deployment`` a part of the traffic, and then all or none by its errors and latency."""
+        return Endpoint(self, self.call(self.aio.start_canary(name, {"deployment": deployment, **canary})))
+
+    def promote(self, name: str) -> Endpoint:
+        """End a canary: it takes all traffic."""
+        return Endpoint(self, self.call(self.aio.promote(name)))
+
+    def rollback(self, name: str, reason: str = "") -> Endpoint:
+        """End a canary, or take the last change of the traffic back."""
+        return Endpoint(self, self.call(self.aio.rollback(name, reason)))
+
+    def endpoint_token(self, name: str, expires_in: float = 3600) -> dict[str, str]:
+        """A bearer token for an endpoint of ``auth_mode: token``: ``{"token", "expires_at"}``."""
+        return self.call(self.aio.endpoint_token(name, int(expires_in)))
+
+    def endpoint_stats(self, name: str) -> dict[str, Any]:
+        """What the gateway has counted since its start, by deployment."""
+        return self.call(self.aio.endpoint_stats(name))
+
+    def endpoint_history(self, name: str, limit: int = 50) -> list[dict[str, Any]]:
+        """Changes of an endpoint, newest first."""
+        return self.call(self.aio.endpoint_history(name, limit))
 
     def deployments(self, endpoint: str) -> DeploymentTable:
         """Deployments behind an endpoint."""
@@ -394,25 +423,41 @@ class Client:
 
     def deploy(self, model: str, endpoint: str, name: str | None = None, **options: Any) -> Deployment:
         """Serve a model version at an endpoint, made when it is not there; options as :func:`.deploy.deploy`."""
-        return deploy(self, model, endpoint, name, **options)[0]
+        return deploy(self, model, endpoint, name, **options).deployment
 
     def deploy_version(self, model: str, endpoint: str, name: str | None = None, **options: Any) -> Deployed:
-        """As :func:`.deploy.deploy`: the deployment, and names of those that it replaced."""
+        """As :func:`.deploy.deploy`: the deployment, names of those that it replaced, and remarks."""
         return deploy(self, model, endpoint, name, **options)
 
     def deployment_log(self, endpoint: str, name: str, tail: int | None = None) -> str:
         """A scorer's log, or its last ``tail`` lines."""
         return self.call(text_of(lambda offset: self.aio.deployment_log(endpoint, name, offset), tail))
 
-    def invoke(self, endpoint: str, data: Any) -> Any:
-        """Score rows and return a numpy array, DataFrame or list."""
-        signature: dict[str, Any] = {}
-        at = self.endpoint(endpoint)
-        for name, share in at.traffic.items():
-            if share:
-                signature = self.deployment(endpoint, name).signature
-                break
-        return payload.result(self.call(self.aio.invoke(endpoint, payload.build(data, signature))))
+    def invoke(self, endpoint: str, data: Any, deployment: str = "") -> Any:
+        """Score rows and return a numpy array, DataFrame or list; by one deployment when it is named."""
+        serving = self.deployment(endpoint, deployment) if deployment else self._serving(endpoint)
+        body = payload.build(data, serving.signature if serving else {})
+        return payload.result(self.call(self.aio.invoke(endpoint, body, deployment)))
+
+    def _serving(self, endpoint: str) -> Deployment | None:
+        """The deployment that takes most of the requests."""
+        shares = self.endpoint(endpoint).shares
+        name = max(shares, key=lambda d: shares[d], default="")
+        return self.deployment(endpoint, name) if name and shares[name] else None
+
+    def invoke_example(self, endpoint: str, deployment: str = "") -> Any:
+        """Score the sample that a deployment was made with.
+
+        Raises:
+            NotFound: it was made without one.
+        """
+        serving = self.deployment(endpoint, deployment) if deployment else self._serving(endpoint)
+        request = ((serving.spec.get("proof") or {}).get("request") if serving else None)
+        if not request:
+            raise NotFound(
+                f"endpoint {endpoint} was not deployed with a sample", f"give rows: %mlops invoke {endpoint} X[:3]"
+            )
+        return payload.result(self.call(self.aio.invoke(endpoint, request, deployment)))
 
     def knows_key(self, endpoint: str) -> bool:
         """Whether this process holds the endpoint's primary key."""

@@ -43,8 +43,8 @@ class MlopsMagics(Magics):
             line = line.rstrip().removesuffix(";")
         names = self.shell.user_ns if local_ns is None else {**self.shell.user_ns, **local_ns}
         try:
-            # What `invoke` scores is Python, in which braces have their own meaning.
-            words = parser.split(line if line.split()[:1] == ["invoke"] else expand(line, names))
+            # What is Python, such as what `invoke` scores, has its own meaning for braces.
+            words = parser.split(line, lambda text: expand(text, names))
             arguments = parser.parse(words, "magic")
         except parser.HelpRequested as help_:
             print(help_.text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ..core.errors import ParameterError
@@ -183,46 +183,89 @@ def parse(arguments: Sequence[str], face: str = "magic") -> argparse.Namespace:
 
 
 _WORD = re.compile(r"\s*(\S+)")
-_TRAILING = re.compile(r"\s(-o|--out)(?:\s+|=)([A-Za-z_]\w*)\s*$")
+#: Options whose value is Python, up to the next blank outside of brackets and quotes.
+_PYTHON = {"deploy": re.compile(r"(?<=\s)--sample(?:\s+|=)")}
+_TRAILING = re.compile(r"\s(-o|--out|--deployment)(?:\s+|=)([A-Za-z_][\w-]*)\s*$")
 
 
-def split(line: str) -> list[str]:
-    """A magic's line as words, by POSIX shell rules; what ``invoke`` scores is one word, untouched.
+def split(line: str, expand: Callable[[str], str] | None = None) -> list[str]:
+    """A magic's line as words, by POSIX shell rules; what is Python, such as what ``invoke`` scores, is left untouched.
+
+    Args:
+        expand: puts variables into what is no Python.
 
     Raises:
         ParameterError: a quotation mark is not closed.
     """
     head = _WORD.match(line)
-    if head and head.group(1) == "invoke":
+    verb = head.group(1) if head else ""
+    if head and verb == "invoke":
         return _split_invoke(line[head.end():])
+    python: list[str] = []
+    option = _PYTHON[verb].search(line) if verb in _PYTHON else None
+    if option:
+        end = _end_of_expression(line, option.end())
+        python = [option.group().strip(" \t=") + "=" + _unquoted(line[option.end(): end])]
+        line = f"{line[: option.start()]} {line[end:]}"
     try:
-        return shlex.split(line, posix=True)
+        return [*shlex.split(expand(line) if expand else line, posix=True), *python]
     except ValueError as error:
         raise ParameterError(
             f"the line cannot be split into words: {str(error).lower()}", "close the quotation, or escape it with \\"
         ) from None
 
 
+def _end_of_expression(line: str, start: int) -> int:
+    """Where a Python expression ends: the first blank outside of brackets and quotes."""
+    depth, quote, at = 0, "", start
+    while at < len(line):
+        char = line[at]
+        if quote:
+            at += char == "\\"
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char.isspace() and depth <= 0:
+            break
+        at += 1
+    return min(at, len(line))
+
+
+def _unquoted(text: str) -> str:
+    """What stands in quotes as a whole, as in a shell: such an expression may have blanks."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
+        return text[1:-1]
+    return text
+
+
 def _split_invoke(text: str) -> list[str]:
+    """Options and the endpoint as words; what is then left is Python, one word behind ``--``."""
     words = ["invoke"]
-    out = _TRAILING.search(text)
-    if out:
-        words += ["-o", out.group(2)]
-        text = text[: out.start()]
-    while True:
-        word = _WORD.match(text)
-        if word is None:
-            return words
+    while (last := _TRAILING.search(text)) is not None:
+        words += [last.group(1), last.group(2)]
+        text = text[: last.start()]
+    endpoint = ""
+    while (word := _WORD.match(text)) is not None:
+        option = word.group(1).partition("=")[0]
+        known = option in ("-o", "--out", "-d", "--deployment", "--example")
+        if endpoint and not known:
+            break
         text = text[word.end():]
+        if not option.startswith("-"):
+            endpoint = word.group(1)
+            continue
         words.append(word.group(1))
-        if word.group(1) in ("-o", "--out"):
-            value = _WORD.match(text)
-            if value is not None:
-                words.append(value.group(1))
-                text = text[value.end():]
-        elif not word.group(1).startswith("-"):
-            # "--" keeps an expression such as -X from being read as an option.
-            return [*words[:-1], "--", words[-1], text.strip()] if text.strip() else words
+        value = _WORD.match(text) if known and option != "--example" and "=" not in word.group(1) else None
+        if value is not None:
+            words.append(value.group(1))
+            text = text[value.end():]
+    # "--" keeps an expression such as -X from being read as an option.
+    return words + ([endpoint] if endpoint and not text.strip() else []) + (
+        ["--", endpoint, text.strip()] if endpoint and text.strip() else [])
 
 
 def overview(face: str = "magic") -> str:

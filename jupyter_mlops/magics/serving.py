@@ -1,10 +1,9 @@
-"""Verbs about serving: deploy, invoke, endpoints."""
+"""Verbs about what serves: invoke, endpoints."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,36 +14,15 @@ from .context import Context
 from .expand import evaluate
 
 if TYPE_CHECKING:
-    from ..client.serving import Deployment, Endpoint, EndpointTable
-
-
-def deploy(a: argparse.Namespace, context: Context) -> Deployment:
-    """Serve a model version; returns when it is ready, with a ready-made call."""
-    from .display import Progress
-
-    model = re.split(r"[@/]", a.model, maxsplit=1)[0]
-    if not model.strip(". "):
-        raise ParameterError(f"{a.model!r} names no model", "give NAME@ALIAS, NAME/VERSION or NAME")
-    endpoint = a.endpoint or re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
-    progress = Progress(context, f"{a.model} at endpoint {endpoint}")
-    deployment, removed = context.client.deploy_version(
-        a.model, endpoint, a.name, env=dict(a.env),
-        # From a notebook its own Python serves the model; from a terminal the one that made it.
-        interpreter=sys.executable if context.face == "magic" else "",
-        wait=not a.no_wait, timeout=a.timeout, told=lambda d: progress.tell(d.phase, d.reason),
-    )
-    progress.done()
-    if a.no_wait:
-        taking = [d for d in context.client.endpoint(endpoint).traffic if d != deployment.name]
-        if taking:
-            context.say(f"requests still go to {taking[0]}; the same command without --no-wait lets this one take over")
-    for name in removed:
-        context.say(f"deployment {endpoint}/{name} was replaced and is removed")
-    return deployment
+    from ..client.serving import Endpoint, EndpointTable
 
 
 def invoke(a: argparse.Namespace, context: Context) -> Any:
     """Score the value of an expression (notebook) or JSON (terminal)."""
+    if a.example:
+        if a.data is not None:
+            raise ParameterError("--example takes no data: it sends the sample of the deployment")
+        return context.client.invoke_example(a.endpoint, a.deployment or "")
     if a.data is None:
         example = "invoke digits X[:3]" if context.face == "magic" else "invoke digits '{\"inputs\": [[1, 2]]}'"
         raise ParameterError("there is nothing to score", f"for example: {context.command(example)}")
@@ -63,7 +41,7 @@ def invoke(a: argparse.Namespace, context: Context) -> Any:
             raise ParameterError(
                 f"the data is not valid JSON: {error}", "give JSON, @FILE, or - for standard input"
             ) from None
-    return context.client.invoke(a.endpoint, data)
+    return context.client.invoke(a.endpoint, data, a.deployment or "")
 
 
 def endpoints(a: argparse.Namespace, context: Context) -> Endpoint | EndpointTable | Report:

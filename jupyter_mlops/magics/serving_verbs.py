@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import Verb, pair, seconds
+from .arguments import Verb, amount, count, pair, part, percent, ratio, seconds, span, whole, words
 
 
 def _deploy(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", metavar="MODEL", help="NAME@ALIAS, NAME/VERSION, or NAME for the newest version")
+    p.add_argument("model", metavar="MODEL",
+                   help="a variable of the notebook, NAME@ALIAS, NAME/VERSION, NAME for the newest version, or a run")
     p.add_argument("-e", "--endpoint", metavar="NAME", help="endpoint name (default: the model's)")
-    p.add_argument("--name", metavar="NAME", help="deployment name (default: v and the version)")
+    p.add_argument("--name", metavar="NAME",
+                   help="deployment name (default: v and the version, which replaces older ones of this kind)")
+    p.add_argument("--model", dest="register", metavar="NAME",
+                   help="of a variable or run: name of the registered model (default: the endpoint's)")
+    p.add_argument("--sample", metavar="EXPR",
+                   help="notebook: rows whose answers must be those of this kernel, e.g. X[:5]")
+    p.add_argument("--no-proof", action="store_true", help="let it take traffic without having answered a sample")
+    p.add_argument("--instances", type=count, metavar="N", help="processes that serve it (default 1)")
+    p.add_argument("--min", type=whole, metavar="N", dest="least", help="scale between --min and --max; 0: to none")
+    p.add_argument("--max", type=count, metavar="N", dest="most", help="most processes")
+    p.add_argument("--canary", type=part, metavar="P",
+                   help="give it P %% of the requests, then all or none, by its errors and latency")
+    p.add_argument("--duration", type=span, metavar="T", help="canary: how long it is watched (default 5m)")
+    p.add_argument("--max-error-rate", type=ratio, metavar="X", help="canary: errors more than the old (default 0.02)")
+    p.add_argument("--max-latency-ratio", type=amount, metavar="X", help="canary: p95 against the old's (default 2)")
+    p.add_argument("--min-requests", type=whole, metavar="N", help="canary: judged after so many (default 50)")
+    p.add_argument("--mirror", type=part, metavar="P", help="copy P %% of the requests to it; its answers are compared")
+    p.add_argument("--traffic", type=percent, metavar="P", help="percent of the requests (default 100)")
+    p.add_argument("--keep", action="store_true", help="keep the older deployments, at 0 %%")
+    p.add_argument("--collect", type=ratio, metavar="RATE", help="keep inputs and outputs of this part of the requests")
+    p.add_argument("--mask", type=words, metavar="A,B", help="columns that are kept as null")
     p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE",
                    help="environment of the scorer")
+    p.add_argument("-w", "--wait", action="store_true", help="with --canary: return when it is promoted or rolled back")
     p.add_argument("--no-wait", action="store_true", help="return at once")
     p.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help="longest wait in seconds (default 600)")
 
@@ -21,6 +43,8 @@ def _invoke(p: argparse.ArgumentParser) -> None:
     p.add_argument("endpoint", metavar="ENDPOINT", help="endpoint name")
     p.add_argument("data", nargs="?", metavar="DATA",
                    help="notebook: an expression, e.g. X[:3]; terminal: JSON, @FILE or -")
+    p.add_argument("-d", "--deployment", metavar="NAME", help="ask this deployment, whatever its traffic")
+    p.add_argument("--example", action="store_true", help="send the sample that it was deployed with")
 
 
 def _endpoints(p: argparse.ArgumentParser) -> None:
@@ -29,9 +53,10 @@ def _endpoints(p: argparse.ArgumentParser) -> None:
 
 
 VERBS = (
-    Verb("deploy", "serve a model at an endpoint", "serving:deploy", _deploy,
-         ("deploy digits@champion --endpoint digits",)),
+    Verb("deploy", "serve a model at an endpoint", "deploying:deploy", _deploy,
+         ("deploy model -e digits --sample X[:5]", "deploy digits@champion --endpoint digits",
+          "deploy model -e digits --canary 10 --duration 2m")),
     Verb("invoke", "call an endpoint", "serving:invoke", _invoke, ("invoke digits X[:3]",)),
-    Verb("endpoints", "list endpoints, replace keys", "serving:endpoints", _endpoints,
-         ("endpoints", "endpoints digits", "endpoints digits --rotate-key primary")),
+    Verb("endpoints", "list endpoints, their figures and history; replace keys", "serving:endpoints", _endpoints,
+         ("endpoints", "endpoints digits --rotate-key primary")),
 )

@@ -62,7 +62,7 @@ def load(folder, about):
         return _finished(model)
     native = about.get("native") or {}
     model = None
-    with _no_needless_torch():
+    with no_needless_torch():
         if native and os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true").lower() != "false":
             try:
                 model = _native(folder, native, about.get("signature") or {})
@@ -152,7 +152,7 @@ def packages(modules):
 
 
 @contextlib.contextmanager
-def _no_needless_torch():
+def no_needless_torch():
     """Keeps ``sklearn.utils.all_estimators``, which skops calls at import, from importing torch, CuPy and dask.
 
     It walks all of scikit-learn's modules, among them adapters to these libraries, and skips those whose import fails.

@@ -72,6 +72,11 @@ class Sources:
     _files: dict[str, bytes] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
 
+    @property
+    def named(self) -> frozenset[str]:
+        """All top-level modules that were asked for or are imported by local ones, installed ones too."""
+        return frozenset(self._seen)
+
     def add(self, names: Iterable[str]) -> None:
         """Add the local ones among top-level modules, and the local modules that those import.
 
