@@ -41,16 +41,17 @@ CAUSE_LIMIT = 300
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="scorer")
     parser.add_argument("--folder", required=True)
+    parser.add_argument("--instance-folder", required=True)
     parser.add_argument("--socket", required=True)
     parser.add_argument("--launch", default="")
     parser.add_argument("--grace", type=float, default=10.0)
     args = parser.parse_args(argv)
-    lock = open(os.path.join(args.folder, "scorer.lock"), "a")  # noqa: SIM115 (held for life)
+    lock = open(os.path.join(args.instance_folder, "scorer.lock"), "a")  # noqa: SIM115 (held for life)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return LOCKED
-    status = Status(os.path.join(args.folder, "scorer.json"), args.launch)
+    status = Status(os.path.join(args.instance_folder, "scorer.json"), args.launch)
     status.write("loading", "loading the model")
     with contextlib.suppress(OSError):
         os.unlink(args.socket)

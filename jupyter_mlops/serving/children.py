@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,19 @@ class Children:
 
 def end(pid: int, grace: float) -> None:
     """TERM, and KILL after ``grace`` seconds; returns when the process is gone."""
-    started = start_time(pid)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
+    end_all([pid], grace)
+
+
+def end_all(pids: Iterable[int], grace: float) -> None:
+    """As :func:`end`, for several processes at once."""
+    left = {pid: started for pid in pids if (started := start_time(pid))}
+    for pid, started in left.items():
+        send(pid, started, signal.SIGTERM)
     deadline = time.monotonic() + grace
-    while alive(pid, started):
-        if time.monotonic() > deadline:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    while left := {pid: started for pid, started in left.items() if alive(pid, started)}:
+        if time.monotonic() >= deadline:
+            for pid, started in left.items():
+                send(pid, started, signal.SIGKILL)
             deadline = time.monotonic() + 5.0
         time.sleep(0.02)
 
@@ -65,12 +71,12 @@ def how_it_ended(code: int | None) -> str:
 
 
 def mark(folder: Path) -> dict[str, str]:
-    """The environment entry that all processes of a deployment's scorer carry, also those that its model makes."""
+    """The environment entry that all processes of a scorer carry, also those that its model makes."""
     return {MARKER: str(folder)}
 
 
 def clear_leftovers(folder: Path, pid: Any) -> None:
-    """End what a dead scorer left: its process group, and whatever left that but carries the deployment's mark.
+    """End what a dead scorer left: its process group, and whatever left that but carries the scorer's mark.
 
     Forked workers hold the scorer's lock, and nothing of a model outlives its deployment. The pid cannot have been
     reused as another group's while the group has members, and is not touched when reused.

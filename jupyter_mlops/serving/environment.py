@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from ..runtime import bundle
 _PREFIXES = ("MLFLOW_", "_MLFLOW_", "JUPYTER_MLOPS_", "JUPYTERHUB_", "JPY_", "PYDEVD_")
 _PARTS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "API_KEY", "ACCESS_KEY", "CREDENTIAL")
 _HARMLESS = ("TOKENIZERS_PARALLELISM",)
+#: What the gateway's own start changed in its environment, as JSON: scorers that it starts get it as it was.
+_UNDO = "JUPYTER_MLOPS_GATEWAY_UNDO"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -23,28 +26,45 @@ def scrubbed(environ: dict[str, str]) -> dict[str, str]:
 
 def gateway_env() -> dict[str, str]:
     """The gateway's environment: our package importable from anywhere, few memory arenas so that memory stays flat."""
-    env = scrubbed(dict(os.environ))
+    before = scrubbed(dict(os.environ))
+    env = dict(before)
     bundle.prepend(env, package_root())
     env.setdefault("MALLOC_ARENA_MAX", "2")
     env["PYTHONUNBUFFERED"] = "1"
+    env[_UNDO] = json.dumps({k: before.get(k) for k, v in env.items() if before.get(k) != v})
     return env
 
 
-def scorer_env(interpreter: str, extra: dict[str, str], own: str, bundles: Path) -> dict[str, str]:
-    """A scorer's environment: no credentials but those in ``extra``, threads for the cores that it may use.
+def _inherited() -> dict[str, str]:
+    """Our environment, scrubbed; in the gateway the one that it was started from, lest scorers differ."""
+    env = scrubbed(dict(os.environ))
+    try:
+        changes = dict(json.loads(os.environ.get(_UNDO, "{}")))
+    except (ValueError, TypeError):
+        changes = {}
+    for name, value in changes.items():
+        env.pop(name, None)
+        if isinstance(value, str):
+            env[name] = value
+    return env
+
+
+def scorer_env(interpreter: str, extra: dict[str, str], own: str, bundles: Path, instances: int = 1) -> dict[str, str]:
+    """A scorer's environment: no credentials but those in ``extra``, threads for its part of the cores.
 
     Args:
         interpreter: absolute path of its Python.
         extra: the deployment's ``environment_variables``.
         own: our own interpreter, which has our package for sure.
         bundles: folder for the zip that brings our runtime to an interpreter that lacks it.
+        instances: how many scorers share the cores.
 
     Raises:
         Refused: the interpreter does not run, or is too old.
     """
-    env = scrubbed(dict(os.environ))
+    env = _inherited()
     for name in _THREADS:
-        env.setdefault(name, str(cores()))
+        env.setdefault(name, str(max(1, cores() // max(1, instances))))
     env.update(PYTHONUNBUFFERED="1", PYTHONFAULTHANDLER="1", MLFLOW_DISABLE_TELEMETRY="true", MPLBACKEND="Agg")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     prefix = Path(interpreter).parent.parent

@@ -3,9 +3,12 @@
     <home>/endpoints/<e>/endpoint.json            what the gateway serves: keys (hashed), traffic, deployments
     <home>/endpoints/<e>/<d>/model/               the model, copied from the artifact store
     <home>/endpoints/<e>/<d>/model.json           its signature and how it is loaded
-    <home>/endpoints/<e>/<d>/scorer.json          the scorer's own status (runtime/scorer.py)
-    <home>/endpoints/<e>/<d>/launch.json          who was started, under what, how often it ended
-    <home>/endpoints/<e>/<d>/scorer.log
+    <home>/endpoints/<e>/<d>/run.json             what ``start`` was asked for; absent: nothing of it shall run
+    <home>/endpoints/<e>/<d>/scale.json           how many instances the gateway wants; absent: as ``run.json`` says
+    <home>/endpoints/<e>/<d>/instances/<i>/       one scorer process:
+        scorer.json                               its own status (runtime/scorer.py)
+        launch.json                               who was started, under what, how often it ended
+        scorer.log  scorer.lock  start.lock  work/
     <home>/gateway.port  gateway.json  gateway.lock  logs/gateway.log  logs/gateway-access.log
     <runtime>/gateway.sock  gateway-admin.sock  scorer-<digest>.sock
 """
@@ -21,6 +24,8 @@ from typing import Any
 
 #: As in ``core.resources.base.NAME``; repeated so that the gateway need not import pydantic.
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?\Z")
+#: Folders of an endpoint that are no deployments.
+RESERVED = frozenset({"capture"})
 
 
 class Places:
@@ -43,9 +48,25 @@ class Places:
     def deployment(self, endpoint: str, deployment: str) -> Path:
         return self.endpoints / endpoint / deployment
 
-    def scorer_socket(self, endpoint: str, deployment: str) -> Path:
+    def instance(self, endpoint: str, deployment: str, instance: int) -> Path:
+        return self.endpoints / endpoint / deployment / "instances" / str(int(instance))
+
+    def run(self, endpoint: str, deployment: str) -> Path:
+        return self.endpoints / endpoint / deployment / "run.json"
+
+    def scale(self, endpoint: str, deployment: str) -> Path:
+        return self.endpoints / endpoint / deployment / "scale.json"
+
+    def scorer_socket(self, endpoint: str, deployment: str, instance: int = 0) -> Path:
+        return self._socket(f"{endpoint}/{deployment}/{int(instance)}")
+
+    def former_socket(self, endpoint: str, deployment: str) -> Path:
+        """The socket of the one scorer that a deployment had before there were instances."""
+        return self._socket(f"{endpoint}/{deployment}")
+
+    def _socket(self, name: str) -> Path:
         # A digest: two names of 40 letters would not fit into a socket's path.
-        return self.runtime / f"scorer-{sha256(f'{endpoint}/{deployment}'.encode()).hexdigest()[:16]}.sock"
+        return self.runtime / f"scorer-{sha256(name.encode()).hexdigest()[:16]}.sock"
 
     @property
     def gateway_socket(self) -> Path:

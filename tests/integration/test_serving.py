@@ -447,7 +447,7 @@ def test_a_model_that_kills_its_process(bench):
         assert dying.result()[0] == 503
     until(lambda: bench.serving.observe("echo", "blue").phase == "absent")
     # The fifth death within five minutes is one too many.
-    launch = bench.home / "endpoints" / "echo" / "blue" / "launch.json"
+    launch = bench.serving.places.instance("echo", "blue", 0) / "launch.json"
     record = json.loads(launch.read_text())
     launch.write_text(json.dumps({**record, "crashes": [time.time()] * 4}))
     seen = bench.serving.observe("echo", "blue")
