@@ -74,6 +74,8 @@ def _operation(op: Operation, names: dict[type[BaseModel], str]) -> dict[str, An
     responses: dict[str, Any] = {}
     for status, model in op.responses.items():
         content = {} if model is None else {"content": {"application/json": {"schema": {"$ref": names[model]}}}}
+        if model is None and op.produces:
+            content = {"content": {op.produces: {"schema": {"type": "string"}}}}
         responses[str(status)] = {"description": "done" if status < 300 else "", **content}
     for status in sorted({*COMMON_ERRORS, *op.errors, *((412,) if op.preconditions else ())}):
         error = {"application/json": {"schema": {"$ref": names[schemas.Error]}}}

@@ -71,6 +71,7 @@ class Operation:
         errors: error statuses that this operation may answer beside the common ones.
         handler: a subclass of ``OperationHandler`` that receives the body as it comes; all methods of a path share it.
         content: content type of a ``raw_body``.
+        produces: content type of an answer that is text rather than JSON.
     """
 
     method: str
@@ -87,6 +88,7 @@ class Operation:
     description: str = ""
     handler: Any = None
     content: str = "application/json"
+    produces: str = ""
 
 
 TABLE: list[Operation] = []

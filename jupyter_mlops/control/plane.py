@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ..compute.base import ComputeDriver
 from ..core import context
 from ..core.blobs import Blobs, named_by, needed_blobs, put_inputs
-from ..core.controllers import DeploymentController, EndpointController, JobController
+from ..core.controllers import CanaryController, DeploymentController, EndpointController, JobController
 from ..core.errors import MlopsError, NotFound, Refused, Unauthenticated
 from ..core.identity import SYSTEM, Identity
 from ..core.resources import ACTIVE, TERMINAL
@@ -88,7 +88,7 @@ class ControlPlane:
         self.jobs = JobController(home, self.views, self.driver_for, self.job_environment, self.shipper)
         self.endpoints = EndpointController(self.serving)
         self.deployments = DeploymentController(self.serving, self.views)
-        for controller in (self.jobs, self.endpoints, self.deployments):
+        for controller in (self.jobs, self.endpoints, self.deployments, CanaryController(self.serving)):
             self.workspace.add(controller)
         self.blobs = Blobs(home)
         self.jobs.check.append(self.blobs.require_all)
@@ -361,8 +361,8 @@ class ControlPlane:
             if not (await self.store.read(work))[0]:
                 break
             await asyncio.sleep(0.1)
-        await self.workspace.controllers["endpoint"].stop()
-        await self.workspace.controllers["deployment"].stop()
+        for kind in ("canary", "endpoint", "deployment"):
+            await self.workspace.controllers[kind].stop()
         for parent, name in deployments:
             await asyncio.to_thread(self.serving.stop, parent, name)
         await asyncio.to_thread(self.serving.stop_gateway)

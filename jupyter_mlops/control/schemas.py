@@ -170,17 +170,17 @@ class Nothing(Body):
     """An empty object."""
 
 
-class RotateKey(Body):
-    """Which key to replace."""
-
-    key: Literal["primary", "secondary"] = "primary"
-
-
 class Key(BaseModel):
     """A new key, told once."""
 
     key: str
     value: str
+
+
+class Document(BaseModel):
+    """A JSON document of its own kind."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class Scores(BaseModel):

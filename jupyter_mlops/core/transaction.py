@@ -307,12 +307,23 @@ class Transaction:
         if before is not None:
             query = query.where(t.c.id < before)
         rows = self.connection.execute(query.order_by(t.c.id.desc()).limit(limit + 1)).all()
-        items = [
-            {"id": r.id, "at": r.at, "user": r.user, "role": r.role, "action": r.action, "resource": r.resource,
-             "outcome": r.outcome or "open", "detail": json.loads(r.detail)}
-            for r in rows[:limit]
-        ]
+        items = [_audit_row(r) for r in rows[:limit]]
         return items, (items[-1]["id"] if len(rows) > limit else None)
+
+    def history(self, resources: Collection[str], limit: int) -> list[dict[str, Any]]:
+        """Audit rows of these resources, newest first; one that ends with a slash stands for all below it."""
+        t = schema.audit
+        wanted = [t.c.resource.startswith(r, autoescape=True) if r.endswith("/") else t.c.resource == r
+                  for r in resources]
+        query = sa.select(t).where(sa.or_(*wanted)).order_by(t.c.id.desc()).limit(limit)
+        return [_audit_row(r) for r in self.connection.execute(query)]
+
+
+def _audit_row(row: Any) -> dict[str, Any]:
+    return {
+        "id": row.id, "at": row.at, "user": row.user, "role": row.role, "action": row.action, "resource": row.resource,
+        "outcome": row.outcome or "open", "detail": json.loads(row.detail),
+    }
 
 
 def changed_fields(kind: str, old: dict[str, Any], new: dict[str, Any]) -> set[str]:

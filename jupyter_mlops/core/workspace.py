@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from . import policy
+from . import policy, traffic
 from .controllers.base import Controller
-from .errors import Conflict, NotFound, ParameterError, PreconditionFailed
+from .errors import Conflict, ParameterError, PreconditionFailed
 from .identity import SYSTEM, Identity
 from .resources import ACTIVE, KINDS, TERMINAL, check_name, deployment
 from .resources.base import Resource, Spec, utcnow
@@ -157,30 +157,22 @@ class Workspace:
                 await self.store.read(lambda tx: tx.get("endpoint", parent))
             if controller is not None and if_match is None:
                 status, private, told = await controller.admit(parent, name, model, identity)
-        elif kind == "endpoint":
-            await self._check_traffic(name, plain.get("traffic", {}))
 
         def work(tx: Any) -> tuple[Resource, bool]:
+            options: dict[str, Any] = {
+                "status": status, "private": private, "if_match": if_match, "if_none_match": if_none_match,
+            }
+            if kind == "endpoint":
+                return traffic.put(tx, name, plain, identity=identity, **options)
             if parent:
                 tx.get("endpoint", parent)  # it may be gone since it was looked for above
             if parent and tx.deleting("endpoint", parent):
                 raise Conflict(f"endpoint {parent!r} is being deleted", "wait a moment, then try again")
-            return tx.put(
-                kind, name, plain, identity=identity, parent=parent, status=status, private=private,
-                if_match=if_match, if_none_match=if_none_match, mutable=MUTABLE.get(kind),
-            )
+            return tx.put(kind, name, plain, identity=identity, parent=parent, mutable=MUTABLE.get(kind), **options)
 
         resource, created = await self.store.write(work)
         self.wake(kind, name, parent)
         return resource, created, (told if created else {})
-
-    async def _check_traffic(self, endpoint: str, traffic: dict[str, int]) -> None:
-        def work(tx: Any) -> None:
-            for name, share in traffic.items():
-                if share and tx.find("deployment", name, endpoint) is None:
-                    raise NotFound(f"endpoint {endpoint!r} has no deployment {name!r}", "deploy it first")
-
-        await self.store.read(work)
 
     async def delete(
         self, identity: Identity, kind: str, name: str, *, parent: str = "", if_match: int | None = None
@@ -190,7 +182,8 @@ class Workspace:
         A job can be restored afterwards until it is purged, see :meth:`restore` and :meth:`purge`.
 
         Raises:
-            Conflict: a job that has not ended, the compute ``local``.
+            Conflict: a job that has not ended, the compute ``local``, a deployment that has traffic while others stand
+                beside it.
         """
         policy.require(identity, f"{kind}s/delete", name)
         if kind == "job":
@@ -244,6 +237,8 @@ class Workspace:
             _check_revision(kind, found, if_match)
             if kind == "job":
                 _check_ended(found)
+            if kind == "deployment":
+                traffic.leave(tx, parent, name, identity)
             if kind == "compute" and name == "local":
                 raise Conflict("the compute `local` is this machine; it cannot be deleted")
             if kind == "compute":

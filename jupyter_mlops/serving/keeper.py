@@ -29,6 +29,8 @@ START_TIMEOUT = 15.0
 PUBLISH_WAIT = 5.0
 STOP_GRACE = 12.0
 LOG_LIMIT = 10_000_000
+#: Says which deployment shall answer a request.
+DEPLOYMENT_HEADER = "azureml-model-deployment"
 
 
 class GatewayKeeper:
@@ -152,28 +154,54 @@ class GatewayKeeper:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
 
-    async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json",
-                     timeout: float = 60.0) -> tuple[int, bytes, str]:
+    async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json", timeout: float = 60.0,
+                     deployment: str = "") -> tuple[int, bytes, str]:
         """Score through the gateway's own socket, without a key: (status, body, content type).
+
+        Args:
+            deployment: which one shall answer, also one that is still to be proven; empty: as the traffic falls.
 
         Raises:
             Unavailable: no gateway answers.
             BackendTimeout: it did not answer in time.
         """
+        headers = {"Content-Type": content_type}
+        if deployment:
+            headers[DEPLOYMENT_HEADER] = check_name(deployment, "deployment name")
+        status, answer, told = await self._ask("POST", endpoint, "invocations", body, headers, timeout)
+        return status, answer, told.get("Content-Type", "application/json")
+
+    async def page(self, endpoint: str, what: str, timeout: float = 10.0) -> tuple[int, bytes, dict[str, str]]:
+        """What the gateway shows of an endpoint, without a key: (status, body, headers).
+
+        Args:
+            what: ``metrics``, ``openapi.json`` or ``docs``.
+
+        Raises:
+            Unavailable, BackendTimeout
+        """
+        return await self._ask("GET", endpoint, what, None, {}, timeout)
+
+    async def _ask(self, method: str, endpoint: str, what: str, body: bytes | None, headers: dict[str, str],
+                   timeout: float) -> tuple[int, bytes, dict[str, str]]:
         import aiohttp
 
         check_name(endpoint, "endpoint name")
         connector = aiohttp.UnixConnector(str(self.places.admin_socket))
         try:
-            async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session, session.post(
-                f"http://gateway/endpoints/{endpoint}/invocations", data=body,
-                headers={"Content-Type": content_type}, timeout=aiohttp.ClientTimeout(total=timeout),
+            async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session, session.request(
+                method, f"http://gateway/endpoints/{endpoint}/{what}", data=body, headers=headers,
+                timeout=aiohttp.ClientTimeout(total=timeout),
             ) as response:
-                return response.status, await response.read(), response.headers.get("Content-Type", "application/json")
+                return response.status, await response.read(), {k.title(): v for k, v in response.headers.items()}
         except TimeoutError:
             raise BackendTimeout(f"the endpoint did not answer within {timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unavailable("the gateway does not answer", "it is started again within seconds; try again") from error
+
+    def stats(self) -> dict[str, Any] | None:
+        """What ``GET /admin/stats`` says, counted since the gateway's ``started_at``; None when no gateway answers."""
+        return self._admin("GET", "/admin/stats")
 
     def _admin(self, method: str, path: str) -> dict[str, Any] | None:
         connection = _UnixConnection(str(self.places.admin_socket))

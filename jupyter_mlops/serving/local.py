@@ -19,7 +19,7 @@ from typing import Any
 from ..compute.base import LogChunk
 from ..core.errors import NotFound, ParameterError, Refused
 from ..core.resources.base import check_name
-from . import keys
+from . import keys, tokens
 from .instances import MAX_INSTANCES, STOP_GRACE, exclusive
 from .keeper import GatewayKeeper
 from .observation import ScorerObservation, combine
@@ -49,6 +49,15 @@ class LocalServing(Scorers):
     def hash_key(self, key: str) -> dict[str, str]:
         """See :func:`keys.hash_key`."""
         return keys.hash_key(key)
+
+    def new_secret(self) -> str:
+        """See :func:`tokens.new_secret`."""
+        return tokens.new_secret()
+
+    def mint(self, endpoint: str, secret: str, expires: float) -> tuple[str, str]:
+        """A bearer token, see :func:`tokens.mint`, and its public id."""
+        token, claims = tokens.mint(endpoint, secret, expires)
+        return token, claims.ident
 
     # -- models --------------------------------------------------------------------
 
@@ -201,10 +210,18 @@ class LocalServing(Scorers):
         """See :meth:`GatewayKeeper.stop`."""
         self.gateway.stop()
 
-    async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json",
-                     timeout: float = 60.0) -> tuple[int, bytes, str]:
+    async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json", timeout: float = 60.0,
+                     deployment: str = "") -> tuple[int, bytes, str]:
         """See :meth:`GatewayKeeper.invoke`."""
-        return await self.gateway.invoke(endpoint, body, content_type, timeout)
+        return await self.gateway.invoke(endpoint, body, content_type, timeout, deployment)
+
+    async def page(self, endpoint: str, what: str) -> tuple[int, bytes, dict[str, str]]:
+        """See :meth:`GatewayKeeper.page`."""
+        return await self.gateway.page(endpoint, what)
+
+    def stats(self) -> dict[str, Any] | None:
+        """See :meth:`GatewayKeeper.stats`."""
+        return self.gateway.stats()
 
     def stop_all(self) -> None:
         """End the gateway, then every scorer. What they serve stays on disk."""

@@ -20,6 +20,7 @@ _READY_WITHIN = 30.0
 _PAGE = 200
 #: How MLflow names a logged model as the source of a version.
 _MODEL_URI = re.compile(r"models:/(m-[A-Za-z0-9]+)")
+_RUN_URI = re.compile(r"runs:/([A-Za-z0-9]+)(/.*)?")
 
 
 class Registry:
@@ -84,20 +85,29 @@ class Registry:
         return _version_row(found, found.get("aliases", []))
 
     async def resolve_model(self, reference: str) -> dict[str, Any]:
-        """The version row that ``name/version`` or ``name@alias`` stands for."""
+        """The version row that ``name/version`` or ``name@alias`` stands for; ``latest`` may be any model's newest.
+
+        Of ``runs:/run/path`` a row without name and version.
+        """
+        run = _RUN_URI.fullmatch(reference)
+        if run:
+            return {"name": "", "version": "", "tags": {}, **await self._model_of_run(run[1], (run[2] or "/")[1:])}
         name, at, alias = reference.rpartition("@")
         if at and name and alias:
             try:
                 answer = await self.api.get("registered-models/alias", name=name, alias=alias)
             except (NotFound, ParameterError):
-                aliases = self._model_row(await self._find_model(name))["aliases"]
+                row = self._model_row(await self._find_model(name))
+                aliases = row["aliases"]
+                if alias == "latest" and row["latest_version"]:
+                    return await self.version(name, row["latest_version"])
                 hint = f"its aliases: {', '.join(sorted(aliases))}" if aliases else f"use {name}/VERSION"
                 raise NotFound(f"model {name!r} has no alias {alias!r}", hint) from None
             found = answer["model_version"]
             return await self.version(name, str(found["version"]))
         name, slash, version = reference.rpartition("/")
         if not slash or not name:
-            raise ParameterError(f"model {reference!r} is neither NAME/VERSION nor NAME@ALIAS")
+            raise ParameterError(f"model {reference!r} is neither NAME/VERSION nor NAME@ALIAS nor runs:/RUN/PATH")
         return await self.version(name, version)
 
     def _model_row(self, model: dict[str, Any]) -> dict[str, Any]:
@@ -278,17 +288,19 @@ class Registry:
 
     # Files
 
-    async def model_dir(self, name: str, version: str) -> Path:
-        """The local folder with a version's files.
+    async def model_dir(self, name: str, version: str, source: str = "") -> Path:
+        """The local folder with a version's files, or without a name with those at ``source``.
 
         Raises:
             NotFound: no such version.
             Refused: its files are not in this workspace, or they are no MLflow model.
         """
-        await self.version(name, version)
-        answer = await self.api.get("model-versions/get-download-uri", name=name, version=version)
-        folder = await self._local(str(answer.get("artifact_uri", "")))
-        what = f"version {version} of model {name!r}"
+        if name:
+            await self.version(name, version)
+            answer = await self.api.get("model-versions/get-download-uri", name=name, version=version)
+            source = str(answer.get("artifact_uri", ""))
+        folder = await self._local(source)
+        what = f"version {version} of model {name!r}" if name else f"the model {source}"
         if folder is None:
             raise Refused(f"the files of {what} are not kept in this workspace", "register it from one of its runs")
         if not await asyncio.to_thread((folder / "MLmodel").is_file):
@@ -300,7 +312,7 @@ class Registry:
         if model:
             info = (await self.api.get(f"logged-models/{model.group(1)}"))["model"]["info"]
             uri = info.get("artifact_uri", "")
-        run = re.fullmatch(r"runs:/([A-Za-z0-9]+)(/.*)?", uri)
+        run = _RUN_URI.fullmatch(uri)
         if run:
             info = (await self.api.get("runs/get", run_id=run.group(1)))["run"]["info"]
             uri = info["artifact_uri"] + (run.group(2) or "")

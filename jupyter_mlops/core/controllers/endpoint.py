@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+from collections import defaultdict
+from functools import partial
 from typing import Any, Protocol
 
-from ..errors import NotFound
-from ..identity import Identity
-from ..resources.base import Resource
-from ..resources.endpoint import EndpointSpec, EndpointStatus
+from .. import traffic
+from ..errors import Conflict, NotFound, Refused, Unavailable
+from ..identity import SYSTEM, Identity
+from ..resources.base import Resource, utcnow
+from ..resources.deployment import DeploymentSpec
+from ..resources.endpoint import CanarySpec, EndpointSpec, EndpointStatus
 from .base import Controller, Key
+
+log = logging.getLogger(__name__)
 
 KEY_NAMES = ("primary", "secondary")
 
@@ -19,10 +27,19 @@ class Serving(Protocol):
 
     def new_key(self) -> str: ...
     def hash_key(self, key: str) -> dict[str, str]: ...
+    def new_secret(self) -> str: ...
+    def mint(self, endpoint: str, secret: str, expires: float) -> tuple[str, str]: ...
     def publish(self, endpoint: str, config: dict[str, Any]) -> bool: ...
     def unpublish(self, endpoint: str) -> bool: ...
     def ensure_gateway(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any] | None: ...
     def remove(self, endpoint: str, deployment: str | None = None) -> None: ...
+
+
+def proven(deployment: Resource) -> bool:
+    """Whether a deployment has passed its proof and may answer; one that starts again after a crash still may."""
+    status = deployment.status
+    return status.get("phase") == "Ready" or (status.get("phase") == "Starting" and bool(status.get("ready_at")))
 
 
 class EndpointController(Controller):
@@ -36,6 +53,8 @@ class EndpointController(Controller):
         self._serving = serving
         self._published: dict[str, dict[str, Any]] = {}
         self._gateway_pid: int | None = None
+        # Two that publish the same endpoint at once could leave the older of two states in force.
+        self._publishing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def active(self) -> list[Key]:
         def work(tx: Any) -> list[Key]:
@@ -47,31 +66,115 @@ class EndpointController(Controller):
     async def admit(
         self, parent: str, name: str, spec: EndpointSpec, identity: Identity
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if spec.compute and await self.workspace.store.read(lambda tx: tx.find("compute", spec.compute)) is None:
+            raise Refused(f"compute {spec.compute!r} does not exist", "`local` is always there")
         keys = {k: self._serving.new_key() for k in KEY_NAMES}
-        private = {"keys": {k: self._serving.hash_key(v) for k, v in keys.items()}}
+        private = {
+            "keys": {k: self._serving.hash_key(v) for k, v in keys.items()}, "token_secret": self._serving.new_secret(),
+        }
         status = EndpointStatus(
             phase="Creating", reason="no deployment yet", key_hints={k: v[-4:] for k, v in keys.items()}
         )
-        return status.model_dump(), private, {"keys": keys}
+        # Keys do not open an endpoint of tokens; its keys are there for the day when that changes, by rotating them.
+        return status.model_dump(), private, {"keys": keys if spec.auth_mode == "key" else {}}
+
+    # -- what is asked of an endpoint beside its spec --------------------------------------------------------------
 
     async def rotate(self, name: str, which: str, identity: Identity) -> str:
-        """Replace one key; the other goes on working, so that callers can change over. Returns the new key."""
-        key = self._serving.new_key()
+        """Replace one key; the other goes on working, so that callers can change over. Returns the new key.
+
+        ``tokens``: every bearer token ends; there is nothing to return then.
+        """
+        tokens = which == "tokens"
+        key = "" if tokens else self._serving.new_key()
 
         def work(tx: Any) -> None:
             endpoint = tx.get("endpoint", name)
             private = tx.private("endpoint", name)
-            private.setdefault("keys", {})[which] = self._serving.hash_key(key)
+            if tokens:
+                private["token_secret"] = self._serving.new_secret()
+            else:
+                private.setdefault("keys", {})[which] = self._serving.hash_key(key)
             tx.set_private("endpoint", name, private)
-            hints = {**endpoint.status.get("key_hints", {}), which: key[-4:]}
-            tx.set_status("endpoint", name, {"key_hints": hints})
+            if not tokens:
+                hints = {**endpoint.status.get("key_hints", {}), which: key[-4:]}
+                tx.set_status("endpoint", name, {"key_hints": hints})
             tx.audit(identity, "endpoints/secrets/write", f"endpoints/{name}", {"op": "rotate", "key": which})
 
         await self.workspace.store.write(work)
         await self.reconcile("", name)
         return key
 
+    async def issue_token(self, name: str, seconds: float, identity: Identity) -> tuple[str, str]:
+        """A bearer token for the endpoint, and when it ends (RFC 3339).
+
+        Raises:
+            NotFound: no such endpoint.
+            Conflict: it is opened by keys.
+        """
+        expires = time.time() + seconds
+
+        def work(tx: Any) -> str:
+            endpoint = tx.get("endpoint", name)
+            if endpoint.spec.get("auth_mode") != "token":
+                raise Conflict(f"endpoint {name!r} is opened by keys, not by tokens", "make it with auth_mode: token")
+            token, ident = self._serving.mint(name, _secret(tx, name, self._serving), expires)
+            detail = {"op": "token", "id": ident, "expires_at": utcnow(expires)}
+            tx.audit(identity, "endpoints/secrets/write", f"endpoints/{name}", detail)
+            return token
+
+        token = await self.workspace.store.write(work)
+        await self.reconcile("", name)
+        return token, utcnow(expires)
+
+    async def change_traffic(
+        self, name: str, fields: dict[str, Any], identity: Identity, if_match: int | None = None
+    ) -> Resource:
+        """Change shares, mirror or sticky header; in force when this returns, if the gateway runs.
+
+        Raises:
+            NotFound, Conflict, PreconditionFailed
+        """
+        return await self._change(name, lambda tx: traffic.change(tx, name, fields, identity, if_match))
+
+    async def promote(self, name: str, identity: Identity) -> Resource:
+        """End the running canary in its favour. Raises NotFound, Conflict."""
+        return await self._change(name, lambda tx: traffic.promote(tx, name, identity))
+
+    async def rollback(self, name: str, identity: Identity, reason: str = "") -> Resource:
+        """Return to the traffic before the canary, or before the last change. Raises NotFound, Conflict."""
+        return await self._change(name, lambda tx: traffic.rollback(tx, name, identity, reason))
+
+    async def start_canary(self, name: str, canary: CanarySpec, identity: Identity) -> Resource:
+        """Give a deployment a share on trial. Raises NotFound, Conflict."""
+        return await self._change(name, lambda tx: traffic.start_canary(tx, name, canary, identity))
+
+    async def _change(self, name: str, work: Any) -> Resource:
+        store = self.workspace.store
+        await store.write(work)
+        try:
+            await self.reconcile("", name)
+        except Unavailable as e:  # stored already: it is in force as soon as the gateway is back
+            log.warning("endpoint %s: %s", name, e)
+        self.workspace.wake("canary", name)
+        return await store.read(lambda tx: tx.get("endpoint", name))
+
+    async def history(self, name: str, limit: int) -> list[dict[str, Any]]:
+        """Who changed what of the endpoint and its deployments, newest first. Raises NotFound."""
+
+        def work(tx: Any) -> list[dict[str, Any]]:
+            tx.get("endpoint", name)
+            return tx.history([f"endpoints/{name}", f"deployments/{name}/"], limit)
+
+        return [_entry(row) for row in await self.workspace.store.read(work)]
+
+    # -- convergence -----------------------------------------------------------------------------------------------
+
     async def reconcile(self, parent: str, name: str) -> None:
+        async with self._publishing[name]:
+            await self._reconcile(name)
+
+    async def _reconcile(self, name: str) -> None:
         store = self.workspace.store
 
         def look(tx: Any) -> tuple[Resource | None, bool, dict[str, Any], list[Resource]]:
@@ -81,47 +184,32 @@ class EndpointController(Controller):
 
         endpoint, deleting, private, deployments = await store.read(look)
         if endpoint is None:
+            self._publishing.pop(name, None)
             return
         if deleting:
             await self._delete(name)
             return
+        if not private.get("token_secret"):  # made by an older version
+            private["token_secret"] = await store.write(partial(_secret, name=name, serving=self._serving))
         gateway = await asyncio.to_thread(self._serving.ensure_gateway)
         if gateway.get("pid") != self._gateway_pid:
             self._gateway_pid = gateway.get("pid")
             await self.workspace.note_gateway(gateway)
-        ready = [d for d in deployments if d.status.get("phase") == "Ready"]
-        traffic = {d: share for d, share in endpoint.spec.get("traffic", {}).items() if share}
-        if not traffic and ready:
-            traffic = {ready[0].name: 100}  # newest first: what was deployed last takes all
-        config = {
-            "name": name,
-            "keys": private.get("keys", {}),
-            "traffic": traffic,
-            "deployments": {d.name: {"request_settings": d.spec.get("request_settings", {})} for d in ready},
-        }
+        serving = [d.name for d in deployments if proven(d)]
+        shares = traffic.in_force(endpoint.spec.get("traffic", {}), endpoint.status.get("traffic", {}), serving)
+        config = published(endpoint, private, deployments, shares)
         if self._published.get(name) != {**config, "gateway": self._gateway_pid}:
             await asyncio.to_thread(self._serving.publish, name, config)
             self._published[name] = {**config, "gateway": self._gateway_pid}
-        serving = [d for d in ready if d.name in traffic]
-        failed = [d for d in deployments if d.status.get("phase") == "Failed"]
-        if serving:
-            phase, reason = "Ready", f"{serving[0].name} serves {serving[0].status.get('model_name')} version " \
-                                     f"{serving[0].status.get('model_version')}"
-        elif traffic and any(d.name in traffic for d in deployments):
-            phase, reason = "Degraded", "the deployment that has the traffic is not ready"
-        elif failed:
-            phase, reason = "Failed", f"{failed[0].name}: {failed[0].status.get('reason')}"
-        else:
-            phase, reason = "Creating", "no deployment is ready yet" if deployments else "no deployment yet"
+        phase, reason = state(endpoint, deployments, shares)
         uri = f"{gateway['url']}/endpoints/{name}/invocations" if gateway.get("url") else ""
-        changes = {"phase": phase, "reason": reason, "scoring_uri": uri}
+        changes = {"phase": phase, "reason": reason, "scoring_uri": uri, "traffic": shares}
         await store.write(lambda tx: tx.set_status("endpoint", name, changes))
 
     async def _delete(self, name: str) -> None:
         store = self.workspace.store
         self._published.pop(name, None)
         await asyncio.to_thread(self._serving.unpublish, name)
-        from ..identity import SYSTEM
 
         def spread(tx: Any) -> list[Resource]:
             deployments, _ = tx.page("deployment", parent=name, limit=200)
@@ -139,3 +227,89 @@ class EndpointController(Controller):
         except NotFound:
             pass
         await store.write(lambda tx: tx.remove("endpoint", name))
+        self._publishing.pop(name, None)
+
+
+def published(
+    endpoint: Resource, private: dict[str, Any], deployments: list[Resource], shares: dict[str, int]
+) -> dict[str, Any]:
+    """What the gateway is told of an endpoint: ``endpoint.json``.
+
+    Deployments that are still to be proven are among it, marked; the gateway lets nobody but us reach them.
+    """
+    told: dict[str, Any] = {}
+    for d in deployments:
+        proving = d.status.get("phase") == "Proving"
+        if not proving and not proven(d):
+            continue
+        spec = DeploymentSpec.model_validate(d.spec)
+        told[d.name] = {
+            "model": {"name": d.status.get("model_name", ""), "version": d.status.get("model_version", "")},
+            "batching": spec.request_settings.batching,
+            **spec.model_dump(
+                mode="json", include={"instance_count", "scale_settings", "request_settings", "data_collector"}
+            ),
+        }
+        if proving:
+            told[d.name]["proving"] = True
+    asked = EndpointSpec.model_validate(endpoint.spec)
+    return {
+        "name": endpoint.name, "auth_mode": asked.auth_mode, "public": asked.public_network_access == "enabled",
+        "keys": private.get("keys", {}), "token_secret": private.get("token_secret", ""), "traffic": shares,
+        "mirror_traffic": {d: share for d, share in asked.mirror_traffic.items() if d in told},
+        "sticky_header": asked.sticky_header, "deployments": told,
+    }
+
+
+def state(endpoint: Resource, deployments: list[Resource], shares: dict[str, int]) -> tuple[str, str]:
+    """(phase, reason) of an endpoint whose traffic is shared as ``shares``."""
+    by_name = {d.name: d for d in deployments}
+    asked = {d: share for d, share in endpoint.spec.get("traffic", {}).items() if share}
+    if not shares:
+        if asked:
+            return "Degraded", "the deployment that has the traffic is not ready"
+        failed = [d for d in deployments if d.status.get("phase") == "Failed"]
+        if any(proven(d) for d in deployments):
+            return "Degraded", "no deployment has traffic"
+        if failed:
+            return "Failed", f"{failed[0].name}: {failed[0].status.get('reason')}"
+        return "Creating", "no deployment is ready yet" if deployments else "no deployment yet"
+    down = [d for d in shares if by_name[d].status.get("phase") != "Ready"]
+    away = [d for d in asked if d not in shares]
+    if down:
+        return "Degraded", f"{down[0]}: {by_name[down[0]].status.get('reason')}"
+    if away:
+        gone = by_name.get(away[0])
+        why = f"is {gone.status.get('phase')}: {gone.status.get('reason')}" if gone else "is not there"
+        return "Degraded", f"{away[0]} {why}; its {asked[away[0]]} % go to {', '.join(shares)}"
+    if len(shares) == 1:
+        only = by_name[next(iter(shares))]
+        return "Ready", f"{only.name} serves {_what(only)}"
+    return "Ready", ", ".join(f"{d} {share} %" for d, share in shares.items())
+
+
+def _what(deployment: Resource) -> str:
+    name, version = deployment.status.get("model_name"), deployment.status.get("model_version")
+    return f"{name} version {version}" if name else str(deployment.spec.get("model") or "a scoring script")
+
+
+def _secret(tx: Any, name: str, serving: Serving) -> str:
+    """The secret with which the endpoint's tokens are signed; made when there is none."""
+    private = tx.private("endpoint", name)
+    if not private.get("token_secret"):
+        private["token_secret"] = serving.new_secret()
+        tx.set_private("endpoint", name, private)
+    return private["token_secret"]
+
+
+#: How the history names what happens to deployments.
+_DEPLOYMENT_OPS = {"create": "deploy", "update": "change", "delete": "remove"}
+
+
+def _entry(row: dict[str, Any]) -> dict[str, Any]:
+    detail = {k: v for k, v in row["detail"].items() if k not in ("op", "token")}
+    action = str(row["detail"].get("op") or row["action"])
+    if row["resource"].startswith("deployments/"):
+        detail["deployment"] = row["resource"].rpartition("/")[2]
+        action = _DEPLOYMENT_OPS.get(action, action)
+    return {"at": row["at"], "by": row["user"], "action": action, "detail": detail}

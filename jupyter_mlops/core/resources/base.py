@@ -37,9 +37,10 @@ def generate_name(stem: str) -> str:
     return f"{slug}-{secrets.token_hex(3)}"
 
 
-def utcnow() -> str:
-    """Now as RFC 3339 in UTC with milliseconds, e.g. ``2026-01-31T12:00:00.000Z``."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def utcnow(seconds: float | None = None) -> str:
+    """Now as RFC 3339 in UTC with milliseconds, e.g. ``2026-01-31T12:00:00.000Z``; or ``seconds`` since the epoch."""
+    at = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Model(BaseModel):

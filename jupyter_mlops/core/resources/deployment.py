@@ -260,6 +260,7 @@ class DeploymentStatus(Status):
     phase: Literal["Pending", "Preparing", "Starting", "Proving", "Ready", "Failed", "Deleting"] = "Pending"
     model_name: str = ""
     model_version: str = ""
+    model_source: str = Field(default="", description="where its files are, as MLflow names it")
     run_id: str = ""
     interpreter: str = ""
     pid: int | None = None
