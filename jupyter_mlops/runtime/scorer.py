@@ -1,26 +1,26 @@
-"""One model in one process: loads it, then answers frames on a unix socket.
+"""One model in one process: loads it, then answers batches of requests on a unix socket.
 
-``python -m jupyter_mlops.runtime.scorer --folder endpoints/<e>/<d> --socket PATH`` runs under the interpreter that the
-model needs. It imports the standard library, and lazily what that interpreter has: mlflow, or for scikit-learn models
-just their own libraries (half the start time and half the memory). HTTP, keys and the check of the input are the
-gateway's; what arrives here is canonical (:mod:`jupyter_mlops.runtime.frames`).
+``python -m jupyter_mlops.runtime.scorer --folder endpoints/<e>/<d> --instance-folder … --socket PATH`` runs under the
+interpreter that the model needs. It imports the standard library, and lazily what that interpreter has. HTTP, keys, the
+check of the input and the queue are the gateway's; what arrives here is canonical
+(:mod:`jupyter_mlops.runtime.inputs`).
 
-Files in the folder: ``scorer.lock`` is held for life, so that there is never a second one; ``scorer.json`` is replaced
-atomically, ``{schema, phase: loading | ready | failed | stopped, pid, start_time, message, traceback, launch,
-ready_after_s}``. Exit codes: 0 stopped, 1 the model cannot be loaded, 3 another scorer holds the lock.
+Files in the instance's folder: ``scorer.lock`` is held for life, so that there is never a second one; ``scorer.json``
+is replaced atomically, ``{schema, phase: loading | ready | failed | stopped, pid, start_time, message, traceback,
+launch, ready_after_s, loader, batch_safe, packages}``. Exit codes: 0 stopped, 1 the model cannot be loaded, 3 another
+scorer holds the lock.
 
-SIGTERM: finish what is under way (at most ``--grace`` seconds), refuse the rest, leave. The model runs on one thread,
-the loop on another, so pings are answered while it computes.
+The main thread loads the model and computes, so that a model always meets the same thread; each connection is read on a
+thread of its own, so pings are answered while the model computes. SIGTERM: say GOING to everybody, answer what has come
+(for at most ``--grace`` seconds), leave.
 """
 
 import argparse
-import asyncio
-import concurrent.futures
 import contextlib
 import fcntl
 import json
 import os
-import re
+import queue
 import signal
 import socket
 import sys
@@ -29,13 +29,16 @@ import time
 import traceback
 
 from . import frames
+from .answers import NotSplittable, answer, cause, error_body, split
+from .inputs import Builder, Parser, Request
+from .loading import load
 from .processes import start_time
 
 LOCKED = 3
 #: Bytes of the log at which it is begun anew: a model that prints must not fill the disk.
 LOG_LIMIT = 64 * 1024 * 1024
-#: Characters of a model's own error that go to the caller.
-CAUSE_LIMIT = 300
+#: Seconds between looks at the log and at the folder.
+WATCH = 10.0
 
 
 def main(argv=None):
@@ -57,13 +60,14 @@ def main(argv=None):
         os.unlink(args.socket)
     begun = time.monotonic()
     try:
-        model = load(os.path.join(args.folder, "model"), read_json(os.path.join(args.folder, "model.json")))
+        about = read_json(os.path.join(args.folder, "model.json"))
+        model = load(os.path.join(args.folder, "model"), about)
     except BaseException as error:
         traceback.print_exc()
         lines = traceback.format_exc().strip().splitlines()
         status.write("failed", cause(error, None), lines[-30:])
         return 1
-    asyncio.run(Scorer(model, args.socket, status, args.grace, begun).run())
+    Scorer(model, about, args.socket, status, args.grace, begun).run()
     return 0
 
 
@@ -87,261 +91,83 @@ class Status:
         os.replace(temporary, self.path)
 
 
-# -- the model ----------------------------------------------------------------
+class Connection:
+    """One peer. Reads on a thread of its own; may be written to from any."""
 
+    def __init__(self, sock, scorer):
+        self.sock = sock
+        self.scorer = scorer
+        self.cancelled = set()
+        self.open = True
+        self._writing = threading.Lock()
 
-class Model:
-    """``predict(data, params)`` of whatever was loaded, and how."""
+    def start(self):
+        threading.Thread(target=self._read, name="connection", daemon=True).start()
 
-    def __init__(self, predict, loader):
-        self.predict = predict
-        self.loader = loader
+    def send(self, frame):
+        """Write a frame; a peer that is gone is forgotten."""
+        try:
+            with self._writing:
+                self.sock.sendall(frame)
+        except OSError:
+            self.close()
 
+    def close(self):
+        self.open = False
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
-def load(folder, about):
-    """The model in an MLflow model folder.
+    def _read(self):
+        reader = frames.Reader()
+        try:
+            self.send(frames.pack(frames.HELLO, 0, self.scorer.hello))
+            while True:
+                data = self.sock.recv(1 << 20)
+                if not data:
+                    break
+                for kind, ident, body in reader.feed(data):
+                    self._take(kind, ident, body)
+        except (OSError, frames.FrameError):
+            pass
+        finally:
+            self.open = False
+            self.scorer.forget(self)
+            self.sock.close()
 
-    Args:
-        about: what ``prepare`` found in its MLmodel file: ``{"sklearn": {...}}`` when it can be loaded without MLflow.
-    """
-    with _no_needless_torch():
-        model = None
-        if about.get("sklearn") and os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true").lower() != "false":
-            try:
-                model = _load_sklearn(folder, about["sklearn"])
-            except Exception as error:
-                # MLflow's own loader has the last word, and its error is the one that users can look up.
-                print("loading without MLflow failed (%s), with it now" % cause(error, None), flush=True)
-        if model is None:
-            model = _load_pyfunc(folder)
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "set_num_threads"):
-        with contextlib.suppress(Exception):
-            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-    return model
-
-
-def _load_sklearn(folder, about):
-    """What ``mlflow.sklearn`` does for a model without code paths, without importing MLflow."""
-    path = os.path.join(folder, about["file"])
-    if about["format"] == "skops":
-        import skops.io
-
-        model = skops.io.load(path, trusted=about.get("trusted"))
-    else:
-        import pickle
-
-        with open(path, "rb") as f:
-            model = pickle.load(f)  # loading a model is running its code; MLflow does the same
-    predict = getattr(model, about["predict"])
-    return Model(lambda data, params: predict(data), "sklearn")
-
-
-def _load_pyfunc(folder):
-    import mlflow.pyfunc
-
-    model = mlflow.pyfunc.load_model(folder, suppress_warnings=True)
-    return Model(lambda data, params: model.predict(data, params=params or None), "pyfunc")
-
-
-@contextlib.contextmanager
-def _no_needless_torch():
-    """Keeps ``sklearn.utils.all_estimators``, which skops calls at import, from importing torch, CuPy and dask.
-
-    It walks all of scikit-learn's modules, among them adapters to these libraries, and skips those whose import fails.
-    Torch costs a second and 200 MB, for nothing. The adapters can be imported again once the model is loaded.
-    """
-    class Refusal:
-        def find_spec(self, name, path=None, target=None):
-            head, _, last = name.rpartition(".")
-            adapter = head == "sklearn.externals.array_api_compat" and last in ("torch", "cupy", "dask")
-            if adapter and last not in sys.modules:
-                raise ModuleNotFoundError("not while a model is loaded: " + name, name=name)
-            return None
-
-    refusal = Refusal()
-    sys.meta_path.insert(0, refusal)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(refusal)
-
-
-# -- input and output ---------------------------------------------------------
-
-
-def build(body):
-    """(data, params) for ``predict`` from the body of a SCORE frame."""
-    header, blob = frames.unpack_score(body)
-    params = header.get("params") or {}
-    if header["form"] == "raw":
-        return header["values"], params
-    if header["form"] == "tensors":
-        return _arrays(header["tensors"], blob), params
-    return _dataframe(header["blocks"], blob, header["rows"]), params
-
-
-def _dataframe(blocks, blob, rows):
-    import numpy as np
-    import pandas as pd
-
-    offset = 0
-    parts = []  # type: list
-    for block in blocks:
-        if "size" in block:
-            # A copy, because the frame's bytes are read-only and models may write into their input.
-            values = np.frombuffer(blob[offset:offset + block["size"]], dtype=block["code"]).copy()
-            offset += block["size"]
-            if len(blocks) == 1:
-                return pd.DataFrame(values.reshape(rows, block["width"]), columns=block["names"])
-        else:
-            values = _plain_column(block["type"], block["values"], np, pd)
-        parts.append((block["names"][0] if block["names"] else len(parts), values))
-    return pd.DataFrame(dict(parts), index=pd.RangeIndex(rows))
-
-
-def _plain_column(kind, values, np, pd):
-    if kind == "boolean":
-        return np.array(values, dtype=bool) if None not in values else pd.Series(values, dtype=object)
-    if kind == "datetime":
-        return pd.to_datetime(pd.Series(values, dtype=object), format="ISO8601").astype("datetime64[ns]")
-    if kind == "binary":
-        return pd.Series([_unbase64(v) for v in values], dtype=object)
-    if kind == "string":
-        return pd.Series(values) if any(v is not None for v in values) else pd.Series(values, dtype=object)
-    column = np.empty(len(values), dtype=object)  # lists and dicts, which pandas must not look into
-    for i, value in enumerate(values):
-        column[i] = value
-    return pd.Series(column, dtype=object)
-
-
-def _unbase64(text):
-    import base64
-
-    return None if text is None else base64.b64decode(text)
-
-
-def _arrays(tensors, blob):
-    import numpy as np
-
-    offset = 0
-    result = {}
-    for tensor in tensors:
-        dtype = tensor["dtype"]
-        if "size" in tensor:
-            raw = "int8" if dtype == "bool" else tensor["code"] or dtype
-            values = np.frombuffer(blob[offset:offset + tensor["size"]], dtype=raw).astype(dtype)
-            offset += tensor["size"]
-        elif dtype == "datetime64":
-            values = np.array(["NaT" if v is None else v for v in tensor["values"]], dtype="datetime64[ns]")
-        elif dtype == "object":
-            values = np.empty(len(tensor["values"]), dtype=object)
-            for i, value in enumerate(tensor["values"]):
-                values[i] = value
-        else:
-            values = np.array(tensor["values"], dtype=str)
-        result[tensor["name"]] = values.reshape(tensor["shape"])
-    return result[None] if list(result) == [None] else result
-
-
-def answer(output):
-    """The JSON for the caller: ``{"predictions": ...}`` as MLflow's scoring protocol has it; NaN is null."""
-    plain = _plain(output)
-    try:
-        text = json.dumps({"predictions": plain}, default=_default, allow_nan=False, separators=(",", ":"))
-    except (ValueError, TypeError):
-        text = json.dumps({"predictions": _without_nan(plain)}, allow_nan=False, separators=(",", ":"))
-    return text.encode("ascii")
-
-
-def _plain(value):
-    np, pd = sys.modules.get("numpy"), sys.modules.get("pandas")
-    if np is not None and isinstance(value, np.ndarray):
-        return np.datetime_as_string(value).tolist() if value.dtype.kind == "M" else value.tolist()
-    if pd is not None and isinstance(value, (pd.DataFrame, pd.Series)):
-        return pd.DataFrame(value).to_dict(orient="records")
-    if hasattr(value, "toarray") and hasattr(value, "nnz"):  # a sparse matrix of scipy
-        return value.toarray().tolist()
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "Tensor") and isinstance(value, torch.Tensor):
-        return value.detach().cpu().numpy().tolist()
-    return value
-
-
-def _default(value):
-    """Whatever JSON does not know: numpy, pandas, dates, bytes, pydantic."""
-    import base64
-    import datetime
-    import decimal
-
-    plain = _plain(value)
-    if plain is not value:
-        return plain
-    np, pd = sys.modules.get("numpy"), sys.modules.get("pandas")
-    if pd is not None and (value is pd.NaT or value is pd.NA):
-        return None
-    if np is not None and isinstance(value, np.datetime64):
-        return None if np.isnat(value) else str(value)
-    if np is not None and isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(bytes(value)).decode("ascii")
-    if isinstance(value, (datetime.date, datetime.datetime, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal):
-        return float(value)
-    if isinstance(value, (set, frozenset, tuple)):
-        return list(value)
-    if hasattr(value, "model_dump"):
-        return value.model_dump()
-    raise TypeError("the model's answer has a %s in it, which is not JSON" % type(value).__name__)
-
-
-def _without_nan(value):
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if value is None or isinstance(value, (str, int, bool)):
-        return value
-    if isinstance(value, dict):
-        return {k if isinstance(k, str) else str(k): _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return _without_nan(_default(value))
-
-
-_PATH = re.compile(r"(?:(?<=[\s'\"(=:,])|^)(?:~|[A-Za-z]:)?[/\\](?:[^\s'\":,;()]*[/\\])+([^\s'\":,;()/\\]*)")
-
-
-def cause(error, limit=CAUSE_LIMIT):
-    """An exception in one line, without folders of this machine."""
-    text = str(error).strip()
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    line = _PATH.sub(r"\1", "%s: %s" % (type(error).__name__, first) if first else type(error).__name__)
-    line = "".join(c if c.isprintable() else " " for c in line)
-    return line if limit is None or len(line) <= limit else line[:limit] + "…"
-
-
-# -- the server ---------------------------------------------------------------
+    def _take(self, kind, ident, body):
+        if kind == frames.PING:
+            self.send(frames.pack(frames.PONG, ident, self.scorer.pong))
+        elif kind == frames.BATCH:
+            self.scorer.work.put((self, ident, body))
+        elif kind == frames.CANCEL:
+            self.cancelled.add(ident)
 
 
 class Scorer:
-    """Serves frames of any number of connections; the model computes on one thread, in order of arrival."""
+    """Serves any number of connections; the model computes on the thread that calls :meth:`run`, as requests come."""
 
-    def __init__(self, model, path, status, grace, begun):
+    def __init__(self, model, about, path, status, grace, begun):
         self.model = model
         self.path = path
         self.status = status
         self.grace = grace
         self.begun = begun
-        self.pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="model")
-        self.tasks = set()
-        self.draining = False
+        self.work = queue.SimpleQueue()  # type: queue.SimpleQueue
+        self.connections = set()
+        self.leaving = 0.0
+        self.wrap = model.loader != "script"
+        #: Whether rows of several requests may be stacked; found out to be wrong, it is never tried again.
+        self.stacks = bool(getattr(model, "batch_safe", False))
+        self.parse = Parser()
+        self.build = Builder(column_names(about), getattr(model, "wants", "frame"))
+        self.hello = json.dumps(
+            {"pid": os.getpid(), "loader": model.loader, "batch_safe": self.stacks}).encode("ascii")
+        self.pong = json.dumps({"pid": os.getpid(), "phase": "ready"}).encode("ascii")
 
-    async def run(self):
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
+    def run(self):
+        """Serve until SIGTERM, then end the process."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            signal.signal(number, self._leave)
         # Bound under another name with its mode set, then renamed: nobody ever finds it half made.
         temporary = self.path + ".new"
         with contextlib.suppress(OSError):
@@ -349,70 +175,119 @@ class Scorer:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(temporary)
         os.chmod(temporary, 0o600)
-        server = await asyncio.start_unix_server(self.serve, sock=listener, backlog=128, limit=1 << 20)
+        listener.listen(64)
         os.replace(temporary, self.path)
         took = time.monotonic() - self.begun
-        self.status.write("ready", ready_after_s=round(took, 3), loader=self.model.loader)
+        self.status.write("ready", ready_after_s=round(took, 3), loader=self.model.loader, batch_safe=self.stacks,
+                          packages=getattr(self.model, "packages", {}))
         print("ready after %.2f s (%s)" % (took, self.model.loader), flush=True)
-        watch = asyncio.ensure_future(self.watch())
-        watch.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        self.draining = True
-        server.close()
-        watch.cancel()
+        threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True).start()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        self._compute()
+        self._end()
+
+    def forget(self, connection):
+        """Called by a connection that has ended."""
+        self.connections.discard(connection)
+        if self.leaving:
+            self.work.put(None)
+
+    def _accept(self, listener):
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                time.sleep(0.1)  # for example too many open files
+                continue
+            connection = Connection(sock, self)
+            self.connections.add(connection)
+            connection.start()
+            if self.leaving:
+                connection.send(frames.pack(frames.GOING, 0))
+
+    def _leave(self, *_):
+        if self.leaving:
+            return
+        self.leaving = time.monotonic()
+        # On a thread: a handler may interrupt the very send that holds the lock.
+        threading.Thread(target=self._say_going, name="leave", daemon=True).start()
+
+    def _say_going(self):
         with contextlib.suppress(OSError):
             os.unlink(self.path)
-        if self.tasks:
-            await asyncio.wait(list(self.tasks), timeout=self.grace)
+        for connection in list(self.connections):
+            connection.send(frames.pack(frames.GOING, 0))
+        self.work.put(None)
+        time.sleep(self.grace)
+        self._end()
+
+    def _end(self):
         with contextlib.suppress(OSError):
             self.status.write("stopped", "stopped")
         print("stopped", flush=True)
-        sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)  # a model that still computes on its thread must not keep the process
+        os._exit(0)  # threads of the model's own, or a model that still computes, must not keep the process
 
-    async def serve(self, reader, writer):
-        waiting = {}
-        try:
-            while True:
-                kind, ident, body = await frames.read(reader)
-                if kind == frames.PING:
-                    self.send(writer, frames.PONG, ident, json.dumps({"pid": os.getpid(), "phase": "ready"}).encode())
-                elif kind == frames.SCORE:
-                    if self.draining:
-                        self.send_error(writer, ident, "unavailable", "the deployment is stopping")
-                        continue
-                    job = self.pool.submit(self.score, body)
-                    waiting[ident] = job
-                    task = asyncio.ensure_future(self.reply(job, writer, ident, waiting))
-                    self.tasks.add(task)
-                    task.add_done_callback(self.tasks.discard)
-                elif kind == frames.CANCEL and ident in waiting:
-                    waiting[ident].cancel()
-                await writer.drain()
-        except (asyncio.IncompleteReadError, frames.FrameError, ConnectionError):
-            pass
-        finally:
-            for job in list(waiting.values()):
-                job.cancel()
-            writer.close()
+    def _compute(self):
+        while True:
+            item = self.work.get()
+            if item is not None:
+                self._batch(*item)
+            # Gateways hang up once they have all their answers; those that only ping do not count.
+            if self.leaving and self.work.empty() and not self.connections:
+                return
 
-    async def reply(self, job, writer, ident, waiting):
-        try:
-            kind, body = await asyncio.wrap_future(job)
-        except (asyncio.CancelledError, concurrent.futures.CancelledError):
+    def _batch(self, connection, ident, body):
+        if not connection.open or ident in connection.cancelled:
+            connection.cancelled.discard(ident)
             return
-        finally:
-            waiting.pop(ident, None)
-        if not writer.is_closing():
-            self.send(writer, kind, ident, body)
-            with contextlib.suppress(ConnectionError):
-                await writer.drain()
-
-    def score(self, body):
-        """One request, on the model's thread: (frame kind, body)."""
+        groups = {}  # type: dict
+        broken = []
         try:
-            data, params = build(body)
+            bodies = frames.unpack_batch(body)
+        except frames.FrameError:
+            connection.close()
+            return
+        for place, text in enumerate(bodies):
+            try:
+                request = Request(text, self.parse)
+            except Exception as error:
+                traceback.print_exc()
+                broken.append((place, frames.ERROR, error_body("bad_parameter", "the input cannot be read: "
+                                                               + cause(error))))
+                continue
+            key = request.key if self.stacks and request.key is not None else place
+            groups.setdefault(key, []).append((place, request))
+        if broken:
+            connection.send(frames.pack_answers(ident, broken))
+        for group in groups.values():
+            if not connection.open or ident in connection.cancelled:
+                break
+            connection.send(frames.pack_answers(ident, self._group(group)))
+        connection.cancelled.discard(ident)
+
+    def _group(self, group):
+        """(place, kind, body) for requests that can be stacked."""
+        if len(group) > 1:
+            try:
+                output = self._predict([r for _, r in group])
+                found = split(output, [r.rows for _, r in group], self.wrap)
+                return [(place, frames.RESULT, body) for (place, _), body in zip(group, found)]
+            except NotSplittable as error:
+                print("the model's answer has not one item for each row (%s): requests are not stacked from now on"
+                      % error, flush=True)
+                self.stacks = False
+            except BaseException:
+                pass  # perhaps one of them is to blame: each for itself
+        return [(place, *self._one(request)) for place, request in group]
+
+    def _predict(self, requests):
+        data, params = self.build(requests)
+        return self.model.predict(data, params)
+
+    def _one(self, request):
+        try:
+            data, params = self.build([request])
         except Exception as error:
             traceback.print_exc()
             return frames.ERROR, error_body("bad_parameter", "the input cannot be built: " + cause(error))
@@ -424,29 +299,27 @@ class Scorer:
         except SystemExit as error:
             return frames.ERROR, error_body("model_error", "the model called exit(%s)" % (error.code,))
         try:
-            return frames.RESULT, answer(output)
+            return frames.RESULT, answer(output, self.wrap)
         except Exception as error:
             traceback.print_exc()
             return frames.ERROR, error_body("model_error", "the model's answer is not JSON: " + cause(error))
 
-    def send(self, writer, kind, ident, body):
-        writer.write(frames.pack(kind, ident, body))
-
-    def send_error(self, writer, ident, code, message):
-        self.send(writer, frames.ERROR, ident, error_body(code, message))
-
-    async def watch(self):
-        """Begin the log anew when it is too long (it is in append mode), until the deployment's folder is gone."""
+    def _watch(self):
+        """Begin the log anew when it is too long (it is in append mode); leave when the folder is gone."""
         while os.path.isdir(os.path.dirname(self.status.path)):
-            await asyncio.sleep(10)
+            time.sleep(WATCH)
             with contextlib.suppress(OSError):
                 if os.fstat(1).st_size > LOG_LIMIT:
                     os.ftruncate(1, 0)
                     print("the log reached %d bytes and was begun anew" % LOG_LIMIT, flush=True)
+        self._leave()
 
 
-def error_body(code, message):
-    return json.dumps({"code": code, "message": message}).encode("ascii")
+def column_names(about):
+    """Names of the signature's columns, or None when it has none or they are not named."""
+    inputs = (about.get("signature") or {}).get("inputs") or []
+    names = [i.get("name") for i in inputs if i.get("type") != "tensor"]
+    return names if names and None not in names else None
 
 
 if __name__ == "__main__":

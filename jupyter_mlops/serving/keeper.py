@@ -111,7 +111,7 @@ class GatewayKeeper:
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             child = self.children.watch(subprocess.Popen(
-                [sys.executable, "-m", "jupyter_mlops.serving.gateway", "--home", str(self.places.home),
+                [sys.executable, "-m", "jupyter_mlops.serving.gateway_process", "--home", str(self.places.home),
                  "--runtime-dir", str(self.places.runtime)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.places.home, start_new_session=True,
                 env=gateway_env(),

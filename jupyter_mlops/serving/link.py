@@ -1,124 +1,168 @@
-"""The gateway's side of one scorer: a persistent unix connection on which requests are pipelined."""
+"""The gateway's side of one scorer instance: a connection on which batches of requests travel."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from ..core.errors import BackendTimeout, MlopsError, ModelError, ParameterError, Unavailable
 from ..runtime import frames
 
-#: Seconds that a client is told to wait before it asks a scorer that is down again.
-RETRY_AFTER = 2
-CONNECT_TIMEOUT = 2.0
+#: Seconds until a scorer that took the connection must have said HELLO.
+CONNECT_TIMEOUT = 5.0
 
 
-class ScorerDown(Unavailable):
-    """Nobody answers on the scorer's socket."""
+class Item(Protocol):
+    """One request in a batch."""
+
+    score: bytes
+
+    def answered(self, kind: int, body: bytes) -> None:
+        """Told the answer of the scorer: RESULT or ERROR."""
 
 
-class ScorerLink:
-    """Requests to one scorer. The connection is made on demand, and again after it was lost."""
+class Link(asyncio.Protocol):
+    """A connection to one scorer. Made once; when it is lost another link takes its place.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._connecting = asyncio.Lock()
-        self._waiting: dict[int, asyncio.Future[tuple[int, bytes]]] = {}
+    Args:
+        index: number of the instance.
+        freed: called with the link whenever a batch has been answered in full, and when the scorer has said HELLO.
+        lost: called once with the link and the requests that were not answered, when the connection has ended.
+    """
+
+    def __init__(self, index: int, freed: Callable[[Link], None],
+                 lost: Callable[[Link, list[Any]], None]) -> None:
+        self.index = index
+        self.ready = False
+        self.going = False
+        self.batch_safe = False
+        self.loader = ""
+        #: batch id → place in the batch → request that waits
+        self.batches: dict[int, dict[int, Item]] = {}
+        self.in_flight = 0
+        #: A request that may have killed another instance is on its way alone.
+        self.alone = False
+        self.busy_since = 0.0
+        self.busy = 0.0
+        self._freed = freed
+        self._lost = lost
         self._last = 0
+        self._reader = frames.Reader()
+        self._transport: asyncio.Transport | None = None
+        self._pings: dict[int, asyncio.Future[bool]] = {}
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._waiting)
+    # -- asyncio's side ------------------------------------------------------------
 
-    async def score(self, body: bytes, timeout: float) -> bytes:
-        """The answer's JSON.
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        transport.set_write_buffer_limits(high=1 << 26)  # type: ignore[attr-defined]
 
-        Raises:
-            ModelError: the model raised.
-            ParameterError: the scorer could not build the input.
-            ScorerDown: no scorer there, or it went away meanwhile.
-            BackendTimeout: no answer within ``timeout`` seconds; the request is cancelled where it waits.
-        """
-        kind, answer = await self._ask(frames.SCORE, body, timeout)
-        if kind == frames.RESULT:
-            return answer
+    def data_received(self, data: bytes) -> None:
         try:
-            error: dict[str, Any] = json.loads(answer)
-        except ValueError:
-            error = {}
-        message = str(error.get("message") or "the scorer failed")
-        if error.get("code") == "unavailable":
-            raise ScorerDown(message, "try again in a moment")
-        if error.get("code") == "bad_parameter":
-            raise ParameterError(message)
-        raise ModelError(message, "the deployment's log has the traceback")
+            for kind, ident, body in self._reader.feed(data):
+                if kind == frames.ANSWERS:
+                    self._take(ident, frames.unpack_answers(body))
+                elif kind == frames.PONG:
+                    future = self._pings.pop(ident, None)
+                    if future is not None and not future.done():
+                        future.set_result(True)
+                elif kind == frames.HELLO:
+                    hello: dict[str, Any] = json.loads(body)
+                    self.batch_safe, self.loader = bool(hello.get("batch_safe")), str(hello.get("loader"))
+                    self.ready = True
+                    self._freed(self)
+                elif kind == frames.GOING:
+                    self.leave()
+        except (frames.FrameError, ValueError):
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.ready = False
+        self._idle()
+        left = [item for batch in self.batches.values() for item in batch.values()]
+        self.batches.clear()
+        self.in_flight = 0
+        for future in self._pings.values():
+            if not future.done():
+                future.set_result(False)
+        self._pings.clear()
+        self._lost(self, left)
+
+    # -- the dispatcher's side -------------------------------------------------------
+
+    def send(self, items: list[Any]) -> None:
+        """Give the scorer a batch."""
+        assert self._transport is not None
+        self._last = ident = self._last % 0xFFFFFFFF + 1
+        if not self.batches:
+            self.busy_since = time.monotonic()
+        self.batches[ident] = dict(enumerate(items))
+        self.in_flight += len(items)
+        self._transport.writelines(frames.pack_batch(ident, [item.score for item in items]))
+
+    def _take(self, ident: int, answers: list[tuple[int, int, bytes]]) -> None:
+        batch = self.batches.get(ident)
+        if batch is None:
+            return  # given up meanwhile
+        for place, kind, body in answers:
+            item = batch.pop(place, None)
+            if item is not None:
+                self.in_flight -= 1
+                item.answered(kind, body)
+        if not batch:
+            del self.batches[ident]
+            self.alone = False
+            self._idle()
+            self._hang_up()
+            self._freed(self)
+
+    def give_up(self, ident: int) -> list[Any]:
+        """Forget a batch that takes too long; the scorer skips it where it has not begun with it."""
+        batch = self.batches.pop(ident, {})
+        self.in_flight -= len(batch)
+        self.alone = False
+        self._idle()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frames.pack(frames.CANCEL, ident))
+        self._hang_up()
+        return list(batch.values())
+
+    def leave(self) -> None:
+        """Send nothing more, and hang up when all is answered."""
+        self.going = True
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self.going and not self.batches:
+            self.close()
+
+    def _idle(self) -> None:
+        if not self.batches and self.busy_since:
+            self.busy += time.monotonic() - self.busy_since
+            self.busy_since = 0.0
+
+    def busy_seconds(self) -> float:
+        """Seconds so far in which it had something to do."""
+        return self.busy + (time.monotonic() - self.busy_since if self.busy_since else 0.0)
 
     async def ping(self, timeout: float = 2.0) -> bool:
         """Whether the scorer answers."""
-        try:
-            kind, _ = await self._ask(frames.PING, b"", timeout)
-        except MlopsError:
+        if not self.ready or self._transport is None:
             return False
-        return kind == frames.PONG
-
-    async def _ask(self, kind: int, body: bytes, timeout: float) -> tuple[int, bytes]:
+        self._last = ident = self._last % 0xFFFFFFFF + 1
+        future = self._pings[ident] = asyncio.get_running_loop().create_future()
+        self._transport.write(frames.pack(frames.PING, ident))
         try:
             async with asyncio.timeout(timeout):
-                writer = await self._connected()
-                self._last = ident = self._last % 0xFFFFFFFF + 1
-                future = asyncio.get_running_loop().create_future()
-                self._waiting[ident] = future
-                try:
-                    writer.write(frames.pack(kind, ident, body))
-                    await writer.drain()
-                    return await future
-                except asyncio.CancelledError:
-                    # Timed out, or the caller hung up: nobody waits for this any more.
-                    if not writer.is_closing():
-                        writer.write(frames.pack(frames.CANCEL, ident))
-                    raise
-                finally:
-                    self._waiting.pop(ident, None)
+                return await future
         except TimeoutError:
-            raise BackendTimeout(f"the model did not answer within {timeout:g} s",
-                                 "send fewer rows, or raise request_timeout_ms") from None
-        except OSError:
-            raise ScorerDown("the deployment does not answer", "it may be starting; try again in a moment") from None
-
-    async def _connected(self) -> asyncio.StreamWriter:
-        async with self._connecting:
-            if self._writer is not None and not self._writer.is_closing():
-                return self._writer
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                reader, writer = await asyncio.open_unix_connection(self.path, limit=1 << 20)
-            self._writer = writer
-            self._reading = asyncio.create_task(self._read(reader, writer))
-            return writer
-
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                kind, ident, body = await frames.read(reader)
-                future = self._waiting.get(ident)
-                if future is not None and not future.done():
-                    future.set_result((kind, body))
-        except (asyncio.IncompleteReadError, frames.FrameError, OSError):
-            pass
+            return False
         finally:
-            writer.close()
-            if self._writer is writer:
-                self._writer = None
-                lost, self._waiting = self._waiting, {}
-                for future in lost.values():
-                    if not future.done():
-                        future.set_exception(ScorerDown("the deployment ended while it answered", "try again"))
+            self._pings.pop(ident, None)
 
     def close(self) -> None:
-        """Give the connection up; what is under way fails as if the scorer had gone."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._reading is not None:
-            self._reading.cancel()
+        """End the connection; what is under way is lost as if the scorer had gone."""
+        if self._transport is not None:
+            self._transport.close()

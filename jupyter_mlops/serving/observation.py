@@ -212,8 +212,8 @@ def pings(paths: dict[int, str]) -> set[int]:
         for number, connection in asked.items():
             connection.settimeout(max(0.01, deadline - time.monotonic()))
             with contextlib.suppress(OSError, frames.FrameError):
-                if frames.receive(connection)[0] == frames.PONG:
-                    answered.add(number)
+                frames.await_pong(connection)
+                answered.add(number)
     return answered
 
 

@@ -13,13 +13,17 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
 from typing import Any
 
+import orjson
+
 from ..core.errors import UnsupportedMedia
 from ..runtime import frames
-from .signature import CODES, Column, Signature, Tensor, quote
+from .signature import CODES, TENSOR_CODES, Column, Signature, Tensor, quote
 from .values import check_column, check_params, check_tensor, describe, fail, pack_block
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -42,11 +46,15 @@ def canonical(signature: Signature, body: bytes, content_type: str) -> bytes:
         shown = quote(media) if media else "no content type"
         raise UnsupportedMedia(f"{shown} cannot be scored", "send Content-Type: application/json (or text/csv)")
     try:
+        if media == "application/json":
+            try:
+                return document_to_score(signature, orjson.loads(body))
+            except orjson.JSONDecodeError:
+                pass  # NaN, very large integers, or an error: the standard library knows them and says where
         text = body.decode("utf-8-sig")
+        return _csv(signature, text) if media == "text/csv" else document_to_score(signature, _json(text))
     except UnicodeDecodeError as error:
         raise fail(f"the body is not UTF-8 (byte {error.start})") from None
-    try:
-        return _csv(signature, text) if media == "text/csv" else _json(signature, text)
     except RecursionError:
         raise fail("the body is nested too deeply") from None
 
@@ -61,17 +69,25 @@ def _constant(name: str) -> float:
     raise fail(f"{name} is not a JSON number", "send a finite number, or null where the column may be missing")
 
 
-def _json(signature: Signature, text: str) -> bytes:
+def _json(text: str) -> Any:
     if not text.strip():
         raise fail("the body is empty", FORM_HINT)
     try:
-        document = json.loads(text, parse_constant=_constant)
+        return json.loads(text, parse_constant=_constant)
     except RecursionError:
         raise
     except json.JSONDecodeError as error:
         raise fail(f"the body is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from None
     except ValueError as error:  # for example an integer of more than 4300 digits
         raise fail(f"the body is not JSON that can be read: {str(error).split(';')[0][:100]}") from None
+
+
+def document_to_score(signature: Signature, document: Any) -> bytes:
+    """The SCORE body for a JSON document in one of MLflow's forms.
+
+    Raises:
+        ParameterError: it does not fit the signature.
+    """
     if not isinstance(document, dict):
         raise fail(f"the body is {describe(document)}, not an object", FORM_HINT)
     forms = [key for key in document if key in FORMS]
@@ -313,7 +329,7 @@ def _from_rows(signature: Signature, names: list[Any] | None, rows: list[Any], p
             order = list(range(len(order)))
         packed = pack_block(signature.one_type, list(chain.from_iterable(rows)))
         if packed is not None:
-            return _frame(signature, len(rows), [(columns, signature.one_type, packed, None)], params)
+            return frames.pack_score(block_header(signature.one_type, len(columns), params), (packed,))
     turned = list(zip(*rows, strict=True))
     return _columns(signature, [None if at < 0 else list(turned[at]) for at in order], params)
 
@@ -329,6 +345,29 @@ def _columns(signature: Signature, columns: list[list[Any] | None], params: dict
             packed, plain = check_column(column, values)
             blocks.append(((column,), column.type, packed, plain))
     return _frame(signature, rows, blocks, params)
+
+
+@lru_cache(maxsize=256)
+def _block_header(kind: str, width: int) -> bytes:
+    return json.dumps({"form": "block", "code": CODES[kind], "width": width}, separators=(",", ":")).encode("ascii")
+
+
+def block_header(kind: str, width: int, params: dict[str, Any] | None = None) -> bytes:
+    """The header of rows of ``width`` numbers of one type."""
+    plain = _block_header(kind, width)
+    if not params:
+        return plain
+    return json.dumps({**json.loads(plain), "params": params}, separators=(",", ":")).encode("ascii")
+
+
+def tensor_header(tensor: Tensor, params: dict[str, Any] | None = None) -> bytes:
+    """The header of a numeric tensor whose first dimension is the rows."""
+    inner = list(tensor.shape[1:])
+    header: dict[str, Any] = {"form": "tensor", "name": tensor.name, "dtype": tensor.dtype, "inner": inner,
+                              "code": TENSOR_CODES[tensor.dtype], "count": math.prod(inner)}
+    if params:
+        header["params"] = params
+    return json.dumps(header, separators=(",", ":")).encode("ascii")
 
 
 def _frame(signature: Signature, rows: int, blocks: Sequence[tuple[Any, ...]], params: dict[str, Any]) -> bytes:
@@ -386,6 +425,8 @@ def _tensors(signature: Signature, values: list[Any], params: dict[str, Any]) ->
     rows = 0
     for tensor, value in zip(signature.tensors, values, strict=True):
         shape, packed, plain = check_tensor(tensor, value)
+        if packed is not None and len(signature.tensors) == 1 and shape and 0 not in shape:
+            return frames.pack_score(tensor_header(replace(tensor, shape=shape), params), (packed,))
         head: dict[str, Any] = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(shape)}
         if packed is None:
             head["values"] = plain

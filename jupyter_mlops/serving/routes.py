@@ -1,67 +1,135 @@
-"""What the gateway serves: the published endpoints, read from their files, with the links to their scorers."""
+"""What the gateway serves: the published endpoints, read from their files, with a dispatcher for each deployment."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
 from typing import Any
+from zlib import crc32
 
-from ..core.errors import MlopsError, Unavailable
-from .link import ScorerLink
+from ..core.errors import MlopsError, NotFound, Unavailable
+from .dispatch import MAX_INSTANCES, Dispatcher, Limits
+from .fastpath import Fast, fast_path
 from .places import NAME, Places, read_json
 from .signature import Signature, from_document
 
-DEFAULT_TIMEOUT_MS = 30_000
-DEFAULT_MAX_BYTES = 16 * 1024 * 1024
+#: Fractional part of the golden ratio: multiples of it spread evenly, so that shares are exact also of few requests.
+_SPREAD = 0.6180339887498949
 
 
 class Deployment:
-    """A published deployment. The link outlives changes of everything but its scorer's model."""
+    """A published deployment. Its dispatcher outlives changes of everything but its name."""
 
-    def __init__(self, name: str, signature: Signature, link: ScorerLink, settings: dict[str, Any]) -> None:
+    def __init__(self, name: str, signature: Signature, settings: dict[str, Any], dispatcher: Dispatcher,
+                 about: dict[str, Any]) -> None:
         self.name = name
         self.signature = signature
-        self.link = link
-        self.timeout = int(settings.get("request_timeout_ms") or DEFAULT_TIMEOUT_MS) / 1000
-        self.max_bytes = int(settings.get("max_request_bytes") or DEFAULT_MAX_BYTES)
+        self.fast: Fast | None = fast_path(signature)
+        self.dispatcher = dispatcher
+        self.limits = dispatcher.limits
+        #: Reachable for the control plane only: it has not been proven yet.
+        self.proving = bool(settings.get("proving"))
+        self.scale = scale = settings.get("scale_settings") or {}
+        self.collector: dict[str, Any] | None = settings.get("data_collector") or None
+        self.model: dict[str, Any] = settings.get("model") or {}
+        #: A scoring script gets the body as it came.
+        self.script = bool(about.get("script"))
+        #: A request may wait until an instance has been started.
+        self.sleeps = scale.get("type") == "target_utilization" and scale.get("min_instances") == 0
+        self.header = b"X-Deployment: " + name.encode("ascii") + b"\r\n"
 
 
 class Endpoint:
     """A published endpoint: hashed keys, shares of traffic, deployments."""
 
-    def __init__(self, name: str, keys: dict[str, dict[str, str]], traffic: dict[str, int],
-                 deployments: dict[str, Deployment]) -> None:
+    def __init__(self, name: str, config: dict[str, Any], deployments: dict[str, Deployment]) -> None:
         self.name = name
-        self.keys = keys
-        self.traffic = traffic
+        self.keys = {str(k): {"salt": str(v["salt"]), "hash": str(v["hash"])} for k, v in config["keys"].items()}
+        self.auth_mode = str(config.get("auth_mode") or "key")
+        self.token_secret = str(config.get("token_secret") or "")
+        self.public = config.get("public") is not False
         self.deployments = deployments
+        self.traffic = {str(k): int(v) for k, v in (config.get("traffic") or {}).items()}
+        self.sticky = str(config.get("sticky_header") or "").lower().encode("latin-1", "replace")
+        shares = [(deployments[d], share) for d, share in sorted(self.traffic.items())
+                  if share > 0 and d in deployments and not deployments[d].proving]
+        total = sum(share for _, share in shares)
+        self._shares: list[tuple[float, Deployment]] = []
+        upto = 0.0
+        for deployment, share in shares:
+            upto += share / total
+            self._shares.append((upto, deployment))
+        self._last = random.random()
+        mirrors = [(deployments[d], int(share) / 100) for d, share in (config.get("mirror_traffic") or {}).items()
+                   if int(share) > 0 and d in deployments and not deployments[d].proving]
+        self.mirror: tuple[Deployment, float] | None = mirrors[0] if mirrors else None
 
-    def pick(self) -> Deployment:
-        """The deployment that takes the next request.
+    def pick(self, stick: bytes = b"") -> Deployment:
+        """The deployment that takes the next request; always the same one for equal values of ``stick``.
 
         Raises:
             Unavailable: none has traffic.
         """
-        for name, share in self.traffic.items():
-            if share > 0 and name in self.deployments:
-                return self.deployments[name]
-        raise Unavailable(f"endpoint '{self.name}' has no deployment with traffic", "deploy a model to it")
+        shares = self._shares
+        if len(shares) == 1:
+            return shares[0][1]
+        if not shares:
+            raise Unavailable(f"endpoint '{self.name}' has no deployment with traffic", "deploy a model to it")
+        if stick:
+            at = crc32(stick) / 2**32
+        else:
+            self._last = at = (self._last + _SPREAD) % 1.0
+        chosen = shares[-1][1]
+        for upto, deployment in shares:
+            if at < upto:
+                chosen = deployment
+                break
+        if not chosen.dispatcher.ready and not chosen.sleeps:
+            # It is down: whoever else has traffic answers meanwhile.
+            for _, deployment in shares:
+                if deployment.dispatcher.ready:
+                    return deployment
+        return chosen
+
+    def named(self, name: str, admin: bool) -> Deployment:
+        """The deployment that a caller asks for.
+
+        Raises:
+            NotFound: there is none of that name; says which there are.
+        """
+        found = self.deployments.get(name)
+        if found is None or (found.proving and not admin):
+            known = ", ".join(d.name for d in self.deployments.values() if admin or not d.proving) or "none"
+            raise NotFound(f"endpoint '{self.name}' has no deployment {name[:60]!r}", f"there is: {known}")
+        return found
 
 
 class Routes:
-    """All endpoints by name; :meth:`reload` takes up what changed on disk and leaves the rest as it is."""
+    """All endpoints by name; :meth:`reload` takes up what changed on disk and leaves the rest as it is.
 
-    def __init__(self, places: Places) -> None:
+    Args:
+        wake: called with endpoint and deployment when a request waits and no instance is there.
+    """
+
+    def __init__(self, places: Places, wake: Callable[[str, str], None] = lambda e, d: None) -> None:
         self.places = places
+        self.wake = wake
+        self.retired: set[Dispatcher] = set()
         self._endpoints: dict[str, Endpoint] = {}
-        self._links: dict[str, ScorerLink] = {}
+        self._dispatchers: dict[tuple[str, str], Dispatcher] = {}
         self._seen: dict[str, tuple[Any, ...]] = {}
         self._state: dict[str, dict[str, str]] = {}
 
     def get(self, name: str) -> Endpoint | None:
         return self._endpoints.get(name)
+
+    def all(self) -> Iterator[Endpoint]:
+        """Every endpoint."""
+        return iter(list(self._endpoints.values()))
 
     def describe(self) -> dict[str, dict[str, str]]:
         """name → ``{"digest", "error"}``: the file that was read last, and why it is not in force if it is not."""
@@ -82,13 +150,23 @@ class Routes:
         for name in set(self._seen) - present:
             for table in (self._seen, self._endpoints, self._state):
                 table.pop(name, None)  # type: ignore[attr-defined]
-        used = {d.link.path for e in self._endpoints.values() for d in e.deployments.values()}
-        for path in set(self._links) - used:
-            self._links.pop(path).close()
+        used = {(e.name, d) for e in self._endpoints.values() for d in e.deployments}
+        for key in set(self._dispatchers) - used:
+            self.retired.add(self._dispatchers.pop(key))
+
+    def tend(self) -> None:
+        """Connect to instances, expire what waits too long, end what has been removed. Called often."""
+        for dispatcher in self._dispatchers.values():
+            dispatcher.tend()
+        for dispatcher in list(self.retired):
+            dispatcher.tend()
+            if dispatcher.quiet:
+                self.retired.discard(dispatcher)
+                dispatcher.close()
 
     def close(self) -> None:
-        for link in self._links.values():
-            link.close()
+        for dispatcher in (*self._dispatchers.values(), *self.retired):
+            dispatcher.close()
 
     def _names(self) -> Iterator[str]:
         try:
@@ -129,12 +207,22 @@ class Routes:
             if not NAME.match(deployment):
                 raise ValueError("a deployment's name is not valid")
             about = read_json(self.places.deployment(name, deployment) / "model.json")
-            if not about.get("signature"):
+            if not about.get("signature") and not about.get("script"):
                 raise ValueError(f"deployment {deployment} is not prepared")
-            path = str(self.places.scorer_socket(name, deployment))
-            link = self._links.setdefault(path, ScorerLink(path))
-            deployments[deployment] = Deployment(deployment, from_document(about["signature"]), link,
-                                                 settings.get("request_settings") or {})
-        records = {str(k): {"salt": str(v["salt"]), "hash": str(v["hash"])} for k, v in config["keys"].items()}
-        traffic = {str(k): int(v) for k, v in config.get("traffic", {}).items()}
-        return Endpoint(name, records, traffic, deployments)
+            signature = from_document(about.get("signature") or {"inputs": []})
+            deployments[deployment] = Deployment(
+                deployment, signature, settings, self._dispatcher(name, deployment, settings), about)
+        return Endpoint(name, config, deployments)
+
+    def _dispatcher(self, name: str, deployment: str, settings: dict[str, Any]) -> Dispatcher:
+        limits = Limits(settings.get("request_settings") or {}, settings.get("batching") is not False)
+        found = self._dispatchers.get((name, deployment))
+        if found is None:
+            found = Dispatcher(partial(self.places.scorer_socket, name, deployment), limits,
+                               partial(self.wake, name, deployment))
+            self._dispatchers[name, deployment] = found
+        found.limits = limits
+        scale = settings.get("scale_settings") or {}
+        most = scale.get("max_instances") if scale.get("type") == "target_utilization" else 0
+        found.instances = min(MAX_INSTANCES, max(1, int(settings.get("instance_count") or 1), int(most or 0)))
+        return found

@@ -295,20 +295,26 @@ def test_a_half_sent_request_blocks_nobody(bench):
         # Half a frame to the scorer itself, too.
         scorer = stack.enter_context(socket.socket(socket.AF_UNIX))
         scorer.connect(str(bench.serving.places.scorer_socket("frame", "blue")))
-        scorer.sendall(frames.pack(frames.SCORE, 1, b"x" * 100)[:50])
+        scorer.sendall(frames.pack(frames.BATCH, 1, b"x" * 100)[:50])
         assert bench.call("frame", {"dataframe_split": bench.X[:1].to_dict(orient="split")})[0] == 200
         assert bench.serving.observe("frame", "blue").phase == "ready"
 
 
 def test_a_broken_frame_costs_its_connection_only(bench):
     path = str(bench.serving.places.scorer_socket("frame", "blue"))
-    for junk in (b"GET / HTTP/1.1\r\n\r\n", frames.pack(frames.SCORE, 5, b"\xff" * 20), os.urandom(64)):
+    nonsense = b"".join(frames.pack_batch(5, [b"\xff" * 20]))
+    for junk in (b"GET / HTTP/1.1\r\n\r\n", frames.pack(frames.BATCH, 5, b"\xff" * 20), nonsense, b"\xff" * 64):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(path)
             connection.sendall(junk)
-            if junk[4] == frames.SCORE:
-                assert frames.receive(connection)[0] == frames.ERROR
+            assert frames.receive(connection)[0] == frames.HELLO
+            if junk is nonsense:
+                kind, ident, body = frames.receive(connection)
+                assert (kind, ident) == (frames.ANSWERS, 5) and frames.unpack_answers(body)[0][1] == frames.ERROR
+            else:
+                with pytest.raises((frames.FrameError, OSError)):
+                    frames.receive(connection)
     assert bench.serving.observe("frame", "blue").phase == "ready"
 
 
