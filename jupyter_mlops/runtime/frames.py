@@ -106,7 +106,7 @@ def _exactly(sock, size):
 
 
 def await_pong(sock):
-    """Returns when the scorer at the other end of a blocking socket answers the PING that was sent; it says HELLO first.
+    """Returns when the scorer at the other end of a blocking socket answers a PING that was sent; HELLO comes first.
 
     Raises:
         FrameError, OSError: it does not in time, or speaks another language.

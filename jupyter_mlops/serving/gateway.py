@@ -27,6 +27,7 @@ from ..runtime.processes import start_time
 from . import keys
 from .accesslog import AccessLog
 from .dispatch import RETRY_AFTER, Pending
+from .fastpath import Fast
 from .http import JSON, Request
 from .payload import canonical
 from .places import Places
@@ -160,13 +161,13 @@ class Gateway:
             elif len(request.body) > THREAD_FROM:
                 self._later(self._score_large(request, call.deployment), request)
             else:
-                self._submit(request, call.deployment, self.canonical(request, call.deployment))
+                self._submit(request, call.deployment, self.canonical(request, call.deployment, call.deployment.fast))
         except MlopsError as error:
             self.refuse(request, error)
         except Exception:
             self._broken(request)
 
-    def canonical(self, request: Request, deployment: Deployment) -> bytes:
+    def canonical(self, request: Request, deployment: Deployment, fast: Fast | None) -> bytes:
         """The request's body in canonical form. Raises ParameterError, UnsupportedMedia."""
         if deployment.script:
             try:
@@ -175,15 +176,15 @@ class Gateway:
                 raise ParameterError(f"the body is not UTF-8 (byte {error.start})") from None
             return frames.pack_score(_SCRIPT, (request.body,))
         content_type = request.header(b"content-type")
-        if deployment.fast is not None and content_type == "application/json":
-            score = deployment.fast(request.body)
+        if fast is not None and content_type == "application/json":
+            score = fast(request.body)
             if score is not None:
                 return score
         return canonical(deployment.signature, request.body, content_type)
 
     async def _score_large(self, request: Request, deployment: Deployment) -> None:
         async with self._large:
-            score = await asyncio.to_thread(self.canonical, request, deployment)
+            score = await asyncio.to_thread(self.canonical, request, deployment, deployment.fast_large)
         if not request.gone:
             self._submit(request, deployment, score)
 

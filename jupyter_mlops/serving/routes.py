@@ -28,7 +28,9 @@ class Deployment:
                  about: dict[str, Any]) -> None:
         self.name = name
         self.signature = signature
+        #: One for the event loop, one for the thread that takes large bodies: a parser is not to be shared.
         self.fast: Fast | None = fast_path(signature)
+        self.fast_large: Fast | None = fast_path(signature)
         self.dispatcher = dispatcher
         self.limits = dispatcher.limits
         #: Reachable for the control plane only: it has not been proven yet.
