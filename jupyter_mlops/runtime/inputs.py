@@ -37,16 +37,16 @@ class Request:
         self.rows = header.get("rows") or 1
         if form == "block":
             self.key = self.text
-            self.rows = len(self.blob) // (header["width"] * _SIZES[header["code"]])
+            self.rows = len(self.blob) // (header["width"] * SIZES[header["code"]])
         elif form == "tensor":
             self.key = self.text
-            self.rows = len(self.blob) // (header["count"] * _SIZES[header["code"]])
+            self.rows = len(self.blob) // (header["count"] * SIZES[header["code"]])
         elif form == "frame":
             blocks = [(b["type"], tuple(b["names"] or ()), b["width"], "size" in b) for b in header["blocks"]]
             self.key = json.dumps([blocks, header.get("params")]).encode()
 
 
-_SIZES = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "f": 4, "q": 8, "Q": 8, "d": 8}
+SIZES = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "f": 4, "q": 8, "Q": 8, "d": 8}
 
 
 class Parser:

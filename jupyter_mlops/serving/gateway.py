@@ -23,14 +23,16 @@ from typing import Any
 
 from ..core.errors import MlopsError, NotFound, ParameterError, Unauthenticated, UnsupportedMedia
 from ..runtime import frames
+from ..runtime.inputs import SIZES as ROW_SIZES
 from ..runtime.processes import start_time
-from . import keys
+from . import keys, metrics, mirror, oip, pages, tokens
 from .accesslog import AccessLog
 from .dispatch import RETRY_AFTER, Pending
 from .fastpath import Fast
 from .http import JSON, Request
 from .payload import canonical
 from .places import Places
+from .recorder import Recorder
 from .routes import Deployment, Endpoint, Routes
 
 #: Bytes of a body from which on it is parsed on a thread, so that small requests need not wait for it. One at a time:
@@ -44,7 +46,7 @@ DRAIN_REMOVED = 4.0
 _PATH = re.compile(rb"/endpoints/([a-z](?:[a-z0-9-]{0,38}[a-z0-9])?)/([a-z0-9.]{1,20})(/[A-Za-z0-9._/-]{1,200})?\Z")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _METHODS = {"invocations": "POST", "score": "POST", "health": "GET", "metrics": "GET", "openapi.json": "GET",
-            "docs": "GET", "v2": ""}
+            "docs": "GET", "v2": "GET"}
 
 #: The header of a body that goes to a scoring script as it came.
 _SCRIPT = b'{"form":"script"}'
@@ -60,17 +62,24 @@ class MethodNotAllowed(MlopsError):
 
 
 class Call:
-    """What the gateway knows of a request: whom it is for, and what it asks."""
+    """What the gateway knows of a request: whom it is for, and what it asks.
 
-    __slots__ = ("action", "deployment", "endpoint", "name", "rest", "wall")
+    ``inference``: the path of the Open Inference Protocol that it came by, None for MLflow's; ``document`` is its body.
+    """
+
+    __slots__ = ("action", "deployment", "document", "endpoint", "inference", "name", "rest", "wall", "wants_page")
 
     def __init__(self) -> None:
+        self.inference: pages.Inference | None = None
+        self.document: dict[str, Any] = {}
         self.name = "-"
         self.action = "-"
         self.rest = ""
         self.endpoint: Endpoint | None = None
         self.deployment: Deployment | None = None
         self.wall = 0.0
+        #: A browser asks for the page.
+        self.wants_page = False
 
 
 class Gateway:
@@ -83,6 +92,7 @@ class Gateway:
         self.started_at = time.time()
         self.requests = 0
         self.port = 0
+        self.recorder = Recorder(places)
         self._large = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -106,6 +116,7 @@ class Gateway:
         action = match[2].decode("ascii")
         name = match[1].decode("ascii")
         endpoint = call.endpoint = self.routes.get(name)
+        call.wants_page = action == "docs" and "text/html" in request.header(b"accept")
         if not request.admin:
             self._authenticate(request, endpoint)
         call.name, call.action = name, action if action in _METHODS else "-"
@@ -116,25 +127,36 @@ class Gateway:
             raise NotFound("there is nothing here", f"POST /endpoints/{name}/invocations")
         if action == "v2":
             call.rest = (match[3] or b"").decode("ascii")
-            wanted = "POST" if call.rest.endswith("/infer") else "GET"
+            call.inference = pages.inference(name, call.rest)
+            wanted = "POST" if call.inference.verb == "infer" else "GET"
         if request.method != wanted:
             raise MethodNotAllowed(f"{wanted} is the method here", detail={"allow": wanted})
         if wanted == "GET":
             return SMALL
         if request.headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
             raise UnsupportedMedia("compressed bodies are not understood", "send the body as it is")
-        call.deployment = self._choose(request, endpoint)
+        if call.inference is not None and call.inference.version:
+            call.deployment = endpoint.named(call.inference.version, request.admin)
+        else:
+            call.deployment = self.choose(request, endpoint)
         return call.deployment.limits.max_bytes
 
     def _authenticate(self, request: Request, endpoint: Endpoint | None) -> None:
         """The same answer, after the same work, for no key, a wrong key and an endpoint that is not there."""
         scheme, _, credential = request.header(b"authorization").strip().partition(" ")
         credential = credential.strip() if scheme.lower() == "bearer" else ""
-        good = keys.check(credential, endpoint.keys if endpoint else keys.NOBODY)
-        if endpoint is None or not good or (not endpoint.public and request.connection.server.public):
+        by_token = endpoint is not None and endpoint.auth_mode == "token"
+        if credential.startswith(tokens.PREFIX):
+            secret = endpoint.token_secret if endpoint is not None and by_token else ""
+            good = tokens.check(credential, endpoint.name if endpoint else "", secret, time.time())
+        else:
+            good = keys.check(credential, endpoint.keys if endpoint is not None and not by_token else keys.NOBODY)
+        outside = request.connection.server.public
+        if endpoint is None or not good or (outside and not endpoint.public):
             raise Unauthenticated("a valid key of this endpoint is needed", "send Authorization: Bearer <key>")
 
-    def _choose(self, request: Request, endpoint: Endpoint) -> Deployment:
+    def choose(self, request: Request, endpoint: Endpoint) -> Deployment:
+        """The deployment that a request goes to. Raises NotFound, Unavailable."""
         headers = request.headers
         named = headers.get(b"azureml-model-deployment") or headers.get(b"x-deployment")
         if named:
@@ -157,7 +179,7 @@ class Gateway:
             if call.endpoint is None:
                 self._admin(request, call.action)
             elif call.deployment is None:
-                self._page(request, call)
+                self._later(pages.answer(self, request, call.endpoint, call.action, call.rest), request)
             elif len(request.body) > THREAD_FROM:
                 self._later(self._score_large(request, call.deployment), request)
             else:
@@ -169,6 +191,11 @@ class Gateway:
 
     def canonical(self, request: Request, deployment: Deployment, fast: Fast | None) -> bytes:
         """The request's body in canonical form. Raises ParameterError, UnsupportedMedia."""
+        call: Call = request.context
+        if call.inference is not None:
+            call.document = oip.read(request.body, request.header(b"content-type"),
+                                     request.header(b"inference-header-content-length"))
+            return oip.canonical(deployment.signature, call.document)
         if deployment.script:
             try:
                 request.body.decode("utf-8")
@@ -202,12 +229,32 @@ class Gateway:
         deployment.dispatcher.submit(Pending(score, done, time.monotonic()))
 
     def _answer(self, request: Request, call: Call, deployment: Deployment, score: bytes, answer: bytes) -> None:
-        self.reply(request, 200, answer)
+        body = answer
+        if call.inference is not None:
+            try:
+                document = call.document
+                value = oip.answer(call.name, deployment.name, oip.request_id(document), answer, oip.wanted(document),
+                                   deployment.signature)
+            except MlopsError as error:
+                self.refuse(request, error)
+                return
+            body = json.dumps(value).encode("ascii")
+        took = self.reply(request, 200, body)
+        stats = deployment.dispatcher.stats
+        stats.rows += rows_of(score)
+        collector = deployment.collector
+        if collector is not None and self.recorder.wants(collector):
+            self.recorder.take(call.name, deployment.name, collector, request.id, request.body, score, answer,
+                               call.wall, took)
+        endpoint = call.endpoint
+        if endpoint is not None and endpoint.mirror is not None:
+            mirror.send(self, request, endpoint, deployment, score, answer)
 
     # -- answers ---------------------------------------------------------------------
 
-    def reply(self, request: Request, status: int, body: bytes, content_type: bytes = JSON, extra: bytes = b"") -> None:
-        """Answer a request, and note it."""
+    def reply(self, request: Request, status: int, body: bytes, content_type: bytes = JSON,
+              extra: bytes = b"") -> float:
+        """Answer a request, and note it. Returns the milliseconds since it came."""
         call: Call = request.context
         lines = b"X-Request-Id: " + request.id.encode("ascii") + b"\r\n" + extra
         if call.deployment is not None:
@@ -218,6 +265,7 @@ class Gateway:
             call.deployment.dispatcher.stats.count(status, took)
         self.access.note(request.id, request.method[:10] or "-", call.name, call.action, status, took, request.size,
                          len(body))
+        return took
 
     def respond_json(self, request: Request, value: Any, status: int = 200) -> None:
         """Answer with JSON."""
@@ -225,15 +273,29 @@ class Gateway:
 
     def refuse(self, request: Request, error: MlopsError) -> None:
         """Answer with an error."""
+        call: Call = request.context
         extra = b""
         if error.status == 401:
+            if call.wants_page and not request.connection.server.public:
+                pages.door(self, request)
+                return
             extra = b'WWW-Authenticate: Bearer realm="endpoint"\r\n'
         elif error.status in (429, 503):
             extra = b"Retry-After: %d\r\n" % RETRY_AFTER
         elif error.status == 405:
             extra = b"Allow: " + str((error.detail or {}).get("allow", "GET")).encode("ascii") + b"\r\n"
+        body = oip.error_body(error) if call.action == "v2" else error.body()
         # ASCII, because messages may quote what a client sent, such as a lone surrogate.
-        self.reply(request, error.status, json.dumps(error.body()).encode("ascii"), extra=extra)
+        self.reply(request, error.status, json.dumps(body).encode("ascii"), extra=extra)
+
+    def _describe(self, endpoint: str, deployment: Deployment) -> dict[str, Any]:
+        dispatcher = deployment.dispatcher
+        captured, dropped = self.recorder.counts(endpoint, deployment.name)
+        return {
+            **dispatcher.stats.describe(), "queued": dispatcher.queued, "in_flight": dispatcher.in_flight,
+            "instances": {"ready": dispatcher.ready, "wanted": dispatcher.instances},
+            "captured": captured, "capture_dropped": dropped,
+        }
 
     def _broken(self, request: Request) -> None:
         log.exception("request %s failed", request.id)
@@ -254,26 +316,13 @@ class Gateway:
 
     # -- everything but scoring ---------------------------------------------------------
 
-    def _page(self, request: Request, call: Call) -> None:
-        assert call.endpoint is not None
-        if call.action == "health":
-            self._later(self._health(request, call.endpoint), request)
-        else:
-            raise NotFound("there is nothing here")
-
-    async def _health(self, request: Request, endpoint: Endpoint) -> None:
-        deployment = self._choose(request, endpoint)
-        if deployment.sleeps or await deployment.dispatcher.ping():
-            self.respond_json(request, {"status": "ready", "deployment": deployment.name})
-        else:
-            self.respond_json(request, {"message": "the deployment does not answer", "code": "unavailable",
-                                        "hint": "it may be starting"}, 503)
-
     def _admin(self, request: Request, action: str) -> None:
         if action == "info" and request.method == "GET":
             self.respond_json(request, self.info())
         elif action == "stats" and request.method == "GET":
             self.respond_json(request, self.stats())
+        elif action == "metrics" and request.method == "GET":
+            self.reply(request, 200, metrics.for_all(self.stats()), metrics.CONTENT_TYPE.encode("ascii"))
         elif action == "reload" and request.method == "POST":
             self._later(self._reload(request), request)
         else:
@@ -292,6 +341,7 @@ class Gateway:
     def close(self) -> None:
         """Give everything up."""
         self.routes.close()
+        self.recorder.close()
         self.access.flush()
 
     def info(self) -> dict[str, Any]:
@@ -306,13 +356,30 @@ class Gateway:
         endpoints = {}
         for endpoint in self.routes.all():
             endpoints[endpoint.name] = {"deployments": {
-                d.name: {
-                    **d.dispatcher.stats.describe(), "queued": d.dispatcher.queued, "in_flight": d.dispatcher.in_flight,
-                    "instances": {"ready": d.dispatcher.ready, "wanted": d.dispatcher.instances},
-                } for d in endpoint.deployments.values()
-            }}
+                d.name: self._describe(endpoint.name, d) for d in endpoint.deployments.values()}}
         return {"endpoints": endpoints, "requests": self.requests, "started_at": self.started_at,
                 "rss_bytes": resident()}
+
+
+_ROWS = re.compile(rb'"rows":(\d{1,9})')
+_WIDTHS: dict[bytes, int] = {}
+
+
+def rows_of(score: bytes) -> int:
+    """Rows in a request of canonical form; 1 where it does not say."""
+    size = 4 + int.from_bytes(score[:4], "big")
+    head = score[4:size]
+    width = _WIDTHS.get(head)
+    if width is None:
+        match = _ROWS.search(head)
+        if match is not None:
+            return int(match[1])
+        header = frames.load_header(head)
+        items = header.get("width") or header.get("count") or 0
+        width = items * ROW_SIZES.get(header.get("code", ""), 0)
+        if len(_WIDTHS) < 1000 and len(head) < 4096:
+            _WIDTHS[head] = width
+    return (len(score) - size) // width if width else 1
 
 
 def resident() -> int:

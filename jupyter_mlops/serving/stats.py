@@ -13,7 +13,7 @@ BUCKETS = (0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 75.0, 100
 class Stats:
     """Cumulative since the gateway's start."""
 
-    __slots__ = ("_buckets", "batches", "caller_errors", "captured", "codes", "compared", "different", "dropped",
+    __slots__ = ("_buckets", "batches", "caller_errors", "codes", "compared", "different", "dropped",
                  "failed", "model_errors", "rejected", "requests", "retried", "rows", "server_errors", "timeouts",
                  "total_ms")
 
@@ -21,7 +21,6 @@ class Stats:
         self.requests = self.rows = self.batches = self.retried = 0
         self.caller_errors = self.server_errors = self.model_errors = self.timeouts = self.rejected = 0
         self.compared = self.different = self.failed = self.dropped = 0
-        self.captured = 0
         self.codes: dict[int, int] = {}
         self.total_ms = 0.0
         self._buckets = [0] * (len(BUCKETS) + 1)
@@ -74,5 +73,4 @@ class Stats:
             "rows": self.rows, "batches": self.batches, "retried": self.retried,
             "mirror": {"compared": self.compared, "different": self.different, "failed": self.failed,
                        "dropped": self.dropped},
-            "captured": self.captured,
         }
