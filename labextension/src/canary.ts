@@ -1,5 +1,5 @@
 /** Canaries: what one starts with, how long it still goes on, and how its two sides do. Pure functions. */
-import type { ICanarySide, ICanarySpec, ICanaryStatus, IEndpointSpec } from './resources';
+import type { ICanarySide, ICanarySpec, ICanaryStatus, Traffic } from './resources';
 
 /** The server's defaults. */
 export const CANARY_DEFAULTS: Required<Omit<ICanarySpec, 'deployment'>> = {
@@ -69,13 +69,15 @@ export function sideOf(side: ICanarySide | null | undefined): ISide {
   };
 }
 
-/** The deployment that a canary is best started with: ready, without traffic, the newest. */
-export function candidateOf(
-  deployments: readonly { name: string; created_at: string; status: { phase: string } }[],
-  spec: IEndpointSpec
-): string {
-  const ready = deployments
-    .filter(one => one.status.phase === 'Ready' && !(spec.traffic?.[one.name] ?? 0))
-    .sort((a, b) => b.created_at.localeCompare(a.created_at));
-  return ready[0]?.name ?? '';
+/** Deployments that a canary can be of, the best first: ready, with little traffic, new. */
+export function candidates<
+  T extends { name: string; created_at: string; status: { phase: string } }
+>(deployments: readonly T[], traffic: Traffic): T[] {
+  const share = (one: T) => traffic[one.name] ?? 0;
+  // Somebody else must have traffic, to compare it with.
+  const others = (one: T) =>
+    Object.entries(traffic).some(([name, n]) => name !== one.name && n > 0);
+  return deployments
+    .filter(one => one.status.phase === 'Ready' && others(one))
+    .sort((a, b) => share(a) - share(b) || b.created_at.localeCompare(a.created_at));
 }

@@ -15,6 +15,7 @@ import { CommandIDs, PANEL_ID } from './ids';
 import { addJobCommands } from './jobcommands';
 import { createMlflowWidget, MlflowFrame, route } from './mlflow';
 import type { IMlops } from './tokens';
+import { effective } from './traffic';
 
 export namespace Commands {
   export interface IOptions {
@@ -231,9 +232,9 @@ export function addCommands(options: Commands.IOptions): IDisposable {
     if (!name) {
       return '';
     }
-    const serving = Object.keys(endpoint?.spec.traffic ?? {});
+    const shares = endpoint ? effective(endpoint) : {};
     const deployment =
-      endpoint?.deployments.find(one => serving.includes(one.name)) ?? endpoint?.deployments[0];
+      endpoint?.deployments.find(one => shares[one.name] > 0) ?? endpoint?.deployments[0];
     const signature = deployment?.status.signature;
     const url = endpoint?.status.scoring_uri || api.endpointUrl(name);
     switch (args.language) {

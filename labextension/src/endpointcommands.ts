@@ -135,7 +135,7 @@ export function addEndpointCommands(kit: CommandKit, restorer: ILayoutRestorer |
         ...(mirror ? { mirror_traffic: mirror } : {}),
         ...(sticky !== null ? { sticky_header: sticky } : {})
       };
-      const body = trafficQuestion(endpoint.spec, change, trans);
+      const body = trafficQuestion(endpoint, change, trans);
       const title = trans.__('Change the traffic of %1?', name);
       if (!(await kit.confirmed(true, title, body, trans.__('Apply'), false))) {
         return false;
@@ -202,7 +202,7 @@ export function addEndpointCommands(kit: CommandKit, restorer: ILayoutRestorer |
         return false;
       }
       const traffic = { [canary.deployment]: 100 };
-      const body = trafficQuestion(endpoint.spec, { traffic }, trans);
+      const body = trafficQuestion(endpoint, { traffic }, trans);
       const title = trans.__('Promote %1 now?', canary.deployment);
       if (!(await kit.confirmed(true, title, body, trans.__('Promote'), false))) {
         return false;
@@ -227,7 +227,7 @@ export function addEndpointCommands(kit: CommandKit, restorer: ILayoutRestorer |
       const title = running
         ? trans.__('Roll the canary of %1 back?', canary.deployment)
         : trans.__('Return to the traffic before?');
-      const body = trafficQuestion(endpoint.spec, { traffic }, trans);
+      const body = trafficQuestion(endpoint, { traffic }, trans);
       if (!(await kit.confirmed(true, title, body, trans.__('Roll back')))) {
         return false;
       }

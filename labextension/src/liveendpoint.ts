@@ -19,7 +19,7 @@ import {
 } from './api';
 import { toApiError } from './listmodel';
 import { StatsWindow } from './rates';
-import { equal, previousTraffic, sum } from './traffic';
+import { effective, equal, sum } from './traffic';
 
 const INTERVAL = 2000;
 const MAX_INTERVAL = 30_000;
@@ -85,20 +85,22 @@ export class LiveEndpoint implements IDisposable {
     return this._isDisposed;
   }
 
-  /** The shares that are asked for. */
+  /** The shares that are meant to be. */
   get traffic(): Traffic {
-    return this.endpoint?.spec.traffic ?? {};
+    return this.endpoint ? effective(this.endpoint) : {};
   }
 
-  /** The traffic before the one in force; null when it is not known. */
+  /** The traffic before the one that is meant to be; null when there was none. */
   get previous(): Traffic | null {
-    const canary = this.endpoint?.status.canary;
-    if (canary?.phase === 'Running' && canary.previous) {
-      return canary.previous;
-    }
-    const told = this.endpoint?.status.previous_traffic;
-    const known = told && sum(told) ? told : previousTraffic(this.history ?? [], this.traffic);
-    return known && !equal(known, this.traffic) ? known : null;
+    const told = this.endpoint?.status.previous_traffic ?? {};
+    return sum(told) && !equal(told, this.traffic) ? told : null;
+  }
+
+  /** The request that a deployment was proven with; undefined when there is none. */
+  async sample(deployment: string): Promise<unknown> {
+    // Lists leave it out, as it may be large.
+    const found = await this.api.serving.deployment(this.name, deployment);
+    return found.spec.proof?.request ?? undefined;
   }
 
   /** Read a part as long as it is shown. */

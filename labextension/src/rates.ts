@@ -18,7 +18,9 @@ export interface IInterval {
   time: number;
   seconds: number;
   requests: number;
-  /** Of the deployment: 5xx, 424 and 504. */
+  /** Of `requests` those that were the deployment's to answer. */
+  answerable: number;
+  /** Of these those that failed: 5xx, 424 and 504. */
   errors: number;
   p50: number | null;
   p95: number | null;
@@ -27,7 +29,7 @@ export interface IInterval {
 /** How a deployment does at the moment. */
 export interface ISummary {
   perMinute: number;
-  /** From 0 to 1; null without requests. */
+  /** From 0 to 1, of what the deployment had to answer; null without that. */
   errorRate: number | null;
   errors: number;
   p95: number | null;
@@ -41,6 +43,12 @@ type Bucket = [number, number];
 export function errorsOf(stats: IDeploymentStats): number {
   const { errors } = stats;
   return (errors['5xx'] ?? 0) + (errors.model ?? 0) + (errors.timeout ?? 0);
+}
+
+/** Requests that a deployment had to answer: without what callers got wrong and what was turned away. */
+function answerable(stats: IDeploymentStats): number {
+  const { errors } = stats;
+  return Math.max(0, stats.requests - (errors['4xx'] ?? 0) - (errors.rejected ?? 0));
 }
 
 function bucketsOf(stats: IDeploymentStats | null): Bucket[] {
@@ -85,6 +93,16 @@ function startOf(stats: IEndpointStats): number {
   return typeof start === 'number' ? start * 1000 : Date.parse(start ?? '');
 }
 
+const NOTHING: IInterval = {
+  time: 0,
+  seconds: 0,
+  requests: 0,
+  answerable: 0,
+  errors: 0,
+  p50: null,
+  p95: null
+};
+
 export class StatsWindow {
   /** The newest answer; null before the first. */
   get latest(): IEndpointStats | null {
@@ -120,20 +138,14 @@ export class StatsWindow {
       const intervals = this._intervals.get(name) ?? [];
       if (time - since > GAP && intervals.length) {
         // A mean over the time in which nobody looked would draw a line that never was.
-        intervals.push({
-          time: since + 1,
-          seconds: 0,
-          requests: 0,
-          errors: 0,
-          p50: null,
-          p95: null
-        });
+        intervals.push({ ...NOTHING, time: since + 1 });
       }
       const given = (value: number | null | undefined) => (answered ? (value ?? null) : null);
       intervals.push({
         time,
         seconds: Math.max(0.001, (time - from) / 1000),
         requests,
+        answerable: Math.max(0, answerable(now) - (base ? answerable(base) : 0)),
         errors: Math.max(0, errorsOf(now) - (base ? errorsOf(base) : 0)),
         p50: buckets.length ? quantile(buckets, 0.5) : given(now.latency_ms.p50),
         p95: buckets.length ? quantile(buckets, 0.95) : given(now.latency_ms.p95)
@@ -158,6 +170,7 @@ export class StatsWindow {
       return null;
     }
     const requests = recent.reduce((total, one) => total + one.requests, 0);
+    const asked = recent.reduce((total, one) => total + one.answerable, 0);
     const errors = recent.reduce((total, one) => total + one.errors, 0);
     const merged = new Map<number, number>();
     for (const [, buckets] of this._buckets.get(name) ?? []) {
@@ -166,7 +179,7 @@ export class StatsWindow {
     const last = recent.filter(one => one.p95 !== null).pop();
     return {
       perMinute: (60 * requests) / seconds,
-      errorRate: requests > 0 ? errors / requests : null,
+      errorRate: asked > 0 ? errors / asked : null,
       errors,
       p95: merged.size ? quantile([...merged], 0.95) : (last?.p95 ?? null)
     };
@@ -183,7 +196,7 @@ export class StatsWindow {
         case 'rate':
           return one.requests / one.seconds;
         case 'errors':
-          return one.requests > 0 ? (100 * one.errors) / one.requests : null;
+          return one.answerable > 0 ? (100 * one.errors) / one.answerable : null;
         default:
           return one[curve];
       }

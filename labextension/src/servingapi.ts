@@ -28,7 +28,9 @@ export interface ISender {
 export interface IServingApi {
   list(query?: IPageQuery): Promise<IPage<IServed>>;
   endpoint(name: string): Promise<Endpoint>;
+  /** Without the samples that they were proven with. */
   deployments(name: string): Promise<Deployment[]>;
+  deployment(name: string, deployment: string): Promise<Deployment>;
   deleteEndpoint(name: string): Promise<void>;
   deleteDeployment(name: string, deployment: string): Promise<void>;
   setTraffic(name: string, change: ITrafficChange): Promise<Endpoint>;
@@ -84,6 +86,10 @@ export class ServingApi implements IServingApi {
   async deployments(name: string): Promise<Deployment[]> {
     const page = await this._get<IPage<Deployment>>(name, ['deployments'], { limit: 200 });
     return page.items;
+  }
+
+  deployment(name: string, deployment: string): Promise<Deployment> {
+    return this._get(name, ['deployments', deployment]);
   }
 
   deleteEndpoint(name: string): Promise<void> {

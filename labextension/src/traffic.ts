@@ -1,5 +1,5 @@
 /** Shares of traffic: whole percent by deployment that add up to 100. Pure functions. */
-import type { IHistoryItem, Traffic } from './resources';
+import type { Endpoint, IHistoryItem, Traffic } from './resources';
 
 export function sum(traffic: Traffic): number {
   return Object.values(traffic).reduce((total, share) => total + share, 0);
@@ -91,37 +91,27 @@ export function trafficText(traffic: Traffic): string {
     .join(' · ');
 }
 
-function asTraffic(value: unknown): Traffic | null {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+/** What an endpoint's traffic is meant to be: as asked for, else as it fell to whoever was ready first. */
+export function effective(endpoint: Pick<Endpoint, 'spec' | 'status'>): Traffic {
+  const asked = endpoint.spec.traffic ?? {};
+  return Object.keys(asked).length ? asked : (endpoint.status.traffic ?? {});
+}
+
+function asTraffic(value: unknown, key: string): Traffic | null {
+  const inner = typeof value === 'object' && value !== null ? (value as never)[key] : null;
+  if (typeof inner !== 'object' || inner === null) {
     return null;
   }
-  const inner = (value as { traffic?: unknown }).traffic;
-  if (typeof inner === 'object' && inner !== null) {
-    return asTraffic(inner);
-  }
-  const entries = Object.entries(value);
-  return entries.every(([, share]) => typeof share === 'number')
-    ? (Object.fromEntries(entries) as Traffic)
-    : null;
+  const entries = Object.entries(inner).filter(([, share]) => typeof share === 'number');
+  return Object.fromEntries(entries) as Traffic;
 }
 
-/** The traffic before and after one thing that was done; null where it did not change any. */
-export function trafficOf(item: IHistoryItem): { before: Traffic; after: Traffic } | null {
-  const before = asTraffic(item.detail.before);
-  const after = asTraffic(item.detail.after ?? item.detail.traffic);
+/** Shares before and after one thing that was done; null where it did not change any. */
+export function changeOf(
+  item: IHistoryItem,
+  key: 'traffic' | 'mirror_traffic' = 'traffic'
+): { before: Traffic; after: Traffic } | null {
+  const before = asTraffic(item.detail.before, key);
+  const after = asTraffic(item.detail.after, key);
   return before && after && !equal(before, after) ? { before, after } : null;
-}
-
-/** What served before the traffic that is in force, as far as the history tells; newest first. */
-export function previousTraffic(
-  history: readonly IHistoryItem[],
-  current: Traffic
-): Traffic | null {
-  for (const item of history) {
-    const change = trafficOf(item);
-    if (change) {
-      return equal(change.after, current) ? change.before : null;
-    }
-  }
-  return null;
 }

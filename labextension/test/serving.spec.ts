@@ -2,7 +2,7 @@ import { nullTranslator } from '@jupyterlab/translation';
 import { describe, expect, it } from 'vitest';
 
 import type { ICanaryStatus, IHistoryItem } from '../src/api';
-import { canaryLeft, candidateOf, isNews, sideOf } from '../src/canary';
+import { canaryLeft, candidates, isNews, sideOf } from '../src/canary';
 import { exampleBody } from '../src/codegen';
 import { detailText } from '../src/components/history';
 import { canaryText, summaryText } from '../src/components/endpoints';
@@ -10,7 +10,7 @@ import { formatCount, formatMs, formatShare } from '../src/format';
 import { exampleRequest, exampleValues, formOf, payloadOf } from '../src/inputform';
 import { quantile, StatsWindow } from '../src/rates';
 import * as traffic from '../src/traffic';
-import { counted, deployment } from './servingfakes';
+import { counted, deployment, served } from './servingfakes';
 
 const trans = nullTranslator.load('');
 
@@ -45,23 +45,34 @@ describe('traffic', () => {
     expect(traffic.isValid({ a: 110, b: -10 })).toBe(false);
   });
 
-  it('finds the traffic before', () => {
-    const item = (before: object, after: object): IHistoryItem => ({
+  it('is what is asked for, else what fell to whoever was ready first', () => {
+    const one = served('digits', [], { traffic: {} }, { traffic: { blue: 100 } });
+    expect(traffic.effective(one)).toEqual({ blue: 100 });
+    one.spec = { traffic: { blue: 0 } };
+    expect(traffic.effective(one)).toEqual({ blue: 0 });
+  });
+
+  it('is told with what was before', () => {
+    const item = (action: string, detail: Record<string, unknown>): IHistoryItem => ({
       at: '2026-01-31T12:00:00Z',
       by: 'me',
-      action: 'endpoints/traffic',
-      detail: { before, after }
+      action,
+      detail
     });
-    const other: IHistoryItem = { ...item({}, {}), action: 'endpoints/secrets/write', detail: {} };
-    const history = [other, item({ blue: 100 }, { blue: 90, green: 10 }), item({}, { blue: 100 })];
-    expect(traffic.previousTraffic(history, { blue: 90, green: 10 })).toEqual({ blue: 100 });
-    // Somebody changed it by a way that is not told: nothing is said.
-    expect(traffic.previousTraffic(history, { blue: 50, green: 50 })).toBe(null);
-    expect(detailText(history[1], trans)).toBe('blue 100 % → blue 90 % · green 10 %');
-    expect(detailText(item({ traffic: { a: 0 } }, { traffic: { a: 100 } }), trans)).toBe(
-      'nobody → a 100 %'
+    const before = { traffic: { blue: 100 }, mirror_traffic: { green: 20 } };
+    const after = { traffic: { blue: 90, green: 10 }, mirror_traffic: {} };
+    expect(detailText(item('traffic', { changed: ['traffic'], before, after }), trans)).toBe(
+      'blue 100 % → blue 90 % · green 10 % · mirror to green 20 % → nobody'
     );
-    expect(detailText({ ...other, detail: { key: 'primary' } }, trans)).toBe('key primary');
+    const first = { before: { traffic: {} }, after: { traffic: { a: 100 } } };
+    expect(detailText(item('rollback', { ...first, reason: 'slow' }), trans)).toBe(
+      'nobody → a 100 % · slow'
+    );
+    expect(detailText(item('rotate', { key: 'primary' }), trans)).toBe('key primary');
+    expect(detailText(item('deploy', { deployment: 'blue' }), trans)).toBe('blue');
+    expect(detailText(item('update', { changed: ['tags', 'description'] }), trans)).toBe(
+      'tags, description'
+    );
   });
 
   it('tells what a change does', () => {
@@ -86,17 +97,19 @@ describe('counters', () => {
     const window = new StatsWindow();
     window.add(look(1000), T);
     expect(window.summary('blue')).toBe(null);
-    window.add(look(1060, { errors: { '5xx': 3, model: 2, timeout: 1, '4xx': 50 } }), T + 2000);
-    window.add(look(1120, { errors: { '5xx': 3, model: 2, timeout: 1, '4xx': 99 } }), T + 4000);
+    window.add(look(1060, { errors: { '5xx': 3, model: 2, timeout: 1 } }), T + 2000);
+    // What callers got wrong and what was turned away says nothing of the deployment.
+    const mixed = { '5xx': 6, model: 2, timeout: 1, '4xx': 20, rejected: 10 };
+    window.add(look(1120, { errors: mixed }), T + 4000);
     expect(window.series('blue', 'rate')).toMatchObject({
       values: [30, 30],
       timestamps: [T + 2000, T + 4000]
     });
-    expect(window.series('blue', 'errors').values).toEqual([10, 0]);
+    expect(window.series('blue', 'errors').values).toEqual([10, 10]);
     expect(window.summary('blue')).toMatchObject({
       perMinute: 1800,
-      errors: 6,
-      errorRate: 0.05
+      errors: 9,
+      errorRate: 0.1
     });
   });
 
@@ -255,8 +268,11 @@ describe('a canary', () => {
       deployment('green'),
       deployment('bad', { phase: 'Failed' })
     ];
-    expect(candidateOf(all, { traffic: { blue: 100 } })).toBe('green');
-    expect(candidateOf([deployment('blue')], { traffic: { blue: 100 } })).toBe('');
+    const names = (shares: Record<string, number>) => candidates(all, shares).map(one => one.name);
+    expect(names({ blue: 100 })).toEqual(['green', 'old']);
+    expect(names({ blue: 90, green: 10 })).toEqual(['old', 'green', 'blue']);
+    // With nothing to compare it with there is no canary.
+    expect(names({})).toEqual([]);
   });
 });
 

@@ -142,6 +142,15 @@ export class FakeServing implements IServingApi {
   deployments(name: string) {
     return this._called('deployments', () => this._find(name).deployments);
   }
+  deployment(name: string, deployment: string) {
+    return this._called('deployment', () => {
+      const found = this._find(name).deployments.find(one => one.name === deployment);
+      if (!found) {
+        throw new ApiError('there is no such deployment', 'not_found', 404);
+      }
+      return found;
+    });
+  }
   deleteEndpoint() {
     return this._called('deleteEndpoint', () => undefined);
   }

@@ -3,7 +3,7 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import React, { useState } from 'react';
 
 import type { ICanarySpec, ICanaryStatus } from '../api';
-import { CANARY_DEFAULTS, canaryLeft, candidateOf, ISide, sideOf } from '../canary';
+import { CANARY_DEFAULTS, canaryLeft, candidates, ISide, sideOf } from '../canary';
 import { formatCount, formatDuration, formatMs, formatShare, relativeTime } from '../format';
 import { CommandIDs } from '../ids';
 import { NextStep, ProgressBar, useNow } from './common';
@@ -215,16 +215,11 @@ function limitFields(trans: TranslationBundle): ILimitField[] {
 }
 
 function StartForm({ live, trans, readonly, run }: IEndpointProps): JSX.Element {
-  const deployments = live.deployments.filter(
-    one => one.status.phase === 'Ready' && (live.traffic[one.name] ?? 0) < 100
-  );
   const [chosen, setChosen] = useState('');
   const [typed, setTyped] = useState<Partial<Record<Limit, string>>>({});
   const [busy, setBusy] = useState(false);
-  const names = deployments.map(one => one.name);
-  const deployment = names.includes(chosen)
-    ? chosen
-    : candidateOf(deployments, live.endpoint?.spec ?? {}) || names[0];
+  const names = candidates(live.deployments, live.traffic).map(one => one.name);
+  const deployment = names.includes(chosen) ? chosen : names[0];
   if (!deployment) {
     return (
       <div className="jp-Mlops-empty" data-testid="mlops-canary-empty">
@@ -280,6 +275,7 @@ function StartForm({ live, trans, readonly, run }: IEndpointProps): JSX.Element 
   return (
     <form
       className="jp-Mlops-form"
+      noValidate
       data-testid="mlops-canary-form"
       onSubmit={event => {
         event.preventDefault();

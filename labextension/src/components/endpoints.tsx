@@ -8,7 +8,7 @@ import { canaryLeft, isNews } from '../canary';
 import { formatCount, formatDuration, formatMs, formatShare } from '../format';
 import { CommandIDs } from '../ids';
 import type { ISummary } from '../rates';
-import { trafficText } from '../traffic';
+import { effective, trafficText } from '../traffic';
 import { CopyButton, IconButton, useNow, useSignal } from './common';
 import { List, Row } from './list';
 import { proofText } from './proof';
@@ -62,7 +62,7 @@ export function summaryText(summary: ISummary | null, trans: TranslationBundle):
   if (!summary) {
     return '';
   }
-  if (summary.errorRate === null) {
+  if (!summary.perMinute) {
     return trans.__('no requests');
   }
   return [
@@ -97,7 +97,7 @@ function DeploymentLine(props: {
         </span>
         <span title={trans.__('Share of the traffic')}>{share} %</span>
       </div>
-      <div className="jp-Mlops-deploymentLine jp-Mlops-muted">
+      <div className="jp-Mlops-deploymentLine jp-mod-wrap jp-Mlops-muted">
         <Status phase={status.phase} trans={trans} />
         {instances && instances.wanted > 0 && (
           <span title={trans.__('Instances that answer, of those wanted')}>
@@ -120,7 +120,7 @@ function EndpointRow(
   props: ISectionProps & { item: IServed; first: boolean; open: boolean; toggle: () => void }
 ): JSX.Element {
   const { model, trans, execute, item, open } = props;
-  const { name, status, spec, deployments } = item;
+  const { name, status, deployments } = item;
   const args = { name };
   useEffect(() => {
     if (!open) {
@@ -131,7 +131,7 @@ function EndpointRow(
   }, [model, name, open]);
   const remove = model.readonly ? undefined : () => execute(CommandIDs.deleteEndpoint, args);
   const show = () => execute(CommandIDs.openEndpoint, args);
-  const traffic = spec.traffic ?? {};
+  const traffic = effective(item);
   const word = phaseText(status.phase, trans);
   const shares = trafficText(traffic);
   const names = deployments.map(one => one.name);

@@ -4,49 +4,81 @@ import React, { useEffect } from 'react';
 
 import type { IHistoryItem } from '../api';
 import { relativeTime } from '../format';
-import { trafficOf, trafficText } from '../traffic';
+import { changeOf, trafficText } from '../traffic';
 import { Message, useNow } from './common';
 import type { IEndpointProps } from './endpointprops';
 import { errorText } from './list';
 
-/** Characters of a detail that has no words of its own. */
+/** Characters of a detail. */
 const MAX_DETAIL = 160;
 
-/** What was done, in the words of the audit. */
 function actionText(action: string, trans: TranslationBundle): string {
-  const words: Record<string, string> = {
-    'endpoints/write': trans.__('Endpoint changed'),
-    'endpoints/create': trans.__('Endpoint made'),
-    'endpoints/delete': trans.__('Endpoint deleted'),
-    'endpoints/traffic': trans.__('Traffic changed'),
-    'endpoints/canary': trans.__('Canary started'),
-    'endpoints/promote': trans.__('Canary promoted'),
-    'endpoints/rollback': trans.__('Rolled back'),
-    'endpoints/secrets/write': trans.__('Key rotated'),
-    'endpoints/token': trans.__('Token made'),
-    'deployments/write': trans.__('Deployment made or changed'),
-    'deployments/create': trans.__('Deployment made'),
-    'deployments/delete': trans.__('Deployment deleted')
-  };
-  return words[action] ?? action;
+  switch (action) {
+    case 'create':
+      return trans.__('Endpoint made');
+    case 'update':
+      return trans.__('Endpoint changed');
+    case 'delete':
+      return trans.__('Endpoint deleted');
+    case 'traffic':
+      return trans.__('Traffic changed');
+    case 'canary':
+      return trans.__('Canary started');
+    case 'promote':
+      return trans.__('Canary promoted');
+    case 'rollback':
+      return trans.__('Rolled back');
+    case 'rotate':
+      return trans.__('Key rotated');
+    case 'token':
+      return trans.__('Token made');
+    case 'deploy':
+      return trans.__('Deployment made');
+    case 'change':
+      return trans.__('Deployment changed');
+    case 'remove':
+      return trans.__('Deployment deleted');
+    default:
+      return action;
+  }
 }
 
 function plain(value: unknown): string {
+  if (Array.isArray(value)) {
+    return value.map(plain).join(', ');
+  }
   return typeof value === 'object' ? JSON.stringify(value) : String(value);
 }
 
+/** Parts of a detail that are told in other words, or that say nothing more. */
+const TOLD = new Set(['before', 'after', 'changed', 'canary', 'deployment']);
+
+/** What of an entry is worth a line: shares before and after, the limits of a canary, why. */
 export function detailText(item: IHistoryItem, trans: TranslationBundle): string {
-  const change = trafficOf(item);
-  const told = change ? ['before', 'after', 'traffic'] : [];
-  const text = Object.entries(item.detail)
-    .filter(([key, value]) => !told.includes(key) && value !== '' && value != null)
-    .map(([key, value]) => `${key} ${plain(value)}`)
-    .join(' · ');
+  const { detail } = item;
   const none = trans.__('nobody');
-  const moved = change
-    ? `${trafficText(change.before) || none} → ${trafficText(change.after) || none}`
-    : '';
-  const all = [moved, text].filter(Boolean).join(' · ');
+  const parts: string[] = [];
+  if (typeof detail.deployment === 'string') {
+    parts.push(detail.deployment);
+  }
+  const moved = changeOf(item);
+  if (moved) {
+    parts.push(`${trafficText(moved.before) || none} → ${trafficText(moved.after) || none}`);
+  }
+  const mirror = changeOf(item, 'mirror_traffic');
+  if (mirror) {
+    const to = `${trafficText(mirror.before) || none} → ${trafficText(mirror.after) || none}`;
+    parts.push(trans.__('mirror to %1', to));
+  }
+  if (!moved && !mirror && Array.isArray(detail.changed)) {
+    parts.push(plain(detail.changed));
+  }
+  for (const [key, value] of Object.entries(detail)) {
+    if (!TOLD.has(key) && value !== '' && value !== null && value !== undefined) {
+      parts.push(key === 'reason' ? plain(value) : `${key} ${plain(value)}`);
+    }
+  }
+  const all = parts.join(' · ');
   return all.length > MAX_DETAIL ? `${all.slice(0, MAX_DETAIL)}…` : all;
 }
 

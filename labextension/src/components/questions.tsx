@@ -2,10 +2,10 @@
 import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
 
-import type { ICanarySpec, IEndpointSpec, ITrafficChange } from '../api';
+import type { Endpoint, ICanarySpec, ITrafficChange } from '../api';
 import { CANARY_DEFAULTS } from '../canary';
 import { formatDuration, formatMs, formatShare } from '../format';
-import { equal, shifts, trafficText } from '../traffic';
+import { effective, equal, shifts, trafficText } from '../traffic';
 import { Shifts } from './traffic';
 
 function Line(props: { label: string; before: string; after: string }): JSX.Element {
@@ -18,11 +18,12 @@ function Line(props: { label: string; before: string; after: string }): JSX.Elem
 
 /** Shares, mirror and header before and after; of what does not change nothing is said. */
 export function trafficQuestion(
-  spec: IEndpointSpec,
+  endpoint: Endpoint,
   change: ITrafficChange,
   trans: TranslationBundle
 ): React.ReactElement {
-  const before = spec.traffic ?? {};
+  const { spec } = endpoint;
+  const before = effective(endpoint);
   const none = trans.__('none');
   const mirrored = change.mirror_traffic;
   return (

@@ -40,9 +40,14 @@ export function Rates({ live, trans }: IEndpointProps): JSX.Element | null {
       dash,
       origin: 0
     });
-    const drawn = names
-      .map((name, i) => ({ name, i }))
-      .filter(({ name }) => stats.series(name, 'rate').values.length);
+    // One that never answered has no curve.
+    const drawn = live.deployments
+      .map((one, i) => ({ name: one.name, i, ready: one.status.phase === 'Ready' }))
+      .filter(
+        ({ name, ready }) =>
+          stats.series(name, 'rate').values.length > 0 &&
+          (ready || stats.latest!.deployments[name]?.requests)
+      );
     return {
       rate: drawn.map(({ name, i }) => curve(name, i, 'rate', name, i)),
       errors: drawn.map(({ name, i }) => curve(name, i, 'errors', name, i)),

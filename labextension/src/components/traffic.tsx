@@ -52,6 +52,8 @@ function Share(props: {
   const { one, value, disabled, onChange, trans } = props;
   // Half a number is none yet: what is typed counts when it is one.
   const [typed, setTyped] = useState<string | null>(null);
+  const isShare = (text: string) => /^\d+$/.test(text) && Number(text) <= 100;
+  const outdated = typed !== null && isShare(typed) && Number(typed) !== value;
   const label = trans.__('Share of %1 in percent', one.name);
   return (
     <div className="jp-Mlops-share" data-testid="mlops-share" data-name={one.name}>
@@ -81,14 +83,14 @@ function Share(props: {
           min={0}
           max={100}
           step={1}
-          value={typed ?? String(value)}
+          value={typed === null || outdated ? String(value) : typed}
           disabled={disabled}
           aria-label={label}
           data-testid="mlops-share-number"
           onChange={event => {
             const { value: text } = event.target;
             setTyped(text);
-            if (/^\d+$/.test(text) && Number(text) <= 100) {
+            if (isShare(text)) {
               onChange(Number(text));
             }
           }}

@@ -1,11 +1,11 @@
 /** A call of an endpoint from a form that its model's signature makes, or from JSON, and what came of it. */
 import { TranslationBundle } from '@jupyterlab/translation';
-import React, { useMemo, useState } from 'react';
+import React, { useEffect, useMemo, useState } from 'react';
 
 import type { Deployment, IInvocation } from '../api';
 import { formatMs } from '../format';
 import { exampleRequest, exampleValues, FieldError, formOf, IField, payloadOf } from '../inputform';
-import { errorText } from './list';
+import { errorText, Skeleton } from './list';
 import { toApiError } from '../listmodel';
 import { CallExamples } from './callexamples';
 import { CopyButton, Message } from './common';
@@ -151,11 +151,16 @@ function Answer(props: { answer: IInvocation; trans: TranslationBundle }): JSX.E
 }
 
 function Call(
-  props: IEndpointProps & { deployment: Deployment; choice: React.ReactNode; chosen: string }
+  props: IEndpointProps & {
+    deployment: Deployment;
+    /** The request that it was proven with. */
+    sample: unknown;
+    choice: React.ReactNode;
+    chosen: string;
+  }
 ): JSX.Element {
-  const { live, deployment, trans } = props;
+  const { live, deployment, sample, trans } = props;
   const { signature } = deployment.status;
-  const sample = deployment.spec.proof?.request;
   const { form, request, first } = useMemo(() => {
     const form = formOf(signature);
     const request = exampleRequest(signature, sample);
@@ -314,6 +319,20 @@ export function TryIt(props: IEndpointProps): JSX.Element {
   const wanted = ready.find(one => one.name === chosen);
   const byShare = [...ready].sort((a, b) => (shares[b.name] ?? 0) - (shares[a.name] ?? 0));
   const deployment = wanted ?? byShare[0];
+  const name = deployment?.name ?? '';
+  /** Whose sample was read, and the sample. */
+  const [sample, setSample] = useState<[string, unknown] | null>(null);
+  useEffect(() => {
+    let wanted = true;
+    if (name) {
+      // Without its sample the form has made-up values.
+      const found = live.sample(name).catch(() => undefined);
+      void found.then(value => wanted && setSample([name, value]));
+    }
+    return () => {
+      wanted = false;
+    };
+  }, [live, name]);
   if (!deployment) {
     return (
       <div className="jp-Mlops-empty" data-testid="mlops-try-empty">
@@ -339,11 +358,15 @@ export function TryIt(props: IEndpointProps): JSX.Element {
       </select>
     </label>
   );
+  if (sample?.[0] !== name) {
+    return <Skeleton label={trans.__('Loading')} />;
+  }
   return (
     <Call
       {...props}
-      key={deployment.name}
+      key={name}
       deployment={deployment}
+      sample={sample[1]}
       chosen={wanted ? chosen : ''}
       choice={choice}
     />
