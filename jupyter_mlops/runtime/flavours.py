@@ -205,8 +205,8 @@ _NUMPY = {
 def load_onnx(folder, native, signature):
     """An ONNX Runtime session.
 
-    ``native["answer"]`` is ``array`` for a model whose metadata says so (``client/onnx.py`` writes it): its first
-    output is the answer, as the model that it was made from had it.
+    A model made by ``client/onnx.py`` says in its metadata in which form it answers (``native["answer"]``: ``array`` or
+    ``records``), as the model that it was made from did, and which values that one refused (``native["refuses"]``).
     """
     import numpy as np
     import onnxruntime
@@ -217,7 +217,8 @@ def load_onnx(folder, native, signature):
     inputs, outputs = session.get_inputs(), [o.name for o in session.get_outputs()]
     numbers, names = number_columns(signature)
     columns = any(c.get("type") != "tensor" for c in signature.get("inputs") or [])
-    alone = native.get("answer") == "array"
+    form = native.get("answer")
+    refuse = _refusal(native.get("refuses") or (), np)
 
     def feed(data):
         if isinstance(data, dict):
@@ -229,8 +230,17 @@ def load_onnx(folder, native, signature):
         return {i.name: _fitting(data[i.name].to_numpy(), i, np) for i in inputs}
 
     def predict(data, params):
-        given = session.run(outputs[:1] if alone else outputs, feed(data))
-        if alone:
+        feeds = feed(data)
+        if refuse:
+            for value in feeds.values():
+                refuse(value)
+        if form:
+            feeds = {name: _whole(value, np) for name, value in feeds.items()}
+        given = session.run(outputs[:1] if form else outputs, feeds)
+        if form == "records":
+            flat = given[0].reshape(len(given[0]), -1)
+            return records({str(i): flat[:, i].tolist() for i in range(flat.shape[1])})
+        if form:
             return given[0]
         if columns and not isinstance(data, dict):
             return records({name: _column(value, len(data), np) for name, value in zip(outputs, given)})
@@ -243,8 +253,35 @@ def load_onnx(folder, native, signature):
                  bool(dynamic and tensor_rows(signature)))
 
 
+def _refusal(words, np):
+    """A check that raises for what the model's original raised for; ONNX Runtime computes on, whatever comes."""
+    if not set(words) & {"nan", "inf", "null"}:
+        return None
+
+    def check(value):
+        kind = value.dtype.kind
+        if kind == "f":
+            if not np.isfinite(value).all():
+                if "nan" in words and np.isnan(value).any():
+                    raise ValueError("Input contains NaN.")
+                if "inf" in words and np.isinf(value).any():
+                    raise ValueError("Input contains infinity.")
+        elif kind == "O" and "null" in words and any(not isinstance(v, str) for v in value.flat):
+            raise ValueError("Input contains a missing text.")
+
+    return check
+
+
+def _whole(value, np):
+    """With a text that nobody has in place of missing ones, which the session would not take."""
+    if value.dtype.kind != "O" or all(isinstance(v, str) for v in value.flat):
+        return value
+    return np.array([v if isinstance(v, str) else "\u2042missing" for v in value.flat], object).reshape(value.shape)
+
+
 def _session_options(onnxruntime, wanted):
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
     options.intra_op_num_threads = wanted.get("intra_op_num_threads") or threads()
     if wanted.get("inter_op_num_threads"):
         options.inter_op_num_threads = wanted["inter_op_num_threads"]
@@ -275,7 +312,7 @@ def _fitting(value, wanted, np):
     dtype = _NUMPY.get(wanted.type)
     if dtype and value.dtype != dtype and value.dtype.kind in "fiub" and np.can_cast(value.dtype, dtype, "same_kind"):
         value = value.astype(dtype)
-    elif wanted.type == "tensor(string)" and value.dtype.kind != "O":
+    elif wanted.type == "tensor(string)":
         value = value.astype(object)
     if value.ndim == 1 and len(wanted.shape or ()) == 2 and wanted.shape[1] == 1:
         value = value.reshape(-1, 1)

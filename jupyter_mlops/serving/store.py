@@ -22,6 +22,8 @@ from .signature import from_mlmodel, read_mlmodel
 MAX_FILES = 100_000
 _SKLEARN_FORMATS = ("skops", "pickle", "cloudpickle")
 _TORCH_PICKLE = "mlflow.pytorch.pickle_module"
+#: Forms of an answer that ``client/onnx.py`` writes into the metadata of the models that it makes.
+_ANSWERS = ("array", "records")
 _LIGHTGBM = "lightgbm.basic.Booster"
 
 
@@ -91,8 +93,8 @@ def _native(flavors: dict[str, Any], metadata: Any) -> dict[str, Any] | None:
         if not isinstance(config, dict) or set(config) - ({"device"} if kind == "pytorch" else set()):
             return None
         found = _NATIVE[kind](pyfunc, flavor)
-        if found and kind == "onnx" and isinstance(metadata, dict) and metadata.get("mlops.answer") == "array":
-            found["answer"] = "array"
+        if found and kind == "onnx" and isinstance(metadata, dict) and metadata.get("mlops.answer") in _ANSWERS:
+            found.update(answer=metadata["mlops.answer"], refuses=str(metadata.get("mlops.refuses") or "").split(","))
         return found
     return None
 
