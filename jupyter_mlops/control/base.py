@@ -18,7 +18,7 @@ from tornado.iostream import StreamClosedError
 from ..core import policy
 from ..core.errors import Forbidden, MlopsError, NotFound, ParameterError, Unauthenticated, VersionMismatch
 from ..core.identity import Identity
-from ..core.workspace import parameter_error
+from ..core.resources.base import parameter_error
 from ..runtime.locate import VERSION_HEADER
 from .operations import Answer, Call, Operation
 

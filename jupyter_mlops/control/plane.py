@@ -86,11 +86,11 @@ class ControlPlane:
         self.orphans = self.views.orphans = Orphans(self.views.api, self.tokens.holder)
         self.shipper = Shipper(self.views.api, lambda job: self.feed.touch("run"))
         self.jobs = JobController(home, self.views, self.driver_for, self.job_environment, self.shipper)
-        self.endpoints = EndpointController(self.serving)
-        self.deployments = DeploymentController(self.serving, self.views)
-        for controller in (self.jobs, self.endpoints, self.deployments, CanaryController(self.serving)):
-            self.workspace.add(controller)
         self.blobs = Blobs(home)
+        self.endpoints = EndpointController(self.serving_for)
+        self.deployments = DeploymentController(self.serving_for, self.views, self.blobs)
+        for controller in (self.jobs, self.endpoints, self.deployments, CanaryController(self.serving_for)):
+            self.workspace.add(controller)
         self.jobs.check.append(self.blobs.require_all)
         self.jobs.prepare += [partial(put_inputs, self.blobs), context.deliver]
         self.jobs.removed.append(self._forget_blobs)
@@ -277,6 +277,16 @@ class ControlPlane:
             driver.subscribe(self.jobs.changed)
             self._drivers[kind] = driver
         return self._drivers[kind]
+
+    def serving_for(self, compute: str) -> LocalServing:
+        """The serving driver of a compute; empty: this machine's.
+
+        Raises:
+            NotFound: nothing serves there.
+        """
+        if compute in ("", "local"):
+            return self.serving
+        raise NotFound(f"compute {compute!r} does not serve endpoints", "`local` always does")
 
     async def refresh_computes(self) -> None:
         """Bring the facts of computes up to date, at most every few seconds, and their slots with them."""

@@ -141,8 +141,12 @@ def named_by(spec: Mapping[str, Any]) -> set[str]:
 
 
 def needed_blobs(tx: Any) -> set[str]:
-    """Hashes that jobs name which have not started; for ``store.read``."""
+    """Hashes that jobs name which have not started, and deployments with code of their own; for ``store.read``."""
     named: set[str] = set()
+    for deployment in tx.page("deployment", limit=10_000)[0]:
+        code = (deployment.spec.get("code_configuration") or {}).get("code")
+        if code:
+            named.add(code.removeprefix("blob:"))
     mark: int | None = None
     while True:
         page, mark = tx.page("job", phases=["Queued"], limit=200, before=mark)

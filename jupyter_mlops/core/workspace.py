@@ -15,7 +15,7 @@ from .controllers.base import Controller
 from .errors import Conflict, ParameterError, PreconditionFailed
 from .identity import SYSTEM, Identity
 from .resources import ACTIVE, KINDS, TERMINAL, check_name, deployment
-from .resources.base import Resource, Spec, utcnow
+from .resources.base import Resource, Spec, parameter_error, utcnow
 from .store import Store
 
 log = logging.getLogger(__name__)
@@ -38,17 +38,6 @@ def parse_spec(kind: str, spec: Any) -> Spec:
         return KINDS[kind][0].model_validate(spec)
     except ValidationError as e:
         raise parameter_error(e, f"{kind} spec") from e
-
-
-def parameter_error(error: ValidationError, what: str) -> ParameterError:
-    """A pydantic error as ours: one line that names the field."""
-    detail = [
-        {"field": ".".join(str(p) for p in item["loc"]), "message": item["msg"].removeprefix("Value error, ")}
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
-    first = detail[0]
-    where = f" {first['field']}:" if first["field"] else ""
-    return ParameterError(f"{what}:{where} {first['message']}", "", detail)
 
 
 def _check_revision(kind: str, found: Resource, if_match: int | None) -> None:

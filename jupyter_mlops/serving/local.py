@@ -25,7 +25,7 @@ from .keeper import GatewayKeeper
 from .observation import ScorerObservation, combine
 from .places import NAME, RESERVED, Places, read_json, write_json
 from .scorers import Scorers
-from .store import copy_model, describe_model, fingerprint
+from .store import copy_model, describe_model, describe_script, fingerprint
 
 
 class LocalServing(Scorers):
@@ -68,6 +68,18 @@ class LocalServing(Scorers):
             Refused: it cannot be served (no signature, no python_function flavour); the hint says what to do.
         """
         return _public(describe_model(Path(model_dir))["signature"])
+
+    def check_script(self, code_zip: Path, script: str, model_dir: Path | None = None) -> dict[str, Any]:
+        """The signature of a model beside a scoring script, empty when there is none; see :func:`describe_script`.
+
+        Raises:
+            Refused: the zip is none, is not safe, or does not hold the script.
+        """
+        return _public(describe_script(code_zip, script, model_dir)["signature"])
+
+    def check_names(self, endpoint: str, deployment: str) -> None:
+        """Raise ParameterError unless both are names that a deployment can have here."""
+        self._folder(endpoint, deployment)
 
     def prepare(self, endpoint: str, deployment: str, model_dir: str | os.PathLike[str]) -> dict[str, Any]:
         """Copy a model into the workspace and read its signature; does nothing when that is done.
@@ -198,8 +210,8 @@ class LocalServing(Scorers):
         """See :meth:`GatewayKeeper.unpublish`."""
         return self.gateway.unpublish(endpoint)
 
-    def ensure_gateway(self) -> dict[str, Any]:
-        """See :meth:`GatewayKeeper.ensure`."""
+    def ensure_gateway(self, endpoint: str = "") -> dict[str, Any]:
+        """See :meth:`GatewayKeeper.ensure`; it is the same one for every endpoint."""
         return self.gateway.ensure()
 
     def gateway_info(self) -> dict[str, Any] | None:
@@ -219,8 +231,8 @@ class LocalServing(Scorers):
         """See :meth:`GatewayKeeper.page`."""
         return await self.gateway.page(endpoint, what)
 
-    def stats(self) -> dict[str, Any] | None:
-        """See :meth:`GatewayKeeper.stats`."""
+    def stats(self, endpoint: str = "") -> dict[str, Any] | None:
+        """See :meth:`GatewayKeeper.stats`; always of all endpoints."""
         return self.gateway.stats()
 
     def stop_all(self) -> None:

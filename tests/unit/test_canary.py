@@ -136,7 +136,7 @@ class Trial:
         return self.store._run("BEGIN IMMEDIATE", work)
 
     def look(self, told, seconds: float = 0.0) -> bool:
-        controller = CanaryController(None)
+        controller = CanaryController(lambda compute: None)
         return self.run(lambda tx: controller.look(tx, "digits", told, time.time() + seconds))
 
     @property

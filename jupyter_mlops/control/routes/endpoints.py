@@ -116,6 +116,12 @@ async def roll_back(call: Call) -> Answer:
     return _endpoint(await call.plane.endpoints.rollback(call.path["name"], call.identity, call.body.reason))
 
 
+async def _serving(call: Call) -> Any:
+    """The driver of the endpoint's compute."""
+    endpoint = await call.plane.workspace.get(call.identity, "endpoint", call.path["name"])
+    return call.plane.serving_for(endpoint.spec.get("compute") or "")
+
+
 def _endpoint(resource: Resource, status: int = 200) -> Answer:
     return Answer(status, schemas.Endpoint.model_validate(resource.model_dump()), etag(resource))
 
@@ -129,11 +135,11 @@ async def invoke_endpoint(call: Call) -> Answer:
     """The body is that of MLflow's scoring protocol; no endpoint key is needed."""
     name, deployment = call.path["name"], call.query.deployment or ""
     policy.require(call.identity, "endpoints/invoke", name)
-    await call.plane.workspace.get(call.identity, "endpoint", name)
+    serving = await _serving(call)
     if deployment:
         await call.plane.workspace.get(call.identity, "deployment", deployment, name)
     kind = call.headers.get("Content-Type") or "application/json"
-    status, body, content_type = await call.plane.serving.invoke(name, call.raw, kind, 600.0, deployment)
+    status, body, content_type = await serving.invoke(name, call.raw, kind, 600.0, deployment)
     return Answer(status, raw=body, content_type=content_type)
 
 
@@ -144,8 +150,8 @@ async def invoke_endpoint(call: Call) -> Answer:
 async def get_stats(call: Call) -> Answer:
     """Counted since the gateway's start."""
     name = call.path["name"]
-    await call.plane.workspace.get(call.identity, "endpoint", name)
-    stats = await asyncio.to_thread(call.plane.serving.stats)
+    serving = await _serving(call)
+    stats = await asyncio.to_thread(serving.stats, name)
     if stats is None:
         raise Unavailable("the gateway does not answer", "it is started again within seconds; try again")
     found = stats.get("endpoints", {}).get(name, {})
@@ -194,9 +200,8 @@ _PAGE_HEADERS = ("Content-Security-Policy", "Referrer-Policy", "X-Frame-Options"
 
 
 async def _page(call: Call, what: str) -> Answer:
-    name = call.path["name"]
-    await call.plane.workspace.get(call.identity, "endpoint", name)
-    status, body, headers = await call.plane.serving.page(name, what)
+    serving = await _serving(call)
+    status, body, headers = await serving.page(call.path["name"], what)
     # Whatever comes is shown on Jupyter's origin: without a policy of its own it may do nothing there.
     kept = {"Content-Security-Policy": "default-src 'none'; sandbox"}
     if status == 200:
@@ -255,7 +260,8 @@ async def delete_deployment(call: Call) -> Answer:
 async def get_deployment_log(call: Call) -> Answer:
     name, deployment = call.path["name"], call.path["deployment"]
     found = await call.plane.workspace.get(call.identity, "deployment", deployment, name)
+    serving = await _serving(call)
     chunk = await asyncio.to_thread(
-        call.plane.serving.read_log, name, deployment, call.query.offset, call.query.limit
+        serving.read_log, name, deployment, call.query.offset, call.query.limit, call.query.instance
     )
     return Answer(body=log_part(chunk, 0, 1, found.status.get("phase") == "Failed"))

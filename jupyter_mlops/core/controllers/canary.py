@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -134,14 +135,18 @@ def judge(spec: CanarySpec, candidate: Counts, baseline: Counts, seconds: float)
 
 
 class CanaryController(Controller):
-    """Decides on the canaries of all endpoints, once a second each."""
+    """Decides on the canaries of all endpoints, once a second each.
+
+    Args:
+        serving_for: the driver of a compute's name.
+    """
 
     kind = "canary"
     period = 1.0
 
-    def __init__(self, serving: Any) -> None:
+    def __init__(self, serving_for: Callable[[str], Any]) -> None:
         super().__init__()
-        self._serving = serving
+        self._serving_for = serving_for
 
     async def active(self) -> list[Key]:
         def work(tx: Any) -> list[Key]:
@@ -151,7 +156,11 @@ class CanaryController(Controller):
         return await self.workspace.store.read(work)
 
     async def reconcile(self, parent: str, name: str) -> None:
-        stats = await asyncio.to_thread(self._serving.stats)
+        endpoint = await self.workspace.store.read(lambda tx: tx.find("endpoint", name))
+        if endpoint is None:
+            return
+        serving = self._serving_for(endpoint.spec.get("compute") or "")
+        stats = await asyncio.to_thread(serving.stats, name)
         ended = await self.workspace.store.write(lambda tx: self.look(tx, name, stats, time.time()))
         if ended:
             await self.workspace.controllers["endpoint"].reconcile("", name)

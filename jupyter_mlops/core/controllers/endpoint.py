@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -31,8 +32,8 @@ class Serving(Protocol):
     def mint(self, endpoint: str, secret: str, expires: float) -> tuple[str, str]: ...
     def publish(self, endpoint: str, config: dict[str, Any]) -> bool: ...
     def unpublish(self, endpoint: str) -> bool: ...
-    def ensure_gateway(self) -> dict[str, Any]: ...
-    def stats(self) -> dict[str, Any] | None: ...
+    def ensure_gateway(self, endpoint: str = "") -> dict[str, Any]: ...
+    def stats(self, endpoint: str = "") -> dict[str, Any] | None: ...
     def remove(self, endpoint: str, deployment: str | None = None) -> None: ...
 
 
@@ -43,16 +44,22 @@ def proven(deployment: Resource) -> bool:
 
 
 class EndpointController(Controller):
-    """Publishes each endpoint to the gateway, and starts the gateway again when it died."""
+    """Publishes each endpoint to the gateway, and starts the gateway again when it died.
+
+    Args:
+        serving_for: the driver of a compute's name; empty: this machine's, which makes keys and tokens for all.
+    """
 
     kind = "endpoint"
     period = 2.0
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving_for: Callable[[str], Serving]) -> None:
         super().__init__()
-        self._serving = serving
+        self._serving_for = serving_for
+        self._serving = serving_for("")
         self._published: dict[str, dict[str, Any]] = {}
-        self._gateway_pid: int | None = None
+        #: compute → the gateway that was seen last
+        self._gateways: dict[str, Any] = {}
         # Two that publish the same endpoint at once could leave the older of two states in force.
         self._publishing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -68,6 +75,7 @@ class EndpointController(Controller):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if spec.compute and await self.workspace.store.read(lambda tx: tx.find("compute", spec.compute)) is None:
             raise Refused(f"compute {spec.compute!r} does not exist", "`local` is always there")
+        self._serving_for(spec.compute)  # it must be one that serves
         keys = {k: self._serving.new_key() for k in KEY_NAMES}
         private = {
             "keys": {k: self._serving.hash_key(v) for k, v in keys.items()}, "token_secret": self._serving.new_secret(),
@@ -187,29 +195,32 @@ class EndpointController(Controller):
             self._publishing.pop(name, None)
             return
         if deleting:
-            await self._delete(name)
+            await self._delete(endpoint)
             return
+        compute = endpoint.spec.get("compute") or ""
+        serving_at = self._serving_for(compute)
         if not private.get("token_secret"):  # made by an older version
             private["token_secret"] = await store.write(partial(_secret, name=name, serving=self._serving))
-        gateway = await asyncio.to_thread(self._serving.ensure_gateway)
-        if gateway.get("pid") != self._gateway_pid:
-            self._gateway_pid = gateway.get("pid")
+        gateway = await asyncio.to_thread(serving_at.ensure_gateway, name)
+        if gateway.get("pid") != self._gateways.get(compute):
+            self._gateways[compute] = gateway.get("pid")
             await self.workspace.note_gateway(gateway)
         serving = [d.name for d in deployments if proven(d)]
         shares = traffic.in_force(endpoint.spec.get("traffic", {}), endpoint.status.get("traffic", {}), serving)
         config = published(endpoint, private, deployments, shares)
-        if self._published.get(name) != {**config, "gateway": self._gateway_pid}:
-            await asyncio.to_thread(self._serving.publish, name, config)
-            self._published[name] = {**config, "gateway": self._gateway_pid}
+        if self._published.get(name) != {**config, "gateway": gateway.get("pid")}:
+            await asyncio.to_thread(serving_at.publish, name, config)
+            self._published[name] = {**config, "gateway": gateway.get("pid")}
         phase, reason = state(endpoint, deployments, shares)
         uri = f"{gateway['url']}/endpoints/{name}/invocations" if gateway.get("url") else ""
         changes = {"phase": phase, "reason": reason, "scoring_uri": uri, "traffic": shares}
         await store.write(lambda tx: tx.set_status("endpoint", name, changes))
 
-    async def _delete(self, name: str) -> None:
-        store = self.workspace.store
+    async def _delete(self, endpoint: Resource) -> None:
+        store, name = self.workspace.store, endpoint.name
+        serving = self._serving_for(endpoint.spec.get("compute") or "")
         self._published.pop(name, None)
-        await asyncio.to_thread(self._serving.unpublish, name)
+        await asyncio.to_thread(serving.unpublish, name)
 
         def spread(tx: Any) -> list[Resource]:
             deployments, _ = tx.page("deployment", parent=name, limit=200)
@@ -223,7 +234,7 @@ class EndpointController(Controller):
                 self.workspace.wake("deployment", d.name, name)
             return
         try:
-            await asyncio.to_thread(self._serving.remove, name, None)
+            await asyncio.to_thread(serving.remove, name, None)
         except NotFound:
             pass
         await store.write(lambda tx: tx.remove("endpoint", name))

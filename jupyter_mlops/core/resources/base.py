@@ -7,7 +7,7 @@ import secrets
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ParameterError
 
@@ -41,6 +41,17 @@ def utcnow(seconds: float | None = None) -> str:
     """Now as RFC 3339 in UTC with milliseconds, e.g. ``2026-01-31T12:00:00.000Z``; or ``seconds`` since the epoch."""
     at = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parameter_error(error: ValidationError, what: str) -> ParameterError:
+    """A pydantic error as ours: one line that names the field."""
+    detail = [
+        {"field": ".".join(str(p) for p in item["loc"]), "message": item["msg"].removeprefix("Value error, ")}
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    first = detail[0]
+    where = f" {first['field']}:" if first["field"] else ""
+    return ParameterError(f"{what}:{where} {first['message']}", "", detail)
 
 
 class Model(BaseModel):

@@ -168,8 +168,8 @@ class DeploymentSpec(Spec):
     instance_count: int = Field(default=1, ge=1, le=64)
     scale_settings: ScaleSettings = Field(default_factory=ScaleSettings)
     request_settings: RequestSettings = Field(default_factory=RequestSettings)
-    liveness_probe: ProbeSettings = Field(default_factory=ProbeSettings)
-    readiness_probe: ProbeSettings = Field(default_factory=ProbeSettings)
+    liveness_probe: ProbeSettings | None = None
+    readiness_probe: ProbeSettings | None = None
     data_collector: DataCollector | None = None
     resources: ContainerResources = Field(default_factory=ContainerResources)
     app_insights_enabled: bool | None = Field(default=None, description="accepted and ignored")
