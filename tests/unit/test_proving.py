@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -96,6 +97,16 @@ async def test_without_a_gateway_nothing_is_decided():
 async def test_a_scorer_that_the_sample_kills_has_failed():
     found = await prove(subject(gone="the scorer ended by SIGSEGV"), Gateway((503, {})))
     assert found.passed is False and "ended while it answered the sample: the scorer ended by SIGSEGV" in found.message
+
+
+async def test_nobody_waits_for_a_scorer_that_has_ended(monkeypatch):
+    monkeypatch.setattr(proving, "_LOOK", 0.01)
+
+    async def never(*_):
+        await asyncio.sleep(60)
+
+    found = await asyncio.wait_for(prove(subject(gone="the scorer ended"), never), 5)
+    assert found.passed is False and "ended while it answered" in found.message
 
 
 async def test_without_a_sample_the_models_own_example_is_tried():

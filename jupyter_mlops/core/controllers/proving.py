@@ -15,7 +15,8 @@ from ..resources.deployment import PackageDifference, ProofSpec, ProofStatus
 
 #: Seconds for which the gateway may not know the deployment yet, or be away.
 PATIENCE = 15.0
-_PAUSE = 0.1
+#: Seconds between looks at a scorer that has not answered yet, and between tries.
+_LOOK, _PAUSE = 0.5, 0.1
 #: Characters of an error that are quoted.
 _QUOTED = 500
 
@@ -86,7 +87,7 @@ async def prove(subject: Subject, ask: Asked) -> ProofStatus:
 
 def _judge(outcome: ProofStatus, sample: ProofSpec | None, status: int, answer: bytes) -> None:
     if status == 424:
-        raise ProofFailed(f"the model raised on the sample: {_message(answer)}")
+        raise ProofFailed(f"the model raised on the sample: {_message(answer).removeprefix('the model failed: ')}")
     if status != 200:
         raise ProofFailed(f"the sample was refused: {_message(answer)}")
     try:
@@ -114,9 +115,9 @@ async def _answer(subject: Subject, body: bytes, ask: Asked) -> tuple[int, bytes
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            status, answer, _ = await ask(
+            status, answer, _ = await _while_alive(subject, ask(
                 subject.endpoint, body, "application/json", subject.timeout + 5.0, subject.deployment
-            )
+            ))
         except BackendTimeout:
             status, answer = 504, b""
         except Unavailable as e:
@@ -134,6 +135,21 @@ async def _answer(subject: Subject, body: bytes, ask: Asked) -> tuple[int, bytes
         if time.monotonic() > deadline:
             raise Unavailable(f"the sample could not be sent: {_message(answer)}", "it is tried again")
         await asyncio.sleep(_PAUSE)
+
+
+async def _while_alive(
+    subject: Subject, asked: Awaitable[tuple[int, bytes, str]]
+) -> tuple[int, bytes, str]:
+    """What was asked for; not waited for any longer than the scorer lives, for the gateway holds on to a request."""
+    task = asyncio.ensure_future(asked)
+    try:
+        while not (await asyncio.wait({task}, timeout=_LOOK))[0]:
+            gone = await subject.alive()
+            if gone and not task.done():
+                raise ProofFailed(f"it ended while it answered the sample: {gone}")
+        return await task
+    finally:
+        task.cancel()
 
 
 def _message(answer: bytes) -> str:
