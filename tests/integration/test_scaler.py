@@ -1,0 +1,197 @@
+"""The scaler with real scorers: it heals, scales and wakes with no control plane there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+
+import pytest
+import tiny_model
+from test_instances import Place
+
+from jupyter_mlops.runtime.processes import alive, start_time
+from jupyter_mlops.serving import scaler as module
+from jupyter_mlops.serving.scaler import Scaler
+from jupyter_mlops.serving.scaling import Load
+from jupyter_mlops.serving.scorers import Scorers
+
+KEY = ("e", "blue")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model.save(tmp_path_factory.mktemp("tiny") / "model")
+
+
+class Gateway(Place):
+    """A workspace, the scaler of a gateway, and the load that its dispatcher would see."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.load = Load(settings={"instance_count": 1})
+        self.scaler = Scaler(Scorers(self.serving.places))
+        self.scaler.observe = lambda: {KEY: self.load}
+
+    def automatic(self, **settings):
+        self.load.settings = {"scale_settings": {"type": "target_utilization", **settings}}
+
+    @property
+    def scale(self):
+        with contextlib.suppress(OSError):
+            return json.loads(self.serving.places.scale(*KEY).read_text())
+        return {}
+
+    async def until(self, what, timeout=15.0):
+        deadline = time.monotonic() + timeout
+        while not (value := await asyncio.to_thread(what)):
+            assert time.monotonic() < deadline, f"not so after {timeout} s: {self.seen()}"
+            await asyncio.sleep(0.02)
+        return value
+
+    async def has(self, count, timeout=15.0):
+        """So many instances are ready, and no others run."""
+        return await self.until(lambda: (s := self.seen()).instances == {"wanted": count, "ready": count}
+                                and len(self.pids()) == count and s, timeout)
+
+
+@pytest.fixture
+async def gateway(model, monkeypatch):
+    made = Gateway(model)
+    made.run = asyncio.create_task(made.scaler.run())
+    try:
+        yield made
+    finally:
+        made.run.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await made.run
+        made.close()
+
+
+async def test_what_dies_is_started_again_within_a_second(gateway):
+    gateway.load.settings = {"instance_count": 2}
+    gateway.start(2)
+    await gateway.has(2)
+    await gateway.until(lambda: gateway.scaler.wanted(*KEY) == 2)
+    before = gateway.pids()
+    os.kill(before[1], signal.SIGKILL)
+    killed = time.monotonic()
+    await gateway.until(lambda: before[1] not in (now := gateway.pids()).values() and 1 in now)
+    assert time.monotonic() - killed < 1.0 and gateway.pids()[0] == before[0]
+    assert (await gateway.has(2)).restarts == 1
+    # A crash loop ends that: the last process stays away, the other one serves.
+    launch = gateway.serving.places.instance(*KEY, 1) / "launch.json"
+    launch.write_text(json.dumps({**json.loads(launch.read_text()), "crashes": [time.time()] * 4}))
+    os.kill(gateway.pids()[1], signal.SIGKILL)
+    await gateway.until(lambda: "crash loop" in gateway.seen().reason)
+    await asyncio.sleep(0.8)
+    assert set(gateway.pids()) == {0} and gateway.scaler.trouble(*KEY) == ""
+    # Stopped is stopped.
+    gateway.serving.stop(*KEY)
+    await asyncio.sleep(0.6)
+    assert gateway.processes() == []
+
+
+async def test_one_three_one_zero_one(gateway, monkeypatch):
+    monkeypatch.setattr("jupyter_mlops.serving.scaling.DOWN_AFTER", 0.8)
+    gateway.automatic(min_instances=0, max_instances=3, polling_interval=0.2, idle_seconds=2)
+    told = []
+    gateway.scaler.changed = lambda *key: told.append((gateway.scaler.wanted(*key), set(gateway.scaler.going(*key))))
+    gateway.load.last_request_at = time.monotonic()
+    gateway.start(1)
+    await gateway.has(1)
+    gateway.load.queued = 200
+    await gateway.has(3)
+    assert gateway.scale["wanted"] == 3 and "worth of requests" in gateway.scale["reason"]
+    gateway.load.queued, gateway.load.in_flight = 0, 1
+    under_way = asyncio.create_task(asyncio.to_thread(gateway.ask, 1.5, 2))
+    await gateway.has(1)
+    assert await under_way > 0, "what an instance had is answered before it goes"
+    assert (3, {2}) not in told and (2, {2}) in told and told.index((2, {2})) < told.index((1, {1})), told
+    await gateway.until(lambda: gateway.scaler.going(*KEY) == set())
+
+    gateway.load.in_flight = 0
+    gateway.load.last_request_at = time.monotonic()
+    await gateway.has(0)
+    assert time.monotonic() - gateway.load.last_request_at > 2 and "scaled to zero" in gateway.seen().reason
+    assert gateway.scale["reason"] == "no request for 2 s" and gateway.processes() == []
+
+    gateway.load.queued, gateway.load.last_request_at = 1, time.monotonic()
+    for _ in range(100):
+        gateway.scaler.wake(*KEY)
+    await gateway.until(gateway.pids, 1.0)
+    await gateway.has(1)
+    gateway.load.queued = 0
+    assert len(gateway.processes()) == 1
+
+
+async def test_a_gateway_that_was_killed_is_followed_by_one_that_goes_on(gateway):
+    gateway.automatic(min_instances=1, max_instances=4)
+    gateway.start(1)
+    # As left by a gateway that was killed between its decision and the first start, and while one was on its way out.
+    gateway.serving.scale(*KEY, 3, "busy")
+    gateway.serving.start_instance(*KEY, 3)
+    await gateway.has(3)
+    launch = gateway.serving.places.instance(*KEY, 2) / "launch.json"
+    before = gateway.pids()
+    launch.write_text(json.dumps({**json.loads(launch.read_text()), "going": True}))
+    await gateway.until(lambda: gateway.pids().get(2, before[2]) != before[2])
+    assert (await gateway.has(3)).restarts == 0
+    assert {i: p for i, p in gateway.pids().items() if i < 2} == {i: p for i, p in before.items() if i < 2}
+
+
+async def test_the_number_in_the_settings_is_kept_to(gateway):
+    gateway.start(1)
+    await gateway.has(1)
+    gateway.load.settings = {"instance_count": 2}
+    await gateway.has(2)
+    gateway.load.settings = {"instance_count": 1}
+    await gateway.has(1)
+    # What is not published any more is left alone.
+    gateway.scaler.observe = dict
+    await asyncio.sleep(0.4)
+    pid = gateway.pids()[0]
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.sleep(0.8)
+    assert gateway.pids() == {}
+
+
+async def test_what_cannot_come_up_says_so_and_is_left_to_the_control_plane(gateway, tmp_path, monkeypatch):
+    (tmp_path / "broken").touch()
+    env = {"BROKEN": str(tmp_path / "broken")}
+    gateway.start(1, env=env)
+    await gateway.until(lambda: gateway.scaler.trouble(*KEY))
+    assert "before it was ready with exit code 5: the weights are not there" in gateway.seen().reason
+    log = gateway.serving.read_log(*KEY).size
+    await asyncio.sleep(1.2)
+    assert gateway.serving.read_log(*KEY).size == log, "not tried again and again"
+    assert gateway.seen().phase == "failed"
+    # One that had served is tried again, with growing pauses.
+    (tmp_path / "broken").unlink()
+    gateway.start(env=env)
+    await gateway.has(1)
+    (tmp_path / "broken").touch()
+    os.kill(gateway.pids()[0], signal.SIGKILL)
+    await gateway.until(lambda: gateway.seen().phase == "failed")
+    (tmp_path / "broken").unlink()
+    await gateway.has(1)
+    assert gateway.scaler.trouble(*KEY) == ""
+
+
+async def test_what_hangs_is_ended(gateway, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PING_EVERY", 0.2)
+    probes = {"readiness_probe": {"initial_delay": 0, "period": 1, "failure_threshold": 1},
+              "liveness_probe": {"period": 0.5, "failure_threshold": 1}}
+    gateway.start(1, env={"HANG": str(tmp_path / "go")}, probes=probes)
+    await gateway.until(lambda: gateway.scaler.trouble(*KEY))
+    assert gateway.seen().reason == "the model was not loaded within 1 s" and gateway.processes() == []
+    (tmp_path / "go").touch()
+    gateway.start(env={"HANG": str(tmp_path / "go")})
+    await gateway.has(1)
+    frozen = gateway.pids()[0]
+    os.kill(frozen, signal.SIGSTOP)
+    await gateway.until(lambda: gateway.pids().get(0, frozen) != frozen)
+    assert (await gateway.has(1)).restarts == 1 and not alive(frozen, start_time(frozen))
