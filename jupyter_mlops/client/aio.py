@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 from ..core.errors import Gone, MlopsError, Unavailable
 from ..runtime.locate import Place, Session
+from .captured import query
 from .logs import follow
 from .transport import Transport, segment
 
@@ -273,6 +274,23 @@ class AsyncClient:
             "POST", f"/endpoints/{segment(name)}/actions/invoke", payload, timeout=timeout,
             params={"deployment": deployment or None},
         )
+
+    async def download_captured(self, name: str, file: BinaryIO, **wanted: Any) -> None:
+        """Write captured requests into a file as Parquet; ``deployment, since, until, columns, limit`` choose."""
+        await self.transport.download(f"/endpoints/{segment(name)}/data{query(**wanted)}", file)
+
+    async def captured_info(self, name: str) -> Json:
+        """How much an endpoint has captured, by deployment."""
+        return await self._call("GET", f"/endpoints/{segment(name)}/data/info", timeout=900)
+
+    async def clear_captured(self, name: str, before: str = "") -> int:
+        """Delete what was captured before a moment, or everything; returns how many rows went."""
+        params = {"before": before or None}
+        return (await self._call("DELETE", f"/endpoints/{segment(name)}/data", params=params, timeout=900))["rows"]
+
+    async def tell_truth(self, name: str, rows: list[Json]) -> None:
+        """Tell the right values of rows: ``{"correlation_id", "row", "value"}`` each."""
+        await self._call("POST", f"/endpoints/{segment(name)}/actions/truth", {"rows": rows})
 
     async def list_deployments(self, endpoint: str) -> list[Json]:
         """Deployments behind an endpoint."""

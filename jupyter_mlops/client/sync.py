@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 from ..core.errors import Conflict, MlopsError, NotFound, ParameterError, PreconditionFailed, Refused
 from ..runtime.locate import Place
-from . import payload
+from . import captured, payload
 from .aio import AsyncClient
 from .deploy import Deployed, deploy
 from .job import Job, JobTable
@@ -458,6 +458,44 @@ class Client:
                 f"endpoint {endpoint} was not deployed with a sample", f"give rows: %mlops invoke {endpoint} X[:3]"
             )
         return payload.result(self.call(self.aio.invoke(endpoint, request, deployment)))
+
+    def captured(self, endpoint: str, **wanted: Any) -> Any:
+        """Captured requests as a DataFrame in the order of time, with ``truth`` where there is some.
+
+        Args:
+            wanted: ``deployment``; ``since`` and ``until``, each a moment (ISO 8601) or a span such as ``2h``, so long
+                ago; ``columns``, a list; ``limit``, only the newest so many rows.
+
+        Raises:
+            NotFound: nothing was captured; the hint says how to turn it on.
+        """
+        with captured.spool() as file:
+            self.download_captured(endpoint, file, **wanted)
+            file.seek(0)
+            return captured.frame(file)
+
+    def download_captured(self, endpoint: str, file: BinaryIO, **wanted: Any) -> None:
+        """The same as Parquet into a file."""
+        self.call(self.aio.download_captured(endpoint, file, **wanted))
+
+    def captured_info(self, endpoint: str) -> dict[str, Any]:
+        """How much an endpoint has captured: files, bytes, rows, oldest, newest, dropped; and by deployment."""
+        return self.call(self.aio.captured_info(endpoint))
+
+    def clear_captured(self, endpoint: str, before: str = "") -> int:
+        """Delete what was captured before a moment (as for :meth:`captured`), or everything; returns the rows."""
+        return self.call(self.aio.clear_captured(endpoint, before))
+
+    def tell_truth(self, endpoint: str, truth: Any) -> int:
+        """Keep the right values of captured rows, to be joined by id; returns how many.
+
+        Args:
+            truth: a DataFrame (``correlation_id``, ``row``, ``value``), a Series or a dict by id.
+        """
+        rows = captured.truth_rows(truth)
+        for part in captured.chunks(rows):
+            self.call(self.aio.tell_truth(endpoint, part))
+        return len(rows)
 
     def knows_key(self, endpoint: str) -> bool:
         """Whether this process holds the endpoint's primary key."""

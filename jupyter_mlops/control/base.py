@@ -180,6 +180,8 @@ class OperationHandler(BaseHandler):
     async def _send(self, answer: Answer, path: Path) -> None:
         """Stream a file in flat memory."""
         with await asyncio.to_thread(open, path, "rb") as f:
+            if answer.temporary:
+                path.unlink(missing_ok=True)
             self.set_status(answer.status)
             for name, value in answer.headers.items():
                 self.set_header(name, value)

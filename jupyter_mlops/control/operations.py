@@ -49,7 +49,10 @@ class Call:
 
 @dataclass
 class Answer:
-    """Status, JSON body (None for no content) and headers; ``file`` is streamed instead of a body."""
+    """Status, JSON body (None for no content) and headers; ``file`` is streamed instead of a body.
+
+    ``temporary``: the file is removed as soon as it is open.
+    """
 
     status: int = 200
     body: Any = None
@@ -57,6 +60,7 @@ class Answer:
     raw: bytes | None = None
     content_type: str = "application/json"
     file: Path | None = None
+    temporary: bool = False
 
 
 @dataclass(frozen=True)

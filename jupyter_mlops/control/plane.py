@@ -32,6 +32,7 @@ from ..tracking.orphans import Orphans
 from ..tracking.proxy import Proxy
 from ..tracking.shipper import Shipper
 from ..tracking.views import MlflowViews
+from .captured import CapturedData
 from .feed import Feed
 from .tokens import Tokens
 
@@ -97,6 +98,7 @@ class ControlPlane:
         self.retention = RetentionSweep(
             home, self.store, lambda name: self.jobs.ref(name).folder, partial(self.workspace.purge, SYSTEM)
         )
+        self.captured = CapturedData(home)
         self._swept_at = time.monotonic() + _FIRST_SWEEP - _SWEEP
         self.exit = asyncio.Event()
         self._drivers: dict[str, ComputeDriver] = {}
@@ -138,7 +140,9 @@ class ControlPlane:
         # Whoever waits for a change or for MLflow is answered while the store is still open.
         self.feed.release()
         self.mlflow.on_state = None
-        await asyncio.gather(self.mlflow.stop(), self.workspace.stop(), self.shipper.stop())
+        await asyncio.gather(
+            self.mlflow.stop(), self.workspace.stop(), self.shipper.stop(), self.captured.stop()
+        )
         if not await self.store.read(lambda tx: tx.count("endpoint")):
             await asyncio.to_thread(self.serving.stop_gateway)
         await self.feed.close()
@@ -163,6 +167,7 @@ class ControlPlane:
             try:
                 await self.tokens.prune()
                 await self.feed.prune()
+                self.captured.sweep()
                 if time.monotonic() - self._swept_at > _SWEEP:
                     self._swept_at = time.monotonic()
                     await self.retention.sweep()

@@ -29,7 +29,7 @@ class Role:
 
 ROLES: dict[str, Role] = {
     "owner": Role(("*",)),
-    "reader": Role(("*/read",), ("*/secrets/read", "audit/read")),
+    "reader": Role(("*/read",), ("*/secrets/read", "audit/read", "endpoints/data/read")),
     # A job may see what its cell may need and write its own run; the proxy narrows run and artifact writes further.
     "job": Role(
         ("workspaces/read", "jobs/read", "jobs/flush", "experiments/*", "runs/*", "models/*", "computes/read"),

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 class Verb:
     """One verb: ``home`` is ``module:function`` of its command, ``build`` adds its arguments.
 
-    ``face`` is ``both``, ``magic`` or ``cli``; ``rest`` names what follows ``--``; ``examples`` are without prefix.
+    ``rest`` names what follows ``--``; ``examples`` are without prefix; ``file`` says what ``-o FILE`` does in a
+    terminal, where there are no variables.
     """
 
     name: str
@@ -22,6 +23,8 @@ class Verb:
     examples: tuple[str, ...] = ()
     rest: str = ""
     cell: bool = False
+    file: str = ""
+
 
 def pair(text: str) -> tuple[str, str]:
     """``KEY=VALUE`` as a pair; a type for arguments."""

@@ -99,7 +99,8 @@ _POSITIONAL: dict[tuple[str, str], str] = {
     ("runs", "run"): "run", ("compare", "runs"): "run",
     ("register", "run"): "run or best", ("register", "name"): "model",
     ("models", "name"): "model", ("deploy", "model"): "version", ("invoke", "endpoint"): "endpoint",
-    ("endpoints", "name"): "endpoint", ("jobs", "name"): "job", ("logs", "name"): "job",
+    ("endpoints", "name"): "endpoint", ("endpoint", "what"): "data or truth", ("endpoint", "name"): "endpoint",
+    ("endpoint", "values"): "variable", ("jobs", "name"): "job", ("logs", "name"): "job",
     ("attach", "name"): "job", ("resume", "name"): "job", ("purge", "name"): "job",
     ("stop", "name"): "running job", ("train", "script"): "script", ("help", "verb_name"): "verb",
     ("config", "key"): "setting",
@@ -197,6 +198,8 @@ def _of_kind(kind: str, names: Callable[[str], list[str]]) -> list[str]:
         from .settings import KEYS
 
         return list(KEYS)
+    if kind == "data or truth":
+        return ["data", "truth"]
     if kind == "run or best":
         return ["best", *names("run")]
     return names(kind) if kind else []

@@ -128,6 +128,8 @@ def verb_parser(name: str, face: str = "magic") -> ArgumentParser:
     if face == "magic":
         parser.add_argument("-o", "--out", metavar="VAR", help="store the result in this variable")
     else:
+        if verb.file:
+            parser.add_argument("-o", dest="out", metavar="FILE", help=verb.file)
         parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("-h", "--help", action=_Help)
     if verb.rest:
@@ -177,7 +179,7 @@ def parse(arguments: Sequence[str], face: str = "magic") -> argparse.Namespace:
     if as_json:
         namespace.json = True
     out = getattr(namespace, "out", None)
-    if out is not None and not out.isidentifier():
+    if face == "magic" and out is not None and not out.isidentifier():
         raise ParameterError(f"-o {out!r} is not a variable name")
     return namespace
 
@@ -185,6 +187,7 @@ def parse(arguments: Sequence[str], face: str = "magic") -> argparse.Namespace:
 _WORD = re.compile(r"\s*(\S+)")
 #: Options whose value is Python, up to the next blank outside of brackets and quotes.
 _PYTHON = {"deploy": re.compile(r"(?<=\s)--sample(?:\s+|=)")}
+_TRUTH = re.compile(r"\s*endpoint\s+truth\s+([^\s-]\S*)\s+([^\s-].*)", re.DOTALL)
 _TRAILING = re.compile(r"\s(-o|--out|--deployment)(?:\s+|=)([A-Za-z_][\w-]*)\s*$")
 
 
@@ -201,6 +204,12 @@ def split(line: str, expand: Callable[[str], str] | None = None) -> list[str]:
     verb = head.group(1) if head else ""
     if head and verb == "invoke":
         return _split_invoke(line[head.end():])
+    truth = _TRUTH.match(line)
+    if truth:
+        value, out = truth.group(2), _TRAILING.search(truth.group(2))
+        words = [out.group(1), out.group(2)] if out else []
+        value = value[: out.start()] if out else value
+        return ["endpoint", *words, "truth", truth.group(1), "--", _unquoted(value.strip())]
     python: list[str] = []
     option = _PYTHON[verb].search(line) if verb in _PYTHON else None
     if option:

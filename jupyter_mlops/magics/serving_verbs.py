@@ -52,6 +52,22 @@ def _endpoints(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rotate-key", choices=("primary", "secondary"), help="replace a key")
 
 
+def _endpoint(p: argparse.ArgumentParser) -> None:
+    p.add_argument("what", choices=("data", "truth"), metavar="data|truth",
+                   help="data: requests that were captured; truth: tell the values that turned out to be right")
+    p.add_argument("name", metavar="ENDPOINT", help="endpoint name")
+    p.add_argument("values", nargs="?", metavar="VALUES",
+                   help="truth: a DataFrame, Series or dict by correlation_id (notebook), or a CSV, Parquet, JSON file")
+    p.add_argument("-d", "--deployment", default="", metavar="NAME", help="data: of this deployment only")
+    p.add_argument("--since", default="", metavar="T", help="data: from this moment on: 2h (ago), 7d, 2026-01-31T12:00")
+    p.add_argument("--until", default="", metavar="T", help="data: before this moment")
+    p.add_argument("--columns", type=words, default=[], metavar="A,B", help="data: only these columns")
+    p.add_argument("-n", "--limit", type=count, metavar="N", help="data: the newest N rows")
+    p.add_argument("--info", action="store_true", help="data: only how much there is")
+    p.add_argument("--delete", action="store_true", help="data: delete it, or what is older than --until")
+    p.add_argument("-y", "--yes", action="store_true", help="do not ask")
+
+
 VERBS = (
     Verb("deploy", "serve a model at an endpoint", "deploying:deploy", _deploy,
          ("deploy model -e digits --sample X[:5]", "deploy digits@champion --endpoint digits",
@@ -59,4 +75,7 @@ VERBS = (
     Verb("invoke", "call an endpoint", "serving:invoke", _invoke, ("invoke digits X[:3]",)),
     Verb("endpoints", "list endpoints, their figures and history; replace keys", "serving:endpoints", _endpoints,
          ("endpoints", "endpoints digits --rotate-key primary")),
+    Verb("endpoint", "load what an endpoint captured, tell the ground truth", "captured:endpoint", _endpoint,
+         ("endpoint data digits --since 2h --deployment v3", "endpoint data digits --info",
+          "endpoint truth digits labels"), file="data: write all rows to this .parquet or .csv file"),
 )

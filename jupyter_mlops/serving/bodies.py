@@ -12,7 +12,7 @@ from ..runtime import frames
 from .segments import Captured
 
 #: Forms of a request that have a row for each row; what a script gets is one, whatever it is.
-FORMS = ("frame", "tensors", "raw")
+FORMS = ("block", "frame", "tensor", "tensors", "raw")
 
 
 def form_of(call: Captured) -> str:
@@ -30,7 +30,7 @@ def form_of(call: Captured) -> str:
 class Body:
     """A SCORE body taken apart: ``layout`` is (form, (names, shape, dtype or None for plain values), …)."""
 
-    def __init__(self, call: Captured, known: bool) -> None:
+    def __init__(self, call: Captured, known: bool, names: tuple[str, ...] = ()) -> None:
         self.rows, self.params = 1, None
         self.layout: tuple[Any, ...] = ("none",)
         self.data: list[Any] = []
@@ -43,8 +43,8 @@ class Body:
         try:
             header, blob = frames.unpack_score(call.body)
             self.params = header.get("params")
-            self._take(header, blob, known)
-        except (frames.FrameError, KeyError, TypeError, ValueError, IndexError, AttributeError):
+            self._take(header, blob, known, names)
+        except (frames.FrameError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError):
             self.layout, self.data = ("none",), []
             self._by_answer(call, known)
 
@@ -52,10 +52,12 @@ class Body:
         answer = answer_of(call.answer) if known else None
         self.rows = len(answer) if isinstance(answer, list) and answer else 1
 
-    def _take(self, header: dict[str, Any], blob: memoryview, known: bool) -> None:
+    def _take(self, header: dict[str, Any], blob: memoryview, known: bool, names: tuple[str, ...]) -> None:
         form = header.get("form") if known else "script"
         self.rows = max(0, int(header.get("rows", 1)))
-        if form == "raw":
+        if form in ("block", "tensor"):
+            self._numbers(header, blob, names)
+        elif form == "raw":
             values = list(header["values"])
             if len(values) != self.rows:
                 raise ValueError("other rows than told")
@@ -68,6 +70,21 @@ class Body:
             rest = {k: v for k, v in header.items() if k not in ("form", "rows", "params", "size")}
             self.rows = 1
             self.layout, self.data = ("text",), [_text(bytes(blob)) if len(blob) else json.dumps(rest)]
+
+    def _numbers(self, header: dict[str, Any], blob: memoryview, names: tuple[str, ...]) -> None:
+        """One matrix whose columns are the signature's, or one tensor: the header has no number of rows."""
+        dtype = np.dtype(header["code"])
+        block = header["form"] == "block"
+        width = int(header["width"] if block else header["count"])
+        self.rows, rest = divmod(len(blob), width * dtype.itemsize)
+        if rest or not self.rows or (block and width != len(names)):
+            raise ValueError("numbers of another size")
+        if block:
+            self.layout = ("frame", (names, (), dtype.str))
+        else:
+            name = "input" if header["name"] is None else str(header["name"])
+            self.layout = ("tensors", ((name,), tuple(map(int, header["inner"])), dtype.str))
+        self.data = [bytes(blob)]
 
     def _blocks(self, blocks: list[dict[str, Any]], blob: memoryview) -> None:
         parts: list[Any] = []

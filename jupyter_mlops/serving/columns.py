@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from .bodies import FORMS, Body, answer_of
+from .masking import input_names
 from .segments import Captured
 
 FIXED = ("correlation_id", "row", "at", "deployment", "model_name", "model_version", "latency_ms")
@@ -91,10 +92,10 @@ class Columns:
         self.known = form in FORMS
         self.inputs: dict[str, pa.Field] = {}  # by name in the request
         inputs = list(signature.get("inputs") or ()) if self.known else []
+        names = input_names(inputs)
         used = set(TAKEN)
         for place, spec in enumerate(inputs or [{"type": "any"}]):
-            name = spec.get("name")
-            key = str(name) if name is not None else "input" if len(inputs) < 2 else str(place)
+            key = names[place] if names else "input"
             column = key
             while column in used or column.startswith("prediction."):
                 column = "input." + column
@@ -131,7 +132,7 @@ class Columns:
         """All rows of some requests, in their order."""
         groups: dict[Any, _Group] = {}
         for place, call in enumerate(calls):
-            body = Body(call, self.known)
+            body = Body(call, self.known, tuple(self.inputs))
             group = groups.get(body.layout)
             if group is None:
                 group = groups[body.layout] = _Group(body)
@@ -276,6 +277,8 @@ class Columns:
             depth, kind = depth + 1, kind.value_type
         if is_json(field) or values.ndim != depth + 1:
             return self._fit(values.tolist(), field, total)
+        if pa.types.is_boolean(kind):
+            values = values.astype(bool)
         try:
             # A missing number travels as NaN.
             array = pa.array(np.ascontiguousarray(values).reshape(-1), kind, from_pandas=depth == 0)

@@ -195,7 +195,7 @@ def _batches(paths: list[Path], wanted: Wanted, columns: list[str] | None = None
 def _newest(
     found: dict[str, list[Path]], wanted: Wanted
 ) -> tuple[dict[str, list[Path]], tuple[str, int, int] | None]:
-    """The hours that hold the newest ``limit`` rows; of the first one count (hour, µs, how many at that very µs)."""
+    """The hours that hold the newest ``limit`` rows; of the first one count (hour, µs, how many at that µs do not)."""
     if wanted.limit is None:
         return found, None
     left = wanted.limit
@@ -206,7 +206,7 @@ def _newest(
         moments = np.concatenate(times) if times else np.array([], dtype=np.int64)
         if len(moments) >= left:
             edge = int(np.partition(moments, len(moments) - left)[len(moments) - left])
-            floor = (hour, edge, left - int((moments > edge).sum()))
+            floor = (hour, edge, int((moments >= edge).sum()) - left)
             return {h: kept[h] for h in sorted(kept)}, floor
         left -= len(moments)
     return found, None
@@ -218,7 +218,7 @@ def _rows(found: dict[str, list[Path]], wanted: Wanted, floor: tuple[str, int, i
             if floor is not None and hour == floor[0]:
                 moments = batch["at"].cast(pa.int64()).to_numpy()
                 ties = np.cumsum(moments == floor[1])
-                batch = batch.filter(pa.array((moments > floor[1]) | ((moments == floor[1]) & (ties <= floor[2]))))
+                batch = batch.filter(pa.array((moments > floor[1]) | ((moments == floor[1]) & (ties > floor[2]))))
                 floor = (hour, floor[1], max(0, floor[2] - (int(ties[-1]) if len(ties) else 0)))
             if batch.num_rows:
                 yield batch

@@ -9,18 +9,39 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..runtime import frames
 
+#: Codes of :mod:`array` by MLflow's names of their types.
+_TYPES = {"i": "integer", "q": "long", "f": "float", "d": "double"}
 
-def mask_input(body: bytes, masked: Collection[str], raw: bool = False) -> bytes | None:
-    """A SCORE body (or with ``raw`` the caller's JSON) without the masked columns; None when nothing may be kept."""
+
+def input_names(inputs: Sequence[dict[str, Any]]) -> list[str]:
+    """What a signature's inputs are called: their names, else ``input``, or their places when there are several."""
+    return [str(i["name"]) if i.get("name") is not None else "input" if len(inputs) == 1 else str(place)
+            for place, i in enumerate(inputs)]
+
+
+def mask_input(body: bytes, masked: Collection[str], names: Sequence[str] = (), raw: bool = False) -> bytes | None:
+    """A SCORE body (or with ``raw`` the caller's JSON) without the masked columns; None when nothing may be kept.
+
+    Args:
+        names: of the signature's inputs in their order, which a block of numbers does not tell.
+    """
     if raw:
         return _mask_json(body, masked)
     try:
         header, blob = frames.unpack_score(body)
+        form = header["form"]
+        if form == "block":
+            header = _named(header, blob, names)
+        if form == "tensor":
+            inner = [len(blob) // (int(header["count"]) * array(header["code"]).itemsize), *header["inner"]]
+            header = {"form": "tensors", "rows": inner[0], "params": header.get("params"), "tensors": [
+                {"name": header["name"], "dtype": header["dtype"], "shape": inner, "code": header["code"],
+                 "size": len(blob)}]}
         form = header["form"]
         if form == "frame":
             header["blocks"], blobs = _frame(header["blocks"], blob, header["rows"], masked)
@@ -34,11 +55,25 @@ def mask_input(body: bytes, masked: Collection[str], raw: bool = False) -> bytes
             if rest is None:
                 return None
             blobs = [rest]
-    except (frames.FrameError, KeyError, TypeError, ValueError, IndexError, RecursionError):
+    except (frames.FrameError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError):
         return None
     params = header.get("params")
     header["params"] = {k: v for k, v in params.items() if k not in masked} if isinstance(params, dict) else {}
     return frames.pack_score(header, blobs)
+
+
+def _named(header: dict[str, Any], blob: memoryview, names: Sequence[str]) -> dict[str, Any]:
+    """The header of a frame that says the same as one of a block.
+
+    Raises:
+        ValueError: the names are those of something else.
+    """
+    width, code = int(header["width"]), header["code"]
+    if len(names) != width:
+        raise ValueError("other columns than the signature's")
+    rows = len(blob) // (width * array(code).itemsize)
+    block = {"type": _TYPES[code], "names": list(names), "width": width, "code": code, "size": len(blob)}
+    return {"form": "frame", "rows": rows, "blocks": [block], "params": header.get("params")}
 
 
 def mask_output(answer: bytes, masked: Collection[str]) -> bytes | None:
@@ -79,7 +114,7 @@ def _frame(blocks: list[dict[str, Any]], blob: memoryview, rows: int, masked: Co
     heads, blobs = [], []
     offset = position = 0
     if "input" in masked and len(blocks) == 1 and blocks[0]["width"] == 1 and not blocks[0]["names"]:
-        return [], []
+        return [], []  # the only column has no name
     for block in blocks:
         width, size = int(block["width"]), int(block.get("size") or 0)
         # Columns without a name are known by their place, which must outlive the removal of others.

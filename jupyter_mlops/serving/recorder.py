@@ -25,7 +25,7 @@ from random import random
 from typing import Any
 
 from . import segments
-from .masking import mask_input, mask_output
+from .masking import input_names, mask_input, mask_output
 from .places import Places, read_json
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class Recorder:
         self._done = 0
         self._counts: dict[tuple[str, str], Counts] = {}
         self._open: dict[tuple[str, str], _Segment] = {}
+        self._names: dict[tuple[str, str], tuple[Any, list[str]]] = {}
         self._wake = threading.Event()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -183,14 +184,15 @@ class Recorder:
         masked = frozenset(map(str, settings.get("masked_columns") or ()))
         collections = settings.get("collections") or {}
         inputs, outputs = (_enabled(collections, name) for name in ("model_inputs", "model_outputs"))
+        names = self._input_names(key) if masked else []
         records: list[bytes] = []
         size = 0
         for _, _, _, ident, body, score, answer, at, latency in items:
             kept: bytes | None = (score or body) if inputs else None
             said: bytes | None = answer if outputs else None
             if masked:
-                kept = None if kept is None else mask_input(kept, masked, raw=not score)
-                said = None if said is None else mask_output(said, masked)
+                kept = None if kept is None else mask_input(bytes(kept), masked, names, raw=not score)
+                said = None if said is None else mask_output(bytes(said), masked)
             record = segments.pack_call(segments.Captured(at, latency, ident, kept, said, raw=not score))
             if len(record) > limit // 8:
                 counts.lose("size")
@@ -202,6 +204,16 @@ class Recorder:
                 records, size = [], 0
         if records:
             self._append(key, records, sorted(masked), limit, counts)
+
+    def _input_names(self, key: tuple[str, str]) -> list[str]:
+        """What the inputs of a deployment's model are called, in their order."""
+        about = self.places.deployment(*key) / "model.json"
+        stamp = _stamp(about)
+        known = self._names.get(key)
+        if known is None or (stamp is not None and known[0] != stamp):
+            inputs = (read_json(about).get("signature") or {}).get("inputs") or []
+            known = self._names[key] = (stamp, input_names(inputs))
+        return known[1]
 
     def _append(self, key: tuple[str, str], records: list[bytes], masked: list[str], limit: int,
                 counts: Counts) -> None:

@@ -146,6 +146,25 @@ def test_tensors_are_lists_as_deep_as_their_shape():
     assert found["input"].to_pylist() == values and found["prediction"].to_pylist() == [[0.1, 0.9], [0.8, 0.2]]
 
 
+def test_blocks_and_tensors_whose_headers_are_the_same_for_all_requests():
+    columns = {"inputs": [column("a", "double"), column("b", "double")], "outputs": [column("y", "double")]}
+    header = {"form": "block", "code": "d", "width": 2}
+    calls = [Captured(THEN, 1, str(i), frames.pack_score(header, [np.array(v, float).tobytes()]), answer)
+             for i, (v, answer) in enumerate([([1, 2, 3, np.nan], b'{"predictions":[1,2]}'),
+                                              ([5, 6], b'{"predictions":[3]}'),
+                                              ([7, 8, 9], b'{"predictions":[4]}')])]
+    found, _ = table(columns, *calls, form="block")
+    assert found["a"].to_pylist() == [1, 3, 5, None] and found["b"].to_pylist() == [2, None, 6, None]
+    assert found["prediction"].to_pylist() == [1, 2, 3, 4]
+    for dtype, code, kind in (("float16", "d", "float"), ("bool", "b", "bool"), ("uint8", "B", "uint8")):
+        signature = {"inputs": [tensor("t", dtype, -1, 2)]}
+        header = {"form": "tensor", "name": "t", "dtype": dtype, "inner": [2], "code": code, "count": 2}
+        body = frames.pack_score(header, [np.array([1, 0, 1, 1], code).tobytes()])
+        found, columns = table(signature, Captured(THEN, 1, "t", body, b'{"predictions":[1,2]}'), form="tensor")
+        assert found["t"].to_pylist() == [[1, 0], [1, 1]] and columns.unfit == 0
+        assert str(found.schema.field("t").type) == f"list<item: {kind}>"
+
+
 def test_named_tensors_in_and_out():
     signature = {"inputs": [tensor("x", "int64", -1), tensor("s", "str", -1)],
                  "outputs": [tensor("p", "float64", -1), tensor("q", "int64", -1, 1)]}

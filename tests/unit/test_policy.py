@@ -18,12 +18,16 @@ def test_owner_may_all():
 
 def test_reader_may_read_only():
     for op in TABLE:
-        expected = op.action.endswith("/read") and op.action != "audit/read"
+        expected = op.action.endswith("/read") and op.action not in ("audit/read", "endpoints/data/read")
         assert policy.allowed(READER, op.action) is expected, op.action
 
 
 def test_reader_never_sees_secrets():
     assert not policy.allowed(READER, "endpoints/secrets/read")
+
+
+def test_reader_sees_how_much_was_captured_but_not_what():
+    assert policy.allowed(READER, "endpoints/read") and not policy.allowed(READER, "endpoints/data/read")
 
 
 @pytest.mark.parametrize(

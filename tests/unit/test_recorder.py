@@ -10,6 +10,7 @@ import threading
 import time
 from array import array
 
+import numpy as np
 import pytest
 from conftest import wait_for
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from jupyter_mlops.runtime import frames
 from jupyter_mlops.serving import recorder as recorder_module
 from jupyter_mlops.serving import segments
-from jupyter_mlops.serving.masking import mask_input, mask_output
+from jupyter_mlops.serving.masking import input_names, mask_input, mask_output
 from jupyter_mlops.serving.payload import canonical
 from jupyter_mlops.serving.places import Places
 from jupyter_mlops.serving.recorder import Recorder
@@ -278,10 +279,16 @@ def test_closing_ends_the_thread_and_later_requests_are_dropped(places):
 COLUMNS = [{"name": n, "type": "double", "required": True} for n in ("a", "b", "c")]
 
 
-def frame(body: bytes):
-    from jupyter_mlops.runtime.scorer import build
+def kept_columns(body: bytes) -> dict[str, list[float]]:
+    """Numbers by column, as the collector reads them."""
+    from jupyter_mlops.serving.bodies import Body
 
-    return build(body)[0]
+    read = Body(Captured(0.0, 0.0, "", body, None), known=True, names=("a", "b", "c"))
+    found: dict[str, list[float]] = {}
+    for (names, _, code), data in zip(read.layout[1:], read.data, strict=True):
+        values = np.frombuffer(data, code).tolist()
+        found.update({name: values[place :: len(names)] for place, name in enumerate(names)})
+    return found
 
 
 @settings(max_examples=25, deadline=None)
@@ -291,14 +298,11 @@ def test_masked_columns_of_numbers_are_cut_out_and_the_others_stay(rows, masked)
     signature = from_document({"inputs": COLUMNS})
     request = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}}).encode()
     body = canonical(signature, request, "application/json")
-    left = [n for n in "abc" if n not in masked]
-    kept = mask_input(body, masked)
-    if left:
-        built = frame(kept)
-        assert list(built.columns) == left
-        assert built.to_numpy().tolist() == [[row["abc".index(n)] for n in left] for row in rows]
-    else:
-        assert frames.unpack_score(kept)[0]["blocks"] == [] and len(frames.unpack_score(kept)[1]) == 0
+    block = frames.pack_score({"form": "block", "code": "d", "width": 3},
+                              [array("d", [v for row in rows for v in row]).tobytes()])
+    for form in (body, block):
+        kept = mask_input(form, masked, ["a", "b", "c"])
+        assert kept_columns(kept) == {n: [row[i] for row in rows] for i, n in enumerate("abc") if n not in masked}
 
 
 @pytest.mark.parametrize(("inputs", "request_body", "masked", "gone", "stays"), [
@@ -316,8 +320,22 @@ def test_masked_columns_of_numbers_are_cut_out_and_the_others_stay(rows, masked)
 def test_masks_reach_every_form_of_input(inputs, request_body, masked, gone, stays):
     body = canonical(from_document({"inputs": inputs}), json.dumps(request_body).encode(), "application/json")
     assert gone in body
-    kept = mask_input(body, masked)
+    kept = mask_input(body, masked, input_names(inputs))
     assert gone not in kept and stays in kept
+
+
+def test_a_block_whose_columns_are_not_known_is_not_kept_at_all():
+    block = frames.pack_score({"form": "block", "code": "d", "width": 2}, [bytes(16)])
+    assert mask_input(block, {"a"}, ["a"]) is None and mask_input(block, {"a"}) is None
+
+
+def test_a_masked_tensor_is_left_out():
+    header = {"form": "tensor", "name": None, "dtype": "float32", "inner": [2], "code": "f", "count": 2}
+    body = frames.pack_score(header, [bytes(24)])
+    kept, blob = frames.unpack_score(mask_input(body, {"input"}))
+    assert kept["tensors"] == [] and kept["rows"] == 3 and len(blob) == 0
+    kept, blob = frames.unpack_score(mask_input(body, {"other"}))
+    assert kept["tensors"][0]["shape"] == [3, 2] and len(blob) == 24
 
 
 def test_masks_of_params_scripts_and_answers():
