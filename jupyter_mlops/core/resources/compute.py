@@ -1,18 +1,87 @@
-"""Compute: a named place where jobs run, made by an operator."""
+"""Compute: a named place where jobs run or models serve, made by an operator."""
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from .base import Model, Spec, Status
 
+_DNS = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,499}")
+
+
+class Toleration(Model):
+    """A taint of nodes that pods put up with; names as in Kubernetes."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] | None = None
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = Field(default=None, alias="tolerationSeconds", ge=0)
+
+
+class ServingOptions(Model):
+    """How endpoints are served on a cluster.
+
+    ``image`` needs Python 3.9 and what the models import; ``gateway_image`` (default: ``image``) Python 3.11. Nothing
+    of ours has to be in them. ``gateway``: ``own``, ``gateway-api`` (an HTTPRoute of ``parent_gateway``), or ``auto``:
+    the second where the cluster has it and ``parent_gateway`` is given.
+    """
+
+    image: str = Field(default="", max_length=500)
+    gateway_image: str = Field(default="", max_length=500)
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    image_pull_secrets: list[str] = Field(default_factory=list, max_length=10)
+    python: str = Field(default="python3", pattern=r"^[A-Za-z0-9._/-]{1,200}$", description="its name in the images")
+    service_type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    node_port: int = Field(default=0, ge=0, le=65535, description="0: the cluster chooses")
+    service_annotations: dict[str, str] = Field(default_factory=dict)
+    tls_secret: str = Field(default="", max_length=253, description="a Secret of type kubernetes.io/tls there")
+    gateway: Literal["auto", "own", "gateway-api"] = "auto"
+    parent_gateway: str = Field(default="", max_length=300, description="NAME or NAMESPACE/NAME of a Gateway")
+    hostname: str = Field(default="", max_length=253, description="under which callers reach the endpoints")
+    gateway_replicas: int = Field(default=1, ge=1, le=16)
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
+    pod_labels: dict[str, str] = Field(default_factory=dict)
+    run_as_user: int = Field(default=1000, ge=0, le=2**31 - 1, description="0: the cluster or the image says")
+
+    @field_validator("image", "gateway_image")
+    @classmethod
+    def _an_image(cls, value: str) -> str:
+        if value and not _IMAGE.fullmatch(value):
+            raise ValueError(f"{value!r} is no name of an image")
+        return value
+
+    @field_validator("tls_secret", "hostname")
+    @classmethod
+    def _a_dns_name(cls, value: str) -> str:
+        if value and not re.fullmatch(_DNS, value):
+            raise ValueError(f"{value!r} is not valid: lower-case letters, digits, dashes and dots")
+        return value
+
+    @model_validator(mode="after")
+    def _a_parent(self) -> ServingOptions:
+        if self.gateway == "gateway-api" and not self.parent_gateway:
+            raise ValueError("gateway: gateway-api needs parent_gateway, the Gateway that its routes belong to")
+        return self
+
 
 class ComputeSpec(Spec):
-    """``type`` names a driver from the entry point group ``jupyter_mlops.compute``."""
+    """``type`` names a driver from the entry point group ``jupyter_mlops.compute``.
 
-    type: Literal["local"] = "local"
+    A cluster is named by a ``context`` of the kubeconfig that the control plane has; credentials are never part of it.
+    """
+
+    type: Literal["local", "kubernetes"] = "local"
+    context: str = Field(default="", max_length=253, description="of the kubeconfig; empty: its current one")
+    namespace: str = Field(default="", pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$")
+    serving: ServingOptions = Field(default_factory=ServingOptions)
     description: str = Field(default="", max_length=5000)
     max_processes: int = Field(
         default=0, ge=0, le=4096, description="most processes of one job; 0: the number of CPUs, at least 2"
@@ -21,6 +90,12 @@ class ComputeSpec(Spec):
     memory: str = Field(
         default="", pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="memory for jobs; empty: the machine's"
     )
+
+    @model_validator(mode="after")
+    def _a_namespace(self) -> ComputeSpec:
+        if self.type == "kubernetes" and not self.namespace:
+            raise ValueError("a compute of type kubernetes needs a namespace")
+        return self
 
 
 class WaitingProcess(Model):

@@ -1,0 +1,1 @@
+"""What every driver of a Kubernetes cluster needs; importing it does not load the ``kubernetes`` package."""
