@@ -66,7 +66,7 @@ class Doorway:
         self.parcel = os.path.join(work, "parcel.zip")
         self.phase, self.reason = "fetching", "waiting for the model"
         self.child = None
-        self.crashes = []
+        self.crashes = []  # type: list
         self.restarts = 0
         self.draining = False
 
@@ -95,15 +95,11 @@ class Doorway:
             grace = float(self.about.get("grace", 10.0))
             self.child.terminate()
             deadline = time.monotonic() + grace + 2.0
-            await asyncio.get_event_loop().run_in_executor(None, self._ended_by, deadline)
+            await asyncio.get_event_loop().run_in_executor(None, _ended_by, self.child, deadline)
             if self.child.poll() is None:
                 self.child.kill()
         work.cancel()
         return 0
-
-    def _ended_by(self, deadline):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.child.wait(max(0.0, deadline - time.monotonic()))
 
     async def _serve_model(self):
         """Bring the model in and keep its scorer up; returns why it was given up."""
@@ -305,6 +301,11 @@ async def _copy(reader, writer):
             await writer.drain()
 
 
+def _ended_by(child, deadline):
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(max(0.0, deadline - time.monotonic()))
+
+
 def cores():
     """CPU cores that this container may use: affinity and quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -315,9 +316,9 @@ def cores():
     if not quota:
         with contextlib.suppress(OSError, ValueError):
             with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", encoding="ascii") as f:
-                most = int(f.read())
+                allowed = int(f.read())
             with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us", encoding="ascii") as f:
-                quota = most / int(f.read()) if most > 0 else 0.0
+                quota = allowed / int(f.read()) if allowed > 0 else 0.0
     return max(1, min(count, round(quota) or 1) if quota else count)
 
 
