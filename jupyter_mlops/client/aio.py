@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from ..core.errors import Gone, MlopsError, Unavailable
 from ..runtime.locate import Place, Session
@@ -232,15 +232,17 @@ class AsyncClient:
         """Delete an endpoint with its deployments."""
         await self._call("DELETE", f"/endpoints/{segment(name)}")
 
-    async def rotate_key(self, name: str, key: Literal["primary", "secondary"]) -> Json:
-        """Replace one key: ``{"key": name, "value": secret}``."""
+    async def rotate_key(self, name: str, key: str) -> Json:
+        """Replace the ``primary`` or ``secondary`` key, or end all ``tokens``: ``{"key": name, "value": secret}``."""
         return await self._call("POST", f"/endpoints/{segment(name)}/actions/rotate-keys", {"key": key})
 
     async def put_traffic(
-        self, name: str, traffic: dict[str, int] | None = None, mirror: dict[str, int] | None = None
+        self, name: str, traffic: dict[str, int] | None = None, mirror: dict[str, int] | None = None,
+        sticky: str | None = None,
     ) -> Json:
-        """Change the shares, the mirror, or both, in one step; None leaves them as they are."""
-        body = {k: v for k, v in (("traffic", traffic), ("mirror_traffic", mirror)) if v is not None}
+        """Change shares, mirror and the header of sticky routing in one step; None leaves them as they are."""
+        given = (("traffic", traffic), ("mirror_traffic", mirror), ("sticky_header", sticky))
+        body = {k: v for k, v in given if v is not None}
         return await self._call("POST", f"/endpoints/{segment(name)}/actions/traffic", body)
 
     async def start_canary(self, name: str, canary: Json) -> Json:

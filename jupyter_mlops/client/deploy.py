@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import Conflict, MlopsError, NotFound, Refused
-from .serving import Deployment, Endpoint
+from .serving import Deployment, DeploymentFailed, Endpoint
 from .traffic import shared
 
 if TYPE_CHECKING:
     from .sync import Client
 
 #: Deployment names that are made here when none is given.
-_AUTOMATIC = re.compile(r"v\d+$")
+AUTOMATIC = re.compile(r"v\d+$")
 
 
 @dataclass
@@ -129,14 +129,23 @@ def deploy(
         raise
     done = Deployed(deployment)
     if wait:
-        deployment.wait(timeout, told)
+        try:
+            deployment.wait(timeout, told)
+        except DeploymentFailed as failed:
+            raise failed.serving([d for d, share in client.endpoint(endpoint).shares.items() if share and d != name])
         replaces = _route(client, endpoint, name, chosen, done)
         if automatic and replaces and not chosen.keep:
-            done.removed = [d.name for d in client.deployments(endpoint) if d.name != name and _AUTOMATIC.match(d.name)]
-            for old in done.removed:
-                client.delete_deployment(endpoint, old)
+            done.removed = remove_older(client, endpoint, name)
         deployment.at = _addressed(client, endpoint)
     return done
+
+
+def remove_older(client: Client, endpoint: str, name: str) -> list[str]:
+    """Delete the deployments that were named here, other than ``name``; returns their names."""
+    older = [d.name for d in client.deployments(endpoint) if d.name != name and AUTOMATIC.match(d.name)]
+    for old in older:
+        client.delete_deployment(endpoint, old)
+    return older
 
 
 def _route(client: Client, endpoint: str, name: str, options: Options, done: Deployed) -> bool:
@@ -172,7 +181,7 @@ def _put(client: Client, endpoint: str, name: str, spec: dict[str, Any]) -> Depl
             if there.phase == "Failed":
                 client.delete_deployment(endpoint, name)
             _gone(lambda: client.deployment(endpoint, name), f"deployment {endpoint}/{name}")
-        elif there.model == spec.get("model") and "proof" not in spec and there.spec.get("proof"):
+        elif there.model == spec.get("model", "") and "proof" not in spec and there.spec.get("proof"):
             spec = {**spec, "proof": there.spec["proof"]}  # it was proven by that, which never changes
     try:
         return Deployment(client, client.call(client.aio.put_deployment(endpoint, name, spec)))

@@ -246,9 +246,12 @@ def facts(pairs: Iterable[tuple[str, Any]], title: str = "", state: str = "") ->
 
 def text_facts(pairs: Iterable[tuple[str, Any]], title: str = "") -> str:
     """The same as text."""
-    kept = [(clean(k), clean(number(v))) for k, v in pairs if v not in (None, "")]
+    kept = [
+        (clean(k), [clean(line) for line in (v.split("\n") if isinstance(v, Code) else [number(v)])])
+        for k, v in pairs if v not in (None, "")
+    ]
     width = max((len(k) for k, _ in kept), default=0)
-    lines = [f"  {k.ljust(width)}  {v}" for k, v in kept]
+    lines = [f"  {(k if not i else '').ljust(width)}  {v}" for k, vs in kept for i, v in enumerate(vs)]
     return "\n".join([clean(title), *lines] if title else lines)
 
 

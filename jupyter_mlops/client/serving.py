@@ -9,8 +9,9 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from ..core.errors import BackendTimeout, MlopsError, Refused
-from . import payload, render
+from . import calls, payload, render
 from .record import Record, Table
+from .traffic import Traffic, canary_line, versus
 
 
 class DeploymentFailed(MlopsError):
@@ -21,17 +22,52 @@ class DeploymentFailed(MlopsError):
 
     def __init__(self, deployment: Deployment) -> None:
         lines = [str(line) for line in deployment.details.get("log_tail") or []][-10:]
+        differ = [package_line(p) for p in deployment.proof.get("packages") or []][:12]
         super().__init__(
             f"deployment {deployment.endpoint}/{deployment.name} failed: {deployment.reason or 'no reason is known'}",
             f"its log: %mlops logs {deployment.endpoint}/{deployment.name}",
-            {"endpoint": deployment.endpoint, "deployment": deployment.name, "log_tail": lines},
+            {"endpoint": deployment.endpoint, "deployment": deployment.name, "log_tail": lines, "packages": differ},
         )
         self.deployment = deployment
-        self.lines = lines
+        self.lines = [*differ, *lines]
+
+    def serving(self, others: list[str]) -> DeploymentFailed:
+        """Say who goes on serving."""
+        if others:
+            self.hint = f"{' and '.join(others)} {'go' if len(others) > 1 else 'goes'} on serving; {self.hint}"
+        return self
 
     def _render_traceback_(self) -> list[str]:
         head, *rest = super()._render_traceback_()
         return [head, *(f"  | {render.clean(line)}" for line in self.lines), *rest]
+
+
+class CanaryFailed(MlopsError):
+    """A canary that was waited for was rolled back, or ended by somebody."""
+
+    code = "canary_failed"
+    status = 409
+
+    def __init__(self, endpoint: str, canary: dict[str, Any]) -> None:
+        name = f"{endpoint}/{canary.get('deployment')}"
+        what = "was rolled back" if canary.get("phase") == "RolledBack" else "was ended"
+        super().__init__(
+            f"canary {name} {what}: {canary.get('reason') or versus(canary)}",
+            f"the requests go where they went before; its log: %mlops logs {name}",
+            {"canary": canary},
+        )
+        self.canary = canary
+        self.lines = [versus(canary)] if canary.get("reason") else []
+
+    def _render_traceback_(self) -> list[str]:
+        head, *rest = super()._render_traceback_()
+        return [head, *(f"  | {render.clean(line)}" for line in self.lines), *rest]
+
+
+def package_line(package: dict[str, Any]) -> str:
+    """A package whose version differs, in one line."""
+    here, there = package.get("kernel") or "none", package.get("deployment") or "none"
+    return f"{package.get('name')}: {here} in the notebook, {there} in the deployment"
 
 
 class Endpoint(Record):
@@ -103,6 +139,19 @@ class Endpoint(Record):
         """Score rows: an array, DataFrame, list or dict."""
         return self._client.invoke(self.name, data)
 
+    def shares_of(self, **shares: int) -> Endpoint:
+        """Share the requests between deployments: ``endpoint.shares_of(v1=90, v2=10)``."""
+        self._client.route(self.name, shares)
+        return self.refresh()
+
+    def view(self) -> Traffic:
+        """Shares and figures of its deployments."""
+        return self._client.traffic(self.name)
+
+    def widget(self) -> Any:
+        """A form with sliders for the traffic, buttons and live figures. Raises Refused without ipywidgets."""
+        return self.view().widget()
+
     def rotate_key(self, key: str = "primary") -> Endpoint:
         """Replace a key; the new one is kept in memory (``endpoint.key``)."""
         self._client.rotate_key(self.name, key)
@@ -127,7 +176,7 @@ class Endpoint(Record):
         )
 
     def _line(self) -> str:
-        behind = " ".join(f"{k}={v}%" for k, v in self.traffic.items())
+        behind = " ".join(f"{k}={v}%" for k, v in self.shares.items())
         return " ".join(part for part in (self.name, self.phase, self.url, behind) if part)
 
     def _title(self) -> str:
@@ -142,7 +191,10 @@ class Endpoint(Record):
         return [
             ("reason", status.get("reason")),
             ("URL", self.url),
-            ("traffic", ", ".join(f"{k} {v} %" for k, v in self.traffic.items())),
+            ("traffic", ", ".join(f"{k} {v} %" for k, v in self.shares.items())),
+            ("mirror", ", ".join(f"{v} % copied to {k}" for k, v in self.mirrored.items())),
+            ("canary", canary_line(self.canary)),
+            ("opened by", "bearer tokens" if self.spec.get("auth_mode") == "token" else ""),
             ("keys", ", ".join(f"{k} …{v}" for k, v in hints.items())),
         ]
 
@@ -202,6 +254,11 @@ class Deployment(Record):
         """``NAME/VERSION``."""
         return self.spec.get("model") or ""
 
+    @property
+    def proof(self) -> dict[str, Any]:
+        """How its proof went: ``passed``, ``kind``, ``message``, ``rows``, ``max_difference``, ``packages``."""
+        return self.details.get("proof") or {}
+
     #: The endpoint as it was when this was deployed; its address and calls are then shown too.
     at: Endpoint | None = None
 
@@ -226,8 +283,13 @@ class Deployment(Record):
         return self
 
     def invoke(self, data: Any) -> Any:
-        """Score rows: an array, DataFrame, list or dict."""
-        return self._client.invoke(self.endpoint, data)
+        """Score rows by this deployment, whatever its traffic: an array, DataFrame, list or dict."""
+        return self._client.invoke(self.endpoint, data, self.name)
+
+    @property
+    def call_cell(self) -> str:
+        """Source of a cell that calls its endpoint, in any kernel, with rows that it has answered and no secret."""
+        return calls.cell(self.endpoint, (self.spec.get("proof") or {}).get("request"))
 
     def logs(self, tail: int | None = None) -> str:
         """The scorer's log, or its last lines."""
@@ -298,17 +360,34 @@ class Deployment(Record):
             ("model", self.model),
             ("reason", self.reason),
             ("restarts", self.details.get("restarts") or None),
+            ("proof", self._proof_note()),
+            ("other packages", ", ".join(package_line(p) for p in (self.proof.get("packages") or [])[:6])),
         ]
         at = self.at
         if at is not None and self.phase == "Ready":
             pairs += [
+                ("traffic", ", ".join(f"{k} {v} %" for k, v in at.shares.items())),
+                ("canary", canary_line(at.canary) if at.canary.get("deployment") == self.name else ""),
                 ("URL", at.url),
-                ("in a notebook", render.Code(f"%mlops invoke {self.endpoint} X[:3]")),
+                ("a test call", render.Code(self.call_cell)),
                 ("from Python", render.Code(at.python(self.signature))),
                 ("from a shell", render.Code(at.curl(self.signature))),
                 ("the key", self._key_note()),
             ]
         return pairs
+
+    def _proof_note(self) -> str:
+        proof = self.proof
+        if not proof or proof.get("kind") in (None, "none"):
+            return "none" if proof.get("passed") is None and self.phase == "Ready" and proof else ""
+        if proof.get("passed") is False:
+            return str(proof.get("message") or "failed")
+        rows = f" for {proof['rows']} row{'s' if proof['rows'] != 1 else ''}" if proof.get("rows") else ""
+        if proof["kind"] == "answered":
+            return f"it answers its example{rows}"
+        largest = proof.get("max_difference")
+        apart = f", at most {render.number(largest, 2)} apart" if largest else ""
+        return f"its answers{rows} are those of the notebook{apart}"
 
     def _key_note(self) -> str:
         if self._client.knows_key(self.endpoint):
@@ -328,7 +407,7 @@ class EndpointTable(Table[Endpoint]):
         return [
             render.code(endpoint.name) if html else endpoint.name,
             render.pill(endpoint.phase) if html else endpoint.phase,
-            ", ".join(f"{k} {v} %" for k, v in endpoint.traffic.items()),
+            ", ".join(f"{k} {v} %" for k, v in endpoint.shares.items()),
             endpoint.url,
             (endpoint._data.get("status") or {}).get("reason") or "",
         ]
@@ -340,13 +419,15 @@ class DeploymentTable(Table[Deployment]):
     empty = "no deployments behind this endpoint"
 
     def _columns(self) -> list[str]:
-        return ["deployment", "model", "state", "restarts", "reason"]
+        return ["deployment", "model", "state", "proof", "restarts", "reason"]
 
     def _row(self, deployment: Deployment, html: bool) -> list[Any]:
         return [
             render.code(deployment.name) if html else deployment.name,
             deployment.model,
             render.pill(deployment.phase) if html else deployment.phase,
+            {"equal": "equal", "answered": "answered"}.get(deployment.proof.get("kind") or "", "")
+            if deployment.proof.get("passed") else "failed" if deployment.proof.get("passed") is False else "",
             deployment.details.get("restarts") or 0,
             deployment.reason,
         ]

@@ -11,19 +11,21 @@ import secrets
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-from ..core.errors import Conflict, MlopsError, NotFound, ParameterError, PreconditionFailed, Refused
+from ..core.errors import Conflict, MlopsError, NotFound, ParameterError, PreconditionFailed, Refused, Unavailable
 from ..runtime.locate import Place
 from . import captured, payload
 from .aio import AsyncClient
-from .deploy import Deployed, deploy
+from .deploy import Deployed, deploy, remove_older
+from .history import History
 from .job import Job, JobTable
 from .logs import LogMatch, LogMatches, Piece, found_in, last_of, pinned, text_of
 from .model import Model, ModelTable, ModelVersion
 from .results import read_results
 from .run import Comparison, Run, RunTable
 from .serving import Deployment, DeploymentTable, Endpoint, EndpointTable, unknown_key
+from .traffic import Traffic
 from .transport import shared_loop
 from .usage import JobUsage
 
@@ -379,14 +381,11 @@ class Client:
         self, name: str, traffic: dict[str, int] | None = None, mirror: dict[str, int] | None = None
     ) -> Endpoint:
         """Share an endpoint's requests, mirror some, or both, in one step; None leaves that as it is."""
-        spec = dict(self.endpoint(name).spec)
-        spec |= {k: v for k, v in (("traffic", traffic), ("mirror_traffic", mirror)) if v is not None}
-        return Endpoint(self, self.call(self.aio.put_endpoint(name, spec)))
+        return Endpoint(self, self.call(self.aio.put_traffic(name, traffic, mirror)))
 
     def set_sticky(self, name: str, header: str) -> Endpoint:
         """Send requests that agree in this header to one deployment; empty: no more."""
-        spec = {**(self.endpoint(name)._data.get("spec") or {}), "sticky_header": header}
-        return Endpoint(self, self.call(self.aio.put_endpoint(name, spec)))
+        return Endpoint(self, self.call(self.aio.put_traffic(name, sticky=header)))
 
     def start_canary(self, name: str, deployment: str, **canary: Any) -> Endpoint:
         """Give ``deployment`` a part of the traffic, and then all or none by its errors and latency."""
@@ -404,13 +403,22 @@ class Client:
         """A bearer token for an endpoint of ``auth_mode: token``: ``{"token", "expires_at"}``."""
         return self.call(self.aio.endpoint_token(name, int(expires_in)))
 
+    def traffic(self, name: str, detailed: bool = False) -> Traffic:
+        """Shares, deployments and figures of an endpoint; the figures are None when the gateway does not answer."""
+        endpoint = self.endpoint(name)
+        try:
+            stats: dict[str, Any] | None = self.endpoint_stats(name)
+        except Unavailable:
+            stats = None
+        return Traffic(self, endpoint, list(self.deployments(name)), stats, detailed)
+
     def endpoint_stats(self, name: str) -> dict[str, Any]:
         """What the gateway has counted since its start, by deployment."""
         return self.call(self.aio.endpoint_stats(name))
 
-    def endpoint_history(self, name: str, limit: int = 50) -> list[dict[str, Any]]:
+    def endpoint_history(self, name: str, limit: int = 50) -> History:
         """Changes of an endpoint, newest first."""
-        return self.call(self.aio.endpoint_history(name, limit))
+        return History(name, self.call(self.aio.endpoint_history(name, limit)))
 
     def deployments(self, endpoint: str) -> DeploymentTable:
         """Deployments behind an endpoint."""
@@ -428,6 +436,10 @@ class Client:
     def deploy_version(self, model: str, endpoint: str, name: str | None = None, **options: Any) -> Deployed:
         """As :func:`.deploy.deploy`: the deployment, names of those that it replaced, and remarks."""
         return deploy(self, model, endpoint, name, **options)
+
+    def remove_older(self, endpoint: str, name: str) -> list[str]:
+        """Delete the deployments that got their names by themselves, other than ``name``; returns their names."""
+        return remove_older(self, endpoint, name)
 
     def deployment_log(self, endpoint: str, name: str, tail: int | None = None) -> str:
         """A scorer's log, or its last ``tail`` lines."""
@@ -512,10 +524,9 @@ class Client:
         return self._keys[endpoint]
 
     def rotate_key(self, endpoint: str, key: str = "primary") -> str:
-        """Replace a key and return the new one."""
-        name: Literal["primary", "secondary"] = "secondary" if key == "secondary" else "primary"
-        value = self.call(self.aio.rotate_key(endpoint, name))["value"]
-        if name == "primary":
+        """Replace a key and return the new one; ``tokens`` ends all bearer tokens and returns an empty text."""
+        value = self.call(self.aio.rotate_key(endpoint, key))["value"]
+        if key == "primary":
             self._keys[endpoint] = value
         return value
 

@@ -387,6 +387,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # MLflow's coloured warnings set filters of their own.
+            warnings.showwarning = lambda *_, **__: None  # type: ignore[assignment]
             yield
     finally:
         logger.setLevel(level)

@@ -73,6 +73,7 @@ def put(
         if spec.get("canary"):
             raise Conflict(f"endpoint {name!r} has nothing to compare a canary with yet", "deploy a model first")
         return tx.put("endpoint", name, spec, identity=identity, **options)
+    options = {k: v for k, v in options.items() if k not in ("status", "private")}  # those are of one that is new
     if (before.spec.get("compute") or "") != (spec.get("compute") or "") and tx.page("deployment", parent=name)[0]:
         raise Conflict(f"endpoint {name!r} has deployments on its compute", "delete them, or make another endpoint")
     canary = running_canary(before)

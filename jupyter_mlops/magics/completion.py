@@ -38,6 +38,10 @@ class Names:
         """What is known of a kind now; asks anew in the background when that is old."""
         if kind == "variable":
             return sorted(n for n in list(self._variables) if not n.startswith("_"))
+        if kind == "model variable":
+            from ..client.flavour import detect
+
+            return [n for n in self.get("variable") if detect(self._variables.get(n)) is not None]
         if time.monotonic() - self._asked > FRESH or not self._asked:
             self.refresh()
         return self._known.get(kind, [])
@@ -98,9 +102,10 @@ def _scripts() -> list[str]:
 _POSITIONAL: dict[tuple[str, str], str] = {
     ("runs", "run"): "run", ("compare", "runs"): "run",
     ("register", "run"): "run or best", ("register", "name"): "model",
-    ("models", "name"): "model", ("deploy", "model"): "version", ("invoke", "endpoint"): "endpoint",
-    ("endpoints", "name"): "endpoint", ("endpoint", "what"): "data or truth", ("endpoint", "name"): "endpoint",
-    ("endpoint", "values"): "variable", ("jobs", "name"): "job", ("logs", "name"): "job",
+    ("models", "name"): "model", ("deploy", "model"): "deployable", ("invoke", "endpoint"): "endpoint",
+    ("traffic", "endpoint"): "endpoint", ("endpoints", "name"): "endpoint", ("endpoint", "what"): "data or truth",
+    ("endpoint", "name"): "endpoint", ("endpoint", "values"): "variable", ("jobs", "name"): "job",
+    ("logs", "name"): "job",
     ("attach", "name"): "job", ("resume", "name"): "job", ("purge", "name"): "job",
     ("stop", "name"): "running job", ("train", "script"): "script", ("help", "verb_name"): "verb",
     ("config", "key"): "setting",
@@ -128,6 +133,18 @@ def complete(before: str, names: Callable[[str], list[str]]) -> tuple[str, list[
     options = {o: action for action in tree._actions for o in action.option_strings}
     previous = given[-1] if given else ""
     waiting = options.get(previous)
+    if verb == "deploy" and (previous == "--sample" or fragment.startswith("--sample=")):
+        word = _IDENTIFIER.search(fragment)  # the end of an expression
+        return None if word is None else (word.group(), [n for n in names("variable") if n.startswith(word.group())])
+    if verb == "apply" and not fragment.startswith("-"):
+        return None  # files: IPython completes paths
+    endpoint = next((w for w in given if not w.startswith("-")), "")
+    behind = [n.partition("/")[2] for n in names("deployment") if n.startswith(endpoint + "/")]
+    if waiting is not None and waiting.dest == "deployment":
+        return fragment, [b for b in behind if b.startswith(fragment)]
+    if verb == "traffic" and (previous == "--mirror" or (endpoint and not fragment.startswith("-"))):
+        taken = {w.partition("=")[0] for w in given}
+        return fragment, [f"{b}=" for b in behind if b not in taken and f"{b}=".startswith(fragment)]
     if waiting is not None and waiting.nargs != 0:
         found = _of_option(verb, waiting, names)
         return None if found is None else (fragment, [f for f in found if f.startswith(fragment)])
@@ -200,6 +217,8 @@ def _of_kind(kind: str, names: Callable[[str], list[str]]) -> list[str]:
         return list(KEYS)
     if kind == "data or truth":
         return ["data", "truth"]
+    if kind == "deployable":
+        return [*names("model variable"), *names("version")]
     if kind == "run or best":
         return ["best", *names("run")]
     return names(kind) if kind else []

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import re
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..client.deploy import Deployed
+from ..client import code
+from ..client.deploy import AUTOMATIC, Deployed
 from ..client.model import ModelVersion
 from ..client.run import Run
+from ..client.serving import CanaryFailed
+from ..client.traffic import versus
 from ..core.errors import NotFound, ParameterError
 from . import settings
 from .context import Context
@@ -36,9 +41,10 @@ def deploy(a: argparse.Namespace, context: Context) -> Deployment:
     from .display import Progress
 
     _check(a, context)
-    source = _source(a, context)
+    script = code.of_script(a.script) if a.script else []
+    source = _source(a, context) if a.model else Source()
     endpoint = a.endpoint or _slug(re.split(r"[@/]", source.reference, maxsplit=1)[0])
-    progress = Progress(context, f"{source.variable or a.model} at endpoint {endpoint}")
+    progress = Progress(context, f"{source.variable or a.model or a.script} at endpoint {endpoint}")
     proof: Any = False if a.no_proof else None
     if source.variable:
         reference, proof = _log(a, context, source, endpoint, progress)
@@ -49,14 +55,18 @@ def deploy(a: argparse.Namespace, context: Context) -> Deployment:
             proof = _answer_of(a, context, reference)
     for remark in source.remarks:
         context.say(f"note: {remark}")
+    if script and isinstance(proof, dict):
+        proof["expected"] = None  # the script answers in its own form
     done = context.client.deploy_version(
         reference, endpoint, a.name, env=dict(a.env),
         # From a notebook its own Python serves the model; from a terminal the one that made it.
         interpreter=sys.executable if context.face == "magic" else "",
         instances=a.instances, least=a.least, most=a.most, canary=_canary(a), mirror=a.mirror, traffic=a.traffic,
-        keep=a.keep, collect=a.collect, mask=a.mask, proof=proof,
+        keep=a.keep, collect=a.collect, mask=a.mask, proof=proof, code=_code(context, script),
         wait=not a.no_wait, timeout=a.timeout, told=lambda d: progress.tell(d.phase, d.reason),
     )
+    if a.canary is not None and a.wait:
+        _await_canary(context, endpoint, done, progress, a.keep)
     progress.done()
     return _tell(a, context, endpoint, done)
 
@@ -79,10 +89,46 @@ def _check(a: argparse.Namespace, context: Context) -> None:
         raise ParameterError("--instances and --min, --max exclude each other", "a fixed number, or a range")
     if a.least is not None and a.most is not None and a.least > a.most:
         raise ParameterError(f"--min {a.least} is more than --max {a.most}")
+    if not a.model and not a.script:
+        raise ParameterError("there is nothing to deploy", f"for example: {context.command('deploy NAME@champion')}")
+    if not a.model and not a.endpoint:
+        raise ParameterError("a script needs an endpoint's name", "add --endpoint NAME")
+    if a.call and context.face != "magic":
+        raise ParameterError("--call inserts a cell, for which a notebook is needed")
     if a.sample and context.face != "magic":
         raise ParameterError("--sample is an expression over a notebook's variables", "deploy it from the notebook")
     if a.sample and a.no_proof:
         raise ParameterError("--sample and --no-proof exclude each other")
+
+
+def _code(context: Context, files: list[tuple[str, Path]]) -> dict[str, str] | None:
+    return {"code": code.upload(context.client, files), "scoring_script": files[0][0]} if files else None
+
+
+def _await_canary(context: Context, endpoint: str, done: Deployed, progress: Progress, keep: bool) -> None:
+    """Show a canary until it is promoted or rolled back.
+
+    Raises:
+        CanaryFailed: it was rolled back, or somebody ended it.
+    """
+    client, name, seen = context.client, done.deployment.name, ""
+    while True:
+        at = client.endpoint(endpoint)
+        canary = at.canary
+        if canary.get("deployment") != name:
+            return  # there was nobody to be compared with
+        line = versus(canary)
+        if canary["phase"] != "Running":
+            break
+        if line != seen:
+            progress.tell("Running", f"canary with {canary['percent']} %: {line}")
+            seen = line
+        client.call(asyncio.sleep(0.5))
+    done.deployment.at = at
+    progress.tell(canary["phase"], canary.get("reason") or line)
+    if canary["phase"] != "Promoted":
+        raise CanaryFailed(endpoint, canary)
+    done.removed = client.remove_older(endpoint, name) if AUTOMATIC.match(name) and not keep else []
 
 
 def _canary(a: argparse.Namespace) -> dict[str, Any] | None:
@@ -207,4 +253,6 @@ def _tell(a: argparse.Namespace, context: Context, endpoint: str, done: Deployed
             context.say(f"requests still go to {taking[0]}; the same command without --no-wait lets this one take over")
     for name in done.removed:
         context.say(f"deployment {endpoint}/{name} was replaced and is removed")
+    if a.call and context.interactive and hasattr(context.shell, "set_next_input"):
+        context.shell.set_next_input(deployment.call_cell, replace=False)
     return deployment

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..client.report import Report
+from ..client.token import Token
 from ..core.errors import ParameterError
 from .context import Context
 from .expand import evaluate
 
 if TYPE_CHECKING:
-    from ..client.serving import Endpoint, EndpointTable
+    from ..client.serving import Endpoint
 
 
 def invoke(a: argparse.Namespace, context: Context) -> Any:
@@ -44,23 +45,48 @@ def invoke(a: argparse.Namespace, context: Context) -> Any:
     return context.client.invoke(a.endpoint, data, a.deployment or "")
 
 
-def endpoints(a: argparse.Namespace, context: Context) -> Endpoint | EndpointTable | Report:
-    """One endpoint with its deployments, or a table; replaces a key."""
+def endpoints(a: argparse.Namespace, context: Context) -> Any:
+    """One endpoint with its deployments, its figures or its history, or a table; replaces a key, makes a token."""
     client = context.client
+    chosen = [flag for flag, given in (("--rotate-key", a.rotate_key), ("--token", a.token), ("--stats", a.stats),
+                                       ("--history", a.history)) if given]
+    if len(chosen) > 1:
+        raise ParameterError(f"{chosen[0]} and {chosen[1]} exclude each other")
     if a.name is None:
-        if a.rotate_key:
-            raise ParameterError("--rotate-key needs the endpoint's name")
+        if chosen:
+            raise ParameterError(f"{chosen[0]} needs the endpoint's name")
         return client.endpoints()
     if a.rotate_key:
-        value = client.rotate_key(a.name, a.rotate_key)
-        endpoint = client.endpoint(a.name)
-        if context.face == "cli":
-            # The only moment at which it can be read; a notebook would save it, a terminal does not.
-            report = Report({"endpoint": a.name, "key": a.rotate_key, "value": value})
-            return report.facts([(f"{a.rotate_key} key", value)], f"Endpoint {a.name}")
-        where = "the attribute .key of this object" if a.rotate_key == "primary" else "client.rotate_key's answer"
-        context.say(f"the {a.rotate_key} key of {a.name} is new; it is not shown here, read it from {where}")
-        return endpoint
+        return _rotate(a, context)
+    if a.token:
+        return _token(a, context)
+    if a.stats:
+        return client.traffic(a.name, detailed=True)
+    if a.history:
+        return client.endpoint_history(a.name)
     endpoint = client.endpoint(a.name)
     endpoint.behind = client.deployments(a.name)
     return endpoint
+
+
+def _rotate(a: argparse.Namespace, context: Context) -> Endpoint | Report:
+    """A new key. Shown in a terminal only: a notebook would save it."""
+    value = context.client.rotate_key(a.name, a.rotate_key)
+    if a.rotate_key == "tokens":
+        context.say(f"all bearer tokens of {a.name} have ended")
+        return context.client.endpoint(a.name)
+    if context.face == "cli":
+        report = Report({"endpoint": a.name, "key": a.rotate_key, "value": value})
+        return report.facts([(f"{a.rotate_key} key", value)], f"Endpoint {a.name}")
+    where = "the attribute .key of this object" if a.rotate_key == "primary" else "client.rotate_key's answer"
+    context.say(f"the {a.rotate_key} key of {a.name} is new; it is not shown here, read it from {where}")
+    return context.client.endpoint(a.name)
+
+
+def _token(a: argparse.Namespace, context: Context) -> Token | Report:
+    """A bearer token. Shown in a terminal only: a notebook would save it."""
+    made = context.client.endpoint_token(a.name, a.token)
+    if context.face == "cli":
+        report = Report({"endpoint": a.name, **made})
+        return report.facts([("token", made["token"]), ("good until", made["expires_at"])], f"Endpoint {a.name}")
+    return Token(a.name, made["token"], made["expires_at"])

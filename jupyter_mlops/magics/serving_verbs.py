@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import Verb, amount, count, pair, part, percent, ratio, seconds, span, whole, words
+from .arguments import Verb, amount, count, pair, part, percent, ratio, seconds, share, span, whole, words
 
 
 def _deploy(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model", metavar="MODEL",
+    p.add_argument("model", nargs="?", metavar="MODEL",
                    help="a variable of the notebook, NAME@ALIAS, NAME/VERSION, NAME for the newest version, or a run")
     p.add_argument("-e", "--endpoint", metavar="NAME", help="endpoint name (default: the model's)")
     p.add_argument("--name", metavar="NAME",
@@ -32,11 +32,24 @@ def _deploy(p: argparse.ArgumentParser) -> None:
     p.add_argument("--keep", action="store_true", help="keep the older deployments, at 0 %%")
     p.add_argument("--collect", type=ratio, metavar="RATE", help="keep inputs and outputs of this part of the requests")
     p.add_argument("--mask", type=words, metavar="A,B", help="columns that are kept as null")
+    p.add_argument("--script", metavar="FILE", help="a scoring script with init() and run(data)")
     p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE",
                    help="environment of the scorer")
+    p.add_argument("--call", action="store_true", help="insert a cell below that calls it")
     p.add_argument("-w", "--wait", action="store_true", help="with --canary: return when it is promoted or rolled back")
     p.add_argument("--no-wait", action="store_true", help="return at once")
     p.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help="longest wait in seconds (default 600)")
+
+
+def _traffic(p: argparse.ArgumentParser) -> None:
+    p.add_argument("endpoint", metavar="ENDPOINT", help="endpoint name")
+    p.add_argument("shares", nargs="*", type=share, metavar="DEPLOYMENT=PERCENT", help="shares that add up to 100")
+    p.add_argument("--mirror", metavar="D=PCT|off", help="copy PCT %% of the requests to deployment D as well")
+    p.add_argument("--sticky", metavar="HEADER|off", help="requests of one value of this header go to one deployment")
+    done = p.add_mutually_exclusive_group()
+    done.add_argument("--promote", action="store_true", help="end the canary: it takes all")
+    done.add_argument("--rollback", action="store_true", help="back to the traffic before")
+    p.add_argument("--form", action="store_true", help="notebook: sliders and buttons (needs ipywidgets)")
 
 
 def _invoke(p: argparse.ArgumentParser) -> None:
@@ -49,7 +62,12 @@ def _invoke(p: argparse.ArgumentParser) -> None:
 
 def _endpoints(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", nargs="?", metavar="ENDPOINT", help="show this endpoint with its deployments")
-    p.add_argument("--rotate-key", choices=("primary", "secondary"), help="replace a key")
+    p.add_argument("--rotate-key", choices=("primary", "secondary", "tokens"),
+                   help="replace a key; tokens: end all bearer tokens")
+    p.add_argument("--token", nargs="?", type=span, const=3600.0, metavar="T",
+                   help="a bearer token that is good for T (default 1h)")
+    p.add_argument("--stats", action="store_true", help="requests, errors and latency of each deployment")
+    p.add_argument("--history", action="store_true", help="what was changed, when and by whom")
 
 
 def _endpoint(p: argparse.ArgumentParser) -> None:
@@ -72,9 +90,11 @@ VERBS = (
     Verb("deploy", "serve a model at an endpoint", "deploying:deploy", _deploy,
          ("deploy model -e digits --sample X[:5]", "deploy digits@champion --endpoint digits",
           "deploy model -e digits --canary 10 --duration 2m")),
+    Verb("traffic", "share an endpoint's requests between deployments", "traffic:traffic", _traffic,
+         ("traffic digits", "traffic digits v1=90 v2=10", "traffic digits --rollback")),
     Verb("invoke", "call an endpoint", "serving:invoke", _invoke, ("invoke digits X[:3]",)),
     Verb("endpoints", "list endpoints, their figures and history; replace keys", "serving:endpoints", _endpoints,
-         ("endpoints", "endpoints digits --rotate-key primary")),
+         ("endpoints", "endpoints digits --stats", "endpoints digits --rotate-key primary")),
     Verb("endpoint", "load what an endpoint captured, tell the ground truth", "captured:endpoint", _endpoint,
          ("endpoint data digits --since 2h --deployment v3", "endpoint data digits --info",
           "endpoint truth digits labels"), file="data: write all rows to this .parquet or .csv file"),

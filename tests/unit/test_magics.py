@@ -307,9 +307,11 @@ def names(kind: str) -> list[str]:
 @pytest.mark.parametrize(
     ("before", "fragment", "expected"),
     [
-        ("tr", "tr", ["train"]), ("", "", None), ("train --proc", "--proc", ["--processes"]),
+        ("tr", "tr", ["traffic", "train"]), ("", "", None), ("train --proc", "--proc", ["--processes"]),
         ("logs ", "", ["digits-1", "old"]), ("stop d", "d", ["digits-1"]),
         ("deploy dig", "dig", ["digits@champion", "digits/2"]),
+        ("traffic digits ", "", ["v1="]), ("traffic digits v1=10 ", "", []), ("traffic digits --mirror ", "", ["v1="]),
+        ("invoke digits --deployment ", "", ["v1"]), ("deploy m -e d --sample x_", "x_", ["x_test"]),
         ("deploy m --endpoint ", "", ["digits"]), ("runs -e t", "t", ["text"]), ("runs --experiment=t", "t", ["text"]),
         ("jobs --phase R", "R", ["Running"]), ("invoke d", "d", ["digits"]), ("delete d", "d", ["deployment"]),
         ("delete endpoint ", "", ["digits"]), ("delete deployment digits/", "digits/", ["digits/v1"]),
