@@ -21,7 +21,7 @@ MAX_REQUESTS = 64
 #: Headers that pass to the control plane, and back.
 SENT = ("Accept", "Content-Type", "If-Match", "If-None-Match", "Jupyter-Mlops-Version")
 RETURNED = ("Content-Type", "ETag", "Jupyter-Mlops-Version", "Retry-After", "Content-Disposition", "Content-Encoding",
-            "Allow", "Last-Modified", "X-Deployment", "X-Request-Id")
+            "Allow", "Last-Modified", "X-Deployment", "X-Request-Id", "Content-Security-Policy", "Referrer-Policy")
 
 _WS = r"/api/v1/workspaces/[^/]+"
 LAUNCH = re.compile(_WS + r"/(jobs/[^/]+|endpoints/[^/]+/deployments/[^/]+|endpoints/[^/]+/actions/invoke)/*")

@@ -20,6 +20,7 @@ from ..compute.base import LogChunk
 from ..core.errors import NotFound, ParameterError, Refused
 from ..core.resources.base import check_name
 from . import keys, tokens
+from .archive import unpack
 from .instances import MAX_INSTANCES, STOP_GRACE, exclusive
 from .keeper import GatewayKeeper
 from .observation import ScorerObservation, combine
@@ -81,22 +82,39 @@ class LocalServing(Scorers):
         """Raise ParameterError unless both are names that a deployment can have here."""
         self._folder(endpoint, deployment)
 
-    def prepare(self, endpoint: str, deployment: str, model_dir: str | os.PathLike[str]) -> dict[str, Any]:
-        """Copy a model into the workspace and read its signature; does nothing when that is done.
+    def prepare(self, endpoint: str, deployment: str, model_dir: str | os.PathLike[str] | None = None, *,
+                code_zip: Path | None = None, script: str = "") -> dict[str, Any]:
+        """Bring a model, a scoring script's code or both into the workspace; does nothing when that is done.
+
+        Args:
+            code_zip: a zip of code; ``script`` is the path of the scoring script in it.
 
         Returns:
-            the signature, ``{"inputs", "outputs", "params"}`` as MLflow writes it.
+            the model's signature, ``{"inputs", "outputs", "params"}`` as MLflow writes it; empty for a script without
+            one.
 
         Raises:
-            Refused: no signature, no python_function flavour, links or special files in it, or the disk is too small.
+            Refused: no signature (where there is no script), no python_function flavour, links or special files in it,
+                a zip that is not safe, or the disk is too small.
         """
         folder = self._folder(endpoint, deployment)
-        about = describe_model(Path(model_dir))
-        about["fingerprint"] = fingerprint(Path(model_dir))
+        source = None if model_dir is None else Path(model_dir)
+        if code_zip is not None:
+            about = describe_script(code_zip, script, source)
+        elif source is not None:
+            about = describe_model(source)
+        else:
+            raise Refused("there is neither a model nor code to serve")
+        if source is not None:
+            about["fingerprint"] = fingerprint(source)
         with self._lock(folder, make=True):
-            known = read_json(folder / "model.json")
-            if known != about or not (folder / "model" / "MLmodel").is_file():
-                copy_model(Path(model_dir), folder / "model")
+            there = (source is None or (folder / "model" / "MLmodel").is_file()) and (
+                code_zip is None or (folder / "code").is_dir())
+            if read_json(folder / "model.json") != about or not there:
+                if code_zip is not None:
+                    unpack(code_zip, folder / "code")
+                if source is not None:
+                    copy_model(source, folder / "model")
                 write_json(folder / "model.json", about)
         return _public(about["signature"])
 

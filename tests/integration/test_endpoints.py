@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
+import io
 import json
+import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from urllib.parse import urlsplit
 
@@ -277,6 +281,78 @@ def test_what_may_change_while_it_serves(pair, models):
     actions = [(i["action"], i["detail"].get("changed")) for i in pair.plane.get("endpoints/pair/history")["items"]]
     assert ("change", ["description", "instance_count"]) in actions
 
+
+# -- what an endpoint tells of itself, tokens, scripts
+
+
+def test_its_owner_reads_its_pages_without_a_key(main):
+    base = "endpoints/main/"
+    main.call()
+    stats = main.plane.get(base + "stats")
+    blue = stats["deployments"]["blue"]
+    assert blue["requests"] > 0 and blue["latency_ms"]["buckets"] and stats["started_at"]
+    status, text, headers = main.plane.call("GET", base + "metrics")
+    assert status == 200 and headers["Content-Type"].startswith("text/plain") and b'deployment="blue"' in text
+    document = main.plane.get(base + "openapi.json")
+    assert document["openapi"].startswith("3.") and "/invocations" in document["paths"]
+    status, page, headers = main.plane.call("GET", base + "docs")
+    assert status == 200 and headers["Content-Type"].startswith("text/html")
+    assert "sha256-" in headers["Content-Security-Policy"] and b"actions/invoke" in page
+    assert main.key.encode() not in page
+
+
+def test_a_token_opens_an_endpoint_of_tokens_until_all_are_ended(plane, models):
+    at = At(plane, "locked", auth_mode="token")
+    assert at.key == "", "keys do not open it: none is told"
+    at.deploy("blue", models["twice"], proof=proof())
+    wait_for(lambda: at.status["phase"] == "Ready")
+    token = at.act("token", {"expires_in": 60})["token"]
+    other = at.act("token")["token"]
+    assert token.startswith("jmt_") and token != other
+    assert at.call(key=token)[0] == 200 and at.call(key=other)[0] == 200
+    assert at.call(key="")[0] == at.call(key=token[:-2] + "AA")[0] == 401
+    key = plane.post("endpoints/locked/actions/rotate-keys", {"key": "primary"})["value"]
+    assert at.call(key=key)[0] == 401, "it is an endpoint of tokens"
+    plane.post("endpoints/locked/actions/rotate-keys", {"key": "tokens"})
+    assert at.call(key=token)[0] == at.call(key=other)[0] == 401
+    assert at.call(key=at.act("token")["token"])[0] == 200
+    history = plane.get("endpoints/locked/history")["items"]
+    assert [i["action"] for i in history if i["action"] == "token"] == ["token"] * 3
+    assert token not in json.dumps(history)
+    for path in plane.home.rglob("*"):
+        if path.is_file() and "logs" in path.parts:
+            assert token.encode() not in path.read_bytes(), path
+
+
+def test_a_scoring_script_is_deployed_and_proven(plane, main):
+    def zipped(**files: str) -> str:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as z:
+            for name, text in files.items():
+                z.writestr(f"{name}.py", text)
+        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        assert plane.call("PUT", f"blobs/{digest}", buffer.getvalue())[0] == 201
+        return digest
+
+    code = "import json\nimport helper\n\ndef run(raw):\n    return helper.total(json.loads(raw)['rows'])\n"
+    digest = zipped(score=code, helper="def total(rows):\n    return {'sums': [sum(r) for r in rows]}\n")
+    request = {"rows": [[1, 2], [3, 4]]}
+    spec = {"code_configuration": {"code": f"blob:{digest}", "scoring_script": "score.py"},
+            "interpreter": sys.executable, "proof": {"request": request, "expected": {"sums": [3, 7]}}}
+    for wrong, words in (
+        ({"code_configuration": {"code": "blob:" + "0" * 64, "scoring_script": "score.py"}}, "was not uploaded"),
+        ({"code_configuration": {"code": f"blob:{digest}", "scoring_script": "nope.py"}}, "nope.py"),
+        ({"interpreter": ""}, "which Python"),
+    ):
+        status, body, _ = plane.call("PUT", "endpoints/main/deployments/script", {**spec, **wrong})
+        assert status == 422 and words in body["message"], body
+    plane.put("endpoints/main/deployments/script", spec, 201)
+    found = wait_for(
+        lambda: (d := main.deployment("script"))["status"]["phase"] in ("Ready", "Failed") and d["status"], 40
+    )
+    assert (found["phase"], found["proof"]["kind"]) == ("Ready", "equal"), found
+    assert main.call(request, **{"azureml-model-deployment": "script"}) == (200, {"sums": [3, 7]}, "script")
+    plane.delete("endpoints/main/deployments/script")
 
 # -- canaries
 
