@@ -26,12 +26,20 @@ if TYPE_CHECKING:
 
 #: Calls under way at once; further ones are refused.
 MAX_CALLS = 64
-_ROUTE = re.compile(r"/endpoints/([a-z](?:[a-z0-9-]{0,38}[a-z0-9])?)/(invocations|health)")
-#: Headers of a caller that the gateway gets, beside the key.
+_ROUTE = re.compile(
+    r"/endpoints/([a-z](?:[a-z0-9-]{0,38}[a-z0-9])?)/"
+    r"(?:(invocations|score|v2/models/[^/]+(?:/versions/[^/]+)?/infer)|health|metrics|openapi\.json|docs|v2(?:/[^?]*)?)")
+#: Headers of a caller that the gateway gets, beside the key and those that begin with ``x-`` (an endpoint may route by
+#: one of them), other than Jupyter's and the hub's own.
 PASSED = frozenset({
-    "accept", "accept-encoding", "content-encoding", "content-length", "content-type", "user-agent", "x-request-id",
-    "x-ms-client-request-id", "azureml-model-deployment", "traceparent", "tracestate",
+    "accept", "accept-encoding", "content-encoding", "content-length", "content-type", "user-agent",
+    "azureml-model-deployment", "inference-header-content-length", "traceparent", "tracestate",
 })
+_OURS = ("x-xsrf", "x-forwarded", "x-jupyter", "x-csrf", "x-real-ip", "x-scheme")
+
+
+def _passes(header: str) -> bool:
+    return header in PASSED or (header.startswith("x-") and not header.startswith(_OURS))
 
 
 @web.stream_request_body
@@ -59,7 +67,7 @@ class EndpointHandler(OneSlot, StreamingProxy, web.RequestHandler):
         match = _ROUTE.fullmatch(path)
         if match is None:
             raise Refusal(NotFound("there is no such route", "…/endpoints/<name>/invocations"))
-        verb = "POST" if match.group(2) == "invocations" else "GET"
+        verb = "POST" if match.group(2) else "GET"
         if self.request.method != verb:
             raise web.HTTPError(405, f"use {verb}")
         key = self._key()
@@ -70,7 +78,7 @@ class EndpointHandler(OneSlot, StreamingProxy, web.RequestHandler):
         socket = os.path.join(self.mlops.link.runtime_dir, "gateway.sock")
         check_socket(socket, "the endpoint's gateway")
         everything = forward_headers(self.request)
-        headers = CIMultiDict((k, v) for k, v in everything.items() if k.lower() in PASSED)
+        headers = CIMultiDict((k, v) for k, v in everything.items() if _passes(k.lower()))
         headers["Authorization"] = "Bearer " + key
         self.take_slot("endpoints", MAX_CALLS)
         return Upstream(self.mlops.gateway_client(socket), path + clean_query(self.request.query), headers)

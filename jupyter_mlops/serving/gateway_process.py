@@ -25,7 +25,7 @@ from ..runtime.processes import start_time
 from .accesslog import AccessLog
 from .gateway import Gateway
 from .http import Server
-from .listen import Certificate, bind_tcp, bind_unix, loopback
+from .listen import Certificate, bind_tcp, bind_unix
 from .places import Places, write_json
 
 LOCKED = 3
@@ -117,8 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError:
         return LOCKED
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    work = serve(places, "" if args.address and loopback(args.address) and not args.certfile else args.address,
-                 args.port, args.certfile, args.keyfile)
+    work = serve(places, args.address, args.port, args.certfile, args.keyfile)
     try:
         try:
             import uvloop

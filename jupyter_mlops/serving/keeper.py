@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import http.client
+import ipaddress
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jupyter_mlops
 
-from ..core.errors import BackendTimeout, ParameterError, Unavailable
+from ..core.errors import BackendTimeout, ParameterError, Refused, Unavailable
 from ..core.resources.base import check_name
 from ..runtime.processes import alive
 from .children import Children, end, how_it_ended
@@ -33,12 +37,69 @@ LOG_LIMIT = 10_000_000
 DEPLOYMENT_HEADER = "azureml-model-deployment"
 
 
+@dataclass(frozen=True)
+class Outside:
+    """Where an operator has the gateway listen beside loopback: ``JUPYTER_MLOPS_GATEWAY_ADDRESS`` (``ADDRESS[:PORT]``,
+    an IP address; ``[::]:8443`` for IPv6), ``…_CERTFILE`` and ``…_KEYFILE`` (PEM). All is TLS there.
+    """
+
+    address: str = ""
+    port: int = 0
+    certfile: str = ""
+    keyfile: str = ""
+
+    @classmethod
+    def configured(cls, environ: Mapping[str, str]) -> Outside:
+        """What the environment says.
+
+        Raises:
+            Refused: no address, or an address without a certificate.
+        """
+        given = environ.get("JUPYTER_MLOPS_GATEWAY_ADDRESS", "").strip()
+        if not given:
+            return cls()
+        match = _ADDRESS.match(given)
+        try:
+            address = str(ipaddress.ip_address((match[1] or match[2]) if match else given))
+        except ValueError:
+            raise Refused(f"JUPYTER_MLOPS_GATEWAY_ADDRESS: {given!r} is no IP address with a port",
+                          "for example 0.0.0.0:8443 or [::]:8443") from None
+        certfile = environ.get("JUPYTER_MLOPS_GATEWAY_CERTFILE", "")
+        if not certfile:
+            raise Refused("the gateway listens at other addresses than loopback with TLS only",
+                          "set JUPYTER_MLOPS_GATEWAY_CERTFILE (and …_KEYFILE)")
+        port = int(match[3] or 0) if match else 0
+        return cls(address, port, os.path.abspath(certfile),
+                   os.path.abspath(environ.get("JUPYTER_MLOPS_GATEWAY_KEYFILE") or certfile))
+
+    def arguments(self) -> list[str]:
+        """For the gateway's command line."""
+        if not self.address:
+            return []
+        return ["--address", self.address, "--port", str(self.port), "--certfile", self.certfile, "--keyfile",
+                self.keyfile]
+
+
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?\Z")
+
+
 class GatewayKeeper:
     """The gateway of one workspace, as the control plane sees it."""
 
     def __init__(self, places: Places, children: Children) -> None:
         self.places = places
         self.children = children
+
+    @property
+    def outside(self) -> Outside:
+        """What an operator has configured. Raises Refused."""
+        return Outside.configured(os.environ)
+
+    def _current(self, info: dict[str, Any]) -> bool:
+        """Whether a gateway is of our version and listens where it should."""
+        asked = self.outside
+        listens = info.get("address") or ["", 0, "", ""]
+        return info.get("version") == jupyter_mlops.__version__ and listens == list(dataclasses.astuple(asked))
 
     def publish(self, endpoint: str, config: dict[str, Any]) -> bool:
         """Have the gateway serve ``config``; returns when it does.
@@ -91,11 +152,11 @@ class GatewayKeeper:
             Unavailable: it does not come up; says where its log is.
         """
         info = self.info()
-        if info and info.get("version") == jupyter_mlops.__version__ and self._admin("GET", "/admin/info") is not None:
+        if info and self._current(info) and self._admin("GET", "/admin/info") is not None:
             return info
         with self._one_at_a_time():
             info = self.info()
-            if info is not None and info.get("version") != jupyter_mlops.__version__:
+            if info is not None and not self._current(info):
                 self._end(STOP_GRACE)  # the frames between gateway and scorers may have changed with the version
             elif info is not None and self._admin("GET", "/admin/info") is not None:
                 return info
@@ -112,7 +173,7 @@ class GatewayKeeper:
         try:
             child = self.children.watch(subprocess.Popen(
                 [sys.executable, "-m", "jupyter_mlops.serving.gateway_process", "--home", str(self.places.home),
-                 "--runtime-dir", str(self.places.runtime)],
+                 "--runtime-dir", str(self.places.runtime), *self.outside.arguments()],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.places.home, start_new_session=True,
                 env=gateway_env(),
             ))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
 import ssl
@@ -58,14 +57,6 @@ def bind_unix(path: os.PathLike[str]) -> socket.socket:
     listener.listen(1024)
     os.replace(temporary, path)
     return listener
-
-
-def loopback(address: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 class Certificate:

@@ -212,7 +212,8 @@ class EndpointController(Controller):
             await asyncio.to_thread(serving_at.publish, name, config)
             self._published[name] = {**config, "gateway": gateway.get("pid")}
         phase, reason = state(endpoint, deployments, shares)
-        uri = f"{gateway['url']}/endpoints/{name}/invocations" if gateway.get("url") else ""
+        base = gateway.get("public_url") or gateway.get("url")
+        uri = f"{base}/endpoints/{name}/invocations" if base else ""
         changes = {"phase": phase, "reason": reason, "scoring_uri": uri, "traffic": shares}
         await store.write(lambda tx: tx.set_status("endpoint", name, changes))
 
