@@ -22,8 +22,8 @@ from .stats import Stats
 
 #: Seconds that a client is told to wait before it asks a deployment that is down again.
 RETRY_AFTER = 2
-#: Seconds that a request waits for an instance when there is none: one that died is back within this.
-HOLD = 10.0
+#: Seconds that a request waits at most for an instance when there is none: one that died is back within this.
+HOLD = 30.0
 #: Batches under way at one instance. The second is read while the first is computed, so that the model never waits.
 DEPTH = 2
 #: Requests that wait at most before mirrored ones are left out.
@@ -255,14 +255,17 @@ class Dispatcher:
         if self.links.get(link.index) is link:
             del self.links[link.index]
         again = []
+        waiting = sum(not pending.over for pending in left)
         for pending in left:
             if pending.over:
                 continue
-            if pending.tries or not self.limits.retry or self._closed:
+            # Alone with the instance when it died, it is the suspect; the only instance is not put at risk again.
+            suspect = waiting == 1 and not self.ready
+            if pending.tries or suspect or not self.limits.retry or self._closed:
                 pending.fail(ScorerDown("the deployment ended while it answered", "try again"))
                 continue
             pending.tries += 1
-            pending.alone = len(left) > 1 or pending.alone
+            pending.alone = True
             self.stats.retried += 1
             again.append(pending)
         self._queue.extendleft(reversed(again))
