@@ -110,7 +110,8 @@ class Dispatcher:
         self.limits = limits
         self.wake = wake
         self.stats = Stats()
-        self.instances = 1
+        #: Instances that there may be, and that there are without scaling.
+        self.instances = self.least = 1
         self.leaving: frozenset[int] = frozenset()
         self.last_request = time.monotonic()
         self.links: dict[int, Link] = {}

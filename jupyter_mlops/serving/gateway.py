@@ -34,6 +34,8 @@ from .payload import canonical
 from .places import Places
 from .recorder import Recorder
 from .routes import Deployment, Endpoint, Routes
+from .scaler import Scaler
+from .scaling import Load
 
 #: Bytes of a body from which on it is parsed on a thread, so that small requests need not wait for it. One at a time:
 #: parsed, a body takes several times its size.
@@ -93,11 +95,46 @@ class Gateway:
         self.requests = 0
         self.port = 0
         self.recorder = Recorder(places)
+        self.scaler: Scaler | None = None
         self._large = asyncio.Semaphore(1)
         self._tasks: set[asyncio.Task[None]] = set()
 
+    # -- instances ---------------------------------------------------------------------
+
+    def attach(self, scaler: Scaler) -> None:
+        """Let ``scaler`` start and end instances by the load."""
+        self.scaler = scaler
+        scaler.observe = self.loads
+        scaler.in_flight = self._in_flight
+        scaler.changed = self._scaled
+
     def wake(self, endpoint: str, deployment: str) -> None:
         """A request waits for a deployment of which no instance is there."""
+        if self.scaler is not None:
+            self.scaler.wake(endpoint, deployment)
+
+    def loads(self) -> dict[tuple[str, str], Load]:
+        """What each deployment has to do; without those that are still to be proven."""
+        found = {}
+        for endpoint in self.routes.all():
+            for deployment in endpoint.deployments.values():
+                if not deployment.proving:
+                    d = deployment.dispatcher
+                    found[endpoint.name, deployment.name] = Load(
+                        queued=d.queued, in_flight=d.in_flight, ready=d.ready, settings=deployment.settings,
+                        last_request_at=d.last_request, busy_seconds=d.busy_seconds())
+        return found
+
+    def _in_flight(self, endpoint: str, deployment: str, instance: int) -> int:
+        dispatcher = self.routes.dispatcher(endpoint, deployment)
+        link = dispatcher.links.get(instance) if dispatcher is not None else None
+        return link.in_flight if link is not None else 0
+
+    def _scaled(self, endpoint: str, deployment: str) -> None:
+        dispatcher = self.routes.dispatcher(endpoint, deployment)
+        if dispatcher is not None and self.scaler is not None:
+            dispatcher.leaving = frozenset(self.scaler.going(endpoint, deployment))
+            dispatcher.tend()
 
     # -- a request's head ------------------------------------------------------------
 
@@ -291,9 +328,10 @@ class Gateway:
     def _describe(self, endpoint: str, deployment: Deployment) -> dict[str, Any]:
         dispatcher = deployment.dispatcher
         captured, dropped = self.recorder.counts(endpoint, deployment.name)
+        wanted = self.scaler.wanted(endpoint, deployment.name) if self.scaler is not None else None
         return {
             **dispatcher.stats.describe(), "queued": dispatcher.queued, "in_flight": dispatcher.in_flight,
-            "instances": {"ready": dispatcher.ready, "wanted": dispatcher.instances},
+            "instances": {"ready": dispatcher.ready, "wanted": wanted if wanted is not None else dispatcher.least},
             "captured": captured, "capture_dropped": dropped,
         }
 

@@ -27,6 +27,8 @@ from .gateway import Gateway
 from .http import Server
 from .listen import Certificate, bind_tcp, bind_unix
 from .places import Places, write_json
+from .scaler import Scaler
+from .scorers import Scorers
 
 LOCKED = 3
 #: Seconds: between looks at files and instances, for answers that are under way at the end.
@@ -51,6 +53,8 @@ async def serve(places: Places, address: str = "", port: int = 0, certfile: str 
     gateway = Gateway(places, AccessLog(str(places.logs / "gateway-access.log")))
     gateway.routes.reload()
     gateway.routes.tend()
+    scaler = Scaler(Scorers(places), places)
+    gateway.attach(scaler)
     local = bind_tcp(places.gateway_port)
     gateway.port = local.getsockname()[1]
     listeners = [(local, Server(gateway), None), (bind_unix(places.gateway_socket), Server(gateway, public=True), None),
@@ -69,10 +73,12 @@ async def serve(places: Places, address: str = "", port: int = 0, certfile: str 
         "version": jupyter_mlops.__version__, "address": [address, port, certfile, keyfile],
     })
     print(f"listening on 127.0.0.1:{gateway.port}" + (f" and at {url}" if address else ""), flush=True)
+    scaling = asyncio.create_task(scaler.run())
     watching = asyncio.create_task(watch(gateway, certificate))
     watching.add_done_callback(lambda _: stop.set())
     await stop.wait()
     print("stopping", flush=True)
+    scaling.cancel()
     for path in (places.gateway_socket, places.admin_socket):
         with contextlib.suppress(OSError):
             os.unlink(path)

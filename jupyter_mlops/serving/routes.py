@@ -33,6 +33,7 @@ class Deployment:
         self.fast_large: Fast | None = fast_path(signature)
         self.dispatcher = dispatcher
         self.limits = dispatcher.limits
+        self.settings = settings
         #: Reachable for the control plane only: it has not been proven yet.
         self.proving = bool(settings.get("proving"))
         self.scale = scale = settings.get("scale_settings") or {}
@@ -128,6 +129,10 @@ class Routes:
 
     def get(self, name: str) -> Endpoint | None:
         return self._endpoints.get(name)
+
+    def dispatcher(self, endpoint: str, deployment: str) -> Dispatcher | None:
+        """The dispatcher of a deployment that is served."""
+        return self._dispatchers.get((endpoint, deployment))
 
     def all(self) -> Iterator[Endpoint]:
         """Every endpoint."""
@@ -226,5 +231,6 @@ class Routes:
         found.limits = limits
         scale = settings.get("scale_settings") or {}
         most = scale.get("max_instances") if scale.get("type") == "target_utilization" else 0
+        found.least = max(1, int(settings.get("instance_count") or 1))
         found.instances = min(MAX_INSTANCES, max(1, int(settings.get("instance_count") or 1), int(most or 0)))
         return found
