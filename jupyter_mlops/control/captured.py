@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 #: Seconds that one task may take.
 TIMEOUT = 900.0
 #: Seconds between looks at what there is to collect, and for which an answer to ``info`` is believed at least.
-SWEEP, FRESH = 600.0, 10.0
+SWEEP, FRESH = 600.0, 15.0
 #: Bytes of its output that are read.
 _OUTPUT = 1 << 22
 

@@ -93,13 +93,22 @@ def collect(folder: Path, everything: bool = False) -> Outcome:
                 continue
             with contextlib.suppress(FileNotFoundError):  # the gateway made room
                 _segment(folder, deployment, path, live, before, outcome)
-        limit = ((published.get(deployment) or {}).get("data_collector") or {}).get("max_bytes")
-        if limit:
-            segments.make_room(folder, deployment, int(limit))
+    _bound(folder, published)
     for deployment, losses in outcome.losses.items():
         segments.count_lost(folder, deployment, losses)
     truth.take(folder)
     return outcome
+
+
+def _bound(folder: Path, published: dict[str, Any]) -> None:
+    """Keep each deployment within its ``max_bytes``; those that capture no more share what one of the others has."""
+    limits = {name: int(((d or {}).get("data_collector") or {}).get("max_bytes") or 0) for name, d in published.items()}
+    found = segments.deployments(folder)
+    for name in found:
+        if limits.get(name):
+            segments.make_room(folder, [name], limits[name])
+    others = [name for name in found if not limits.get(name)]
+    segments.make_room(folder, others, max(limits.values(), default=0) or segments.DEFAULT_MAX_BYTES)
 
 
 def _segment(folder: Path, deployment: str, path: Path, live: bool, before: float, outcome: Outcome) -> None:

@@ -34,8 +34,7 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 20_000
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 #: Bytes after which a segment is followed by another.
-SEGMENT_BYTES = 64 * 1024 * 1024
-DEFAULT_MAX_BYTES = 1024 * 1024 * 1024
+SEGMENT_BYTES = 16 * 1024 * 1024
 #: Bytes of the disk that capture leaves to others.
 RESERVE = 64 * 1024 * 1024
 #: Seconds between the first request that waits and the writing: what a kill of the gateway can lose.
@@ -98,7 +97,10 @@ class Recorder:
         if not settings:
             return False
         rate = settings.get("sampling_rate", 1.0)
-        return rate >= 1.0 or random() < rate
+        if rate < 1.0 and random() >= rate:
+            return False
+        collections = settings.get("collections") or {}
+        return _enabled(collections, "model_inputs") or _enabled(collections, "model_outputs")
 
     def take(self, endpoint: str, deployment: str, settings: Mapping[str, Any], request_id: str, body: bytes,
              score: bytes, answer: bytes, at: float, latency_ms: float) -> None:
@@ -180,7 +182,7 @@ class Recorder:
 
     def _write(self, key: tuple[str, str], items: list[_Item], counts: Counts) -> None:
         settings = items[0][2]
-        limit = int(settings.get("max_bytes") or DEFAULT_MAX_BYTES)
+        limit = int(settings.get("max_bytes") or segments.DEFAULT_MAX_BYTES)
         masked = frozenset(map(str, settings.get("masked_columns") or ()))
         collections = settings.get("collections") or {}
         inputs, outputs = (_enabled(collections, name) for name in ("model_inputs", "model_outputs"))
@@ -225,7 +227,7 @@ class Recorder:
         if segment.unchecked + len(data) > limit // 16:
             # The room is made first, and some beyond, so that the bound holds at every moment.
             segment.unchecked = 0
-            segments.make_room(segment.folder, key[1], limit - limit // 16 - len(data), segment.path)
+            segments.make_room(segment.folder, key[1:], limit - limit // 16 - len(data), segment.path)
         segment.append(data)
         counts.captured += len(records)
 
@@ -286,15 +288,9 @@ class _Segment:
         for made in (folder, folder / "spool", spool):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(made, 0o700)
-        number = 0
-        while True:
-            self.path = spool / f"{state[0]}-{os.getpid()}-{number}.rec"
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                self.fd = os.open(self.path, flags, 0o600)
-                break
-            except FileExistsError:
-                number += 1
+        # Never a name that was there before, here or on another machine: data is told apart by it.
+        self.path = spool / f"{state[0]}-{os.getpid()}-{os.urandom(6).hex()}.rec"
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self.fd, fcntl.LOCK_EX)
 
     def append(self, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 Below ``endpoints/<e>/capture/``, all with mode 0700 and 0600:
 
-    spool/<d>/<YYYYMMDDHH>-<pid>-<n>.rec           appended by the gateway (recorder.py); locked while it is
+    spool/<d>/<YYYYMMDDHH>-<pid>-<random>.rec      appended by the gateway (recorder.py); locked while it is
     data/deployment=<d>/date=YYYY-MM-DD/hour=HH/part-<segment>.parquet     made of segments (collector.py)
     truth/inbox*.rec  truth/part-<digest>.parquet  ground truth as it came, and as Parquet
     lost.json                                      what could not be kept, by deployment and cause
@@ -25,7 +25,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ MAX_RECORD = 1 << 30
 _CALL = struct.Struct(">ddBHII")
 _NO_INPUT, _NO_OUTPUT, _RAW = 1, 2, 4
 FOLDER = "capture"
+#: Bytes that a deployment keeps on disk unless ``max_bytes`` says otherwise.
+DEFAULT_MAX_BYTES = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -255,15 +257,15 @@ def deployments(folder: Path) -> list[str]:
     return sorted(n for n in names if not n.startswith("."))
 
 
-def make_room(folder: Path, deployment: str, limit: int, spare: Path | None = None) -> int:
-    """Remove the oldest files of a deployment until the rest has at most ``limit`` bytes; returns what it has.
+def make_room(folder: Path, deployments: Sequence[str], limit: int, spare: Path | None = None) -> int:
+    """Remove the oldest files of some deployments until the rest has at most ``limit`` bytes; returns what it has.
 
     What goes is counted. ``spare``, a segment that is being written, stays.
     """
-    files = kept(folder, deployment)
-    total = sum(k.size for k in files)
-    gone = size = 0
-    for k in files:
+    files = sorted((k, d) for d in deployments for k in kept(folder, d))
+    total = sum(k.size for k, _ in files)
+    losses: dict[str, dict[str, int]] = {}
+    for k, deployment in files:
         if total <= limit:
             break
         if k.path == spare or (k.path.suffix == ".rec" and being_written(k.path)):
@@ -271,13 +273,14 @@ def make_room(folder: Path, deployment: str, limit: int, spare: Path | None = No
         with contextlib.suppress(OSError):
             os.unlink(k.path)
             total -= k.size
-            gone += 1
-            size += k.size
+            lost = losses.setdefault(deployment, {"removed_files": 0, "removed_bytes": 0})
+            lost["removed_files"] += 1
+            lost["removed_bytes"] += k.size
             if k.path.suffix == ".parquet":
                 for parent in (k.path.parent, k.path.parent.parent):
                     os.rmdir(parent)  # raises, and so ends, at the first that is not empty
-    if gone:
-        count_lost(folder, deployment, {"removed_files": gone, "removed_bytes": size})
+    for deployment, lost in losses.items():
+        count_lost(folder, deployment, lost)
     return total
 
 

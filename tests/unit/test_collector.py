@@ -375,6 +375,17 @@ def test_the_bound_of_the_published_deployment_holds_after_collecting(folder):
     assert segments.lost(folder)["v1"]["removed_files"] == 6 - len(left)
 
 
+def test_deployments_that_are_gone_share_one_bound(folder):
+    write_json(folder.parent / "endpoint.json", {"deployments": {"v9": {"data_collector": {"max_bytes": 9_000}}}})
+    for number in range(4):
+        segment(folder, [simple(number, THEN + number * HOUR)], deployment=f"v{number}")
+    segment(folder, [simple(9)], deployment="v9")
+    collector.collect(folder)
+    left = everything(folder)["x"].tolist()
+    assert left[-1] == 9 and left[:-1] == list(range(4))[-len(left) + 1 :] and 1 < len(left) < 5
+    assert sum(k.size for d in segments.deployments(folder) for k in segments.kept(folder, d)) <= 18_000
+
+
 def test_one_collector_at_a_time(folder):
     with collector.locked(folder), pytest.raises(Unavailable), collector.locked(folder, patience=0.1):
         pass

@@ -54,7 +54,8 @@ def score(*numbers: float) -> bytes:
 def calls(places, deployment="v1"):
     """Everything that is in the segments of a deployment, in order."""
     found = []
-    for path in sorted((places.endpoint("digits") / "capture" / "spool" / deployment).glob("*.rec")):
+    spool = places.endpoint("digits") / "capture" / "spool" / deployment
+    for path in sorted(spool.glob("*.rec"), key=lambda p: p.stat().st_mtime_ns):
         found += [segments.unpack_call(payload) for kind, payload in segments.read(path) if kind == segments.CALL]
     return found
 
@@ -136,7 +137,7 @@ def test_a_segment_is_locked_while_it_is_written_and_a_full_one_is_followed_by_a
         before = len(calls(places))
         fill(recorder, 20)
         wait_for(lambda count=before: len(calls(places)) == count + 20, timeout=5)
-    held = [segments.being_written(p) for p in sorted(spool.iterdir())]
+    held = sorted(segments.being_written(p) for p in spool.iterdir())
     assert held == [False, False, True]
     recorder.close()
     assert not any(segments.being_written(p) for p in spool.iterdir())
@@ -149,8 +150,8 @@ def test_a_new_model_or_mask_begins_a_new_segment(places):
     fill(recorder, 1, settings={**ON, "masked_columns": ["x"]})
     recorder.close()
     spool = places.endpoint("digits") / "capture" / "spool" / "v1"
-    told = [json.loads(next(segments.read(p))[1])["masked"] for p in sorted(spool.iterdir())]
-    assert told == [[], ["x"]]
+    told = [json.loads(next(segments.read(p))[1])["masked"] for p in spool.iterdir()]
+    assert sorted(told) == [[], ["x"]]
 
 
 def test_sampling_is_a_share_and_nothing_is_sampled_without_settings():
@@ -158,6 +159,8 @@ def test_sampling_is_a_share_and_nothing_is_sampled_without_settings():
     assert not recorder.wants(None) and not recorder.wants({}) and recorder.wants({"sampling_rate": 1})
     share = sum(recorder.wants({"sampling_rate": 0.2}) for _ in range(20_000)) / 20_000
     assert 0.18 < share < 0.22
+    off = {"model_inputs": {"enabled": False}, "model_outputs": {"enabled": False}}
+    assert not recorder.wants({"sampling_rate": 1.0, "collections": off})
     assert not any(recorder.wants({"sampling_rate": 0.0}) for _ in range(1000))
 
 
