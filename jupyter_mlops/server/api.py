@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import unquote
 
 from jupyter_server.auth.decorator import authorized
 from tornado import web
+from tornado.iostream import StreamClosedError
 
 from ..core.errors import BackendTimeout, BackendUnreachable, Gone, MlopsError, NotFound, TooLarge, Unavailable
 from .base import RESOURCE, MlopsHandler, Refusal, clean_path, clean_query
 
 #: Seconds for a request that only looks into the control plane's store; for one that asks MLflow; for any other.
 QUICK, VIEW, LONG = 5.0, 20.0, 60.0
+#: Seconds for an answer that may be large, with all of it.
+TRANSFER = 3600.0
 #: Largest body of a request, in bytes.
 MAX_BODY = 32 << 20
 #: Requests under way at once; further ones are refused.
@@ -28,6 +34,8 @@ LAUNCH = re.compile(_WS + r"/(jobs/[^/]+|endpoints/[^/]+/deployments/[^/]+|endpo
 _CHANGES = re.compile(_WS + r"/changes/*")
 _VIEWS = re.compile(_WS + r"/(experiments|runs|models)(/.*)?")
 _DOCTOR = re.compile(_WS + r"/doctor/*")
+#: Captured requests are read by a process that is started for it, and may be as large as disks are.
+_DATA, _DATA_INFO = (re.compile(_WS + r"/endpoints/[^/]+/data" + rest + r"/*") for rest in ("", "/info"))
 
 
 class StatusHandler(MlopsHandler):
@@ -100,21 +108,56 @@ class ApiHandler(MlopsHandler):
         if action != "read":
             await self._exchange(path, LONG, writer=True)
             return
-        timeout = LONG if _DOCTOR.fullmatch(plain) else VIEW if _VIEWS.fullmatch(plain) else QUICK
+        if _DATA.fullmatch(plain):
+            await self._stream(path)
+            return
+        slow = _DOCTOR.fullmatch(plain) or _DATA_INFO.fullmatch(plain)
+        timeout = LONG if slow else VIEW if _VIEWS.fullmatch(plain) else QUICK
         # Defence in depth: the control plane itself refuses writes by those who may only read here.
         await self._exchange(path, timeout, writer=await self.may_write())
 
-    async def _exchange(self, path: str, timeout: float, *, writer: bool) -> None:
-        import aiohttp
+    async def _stream(self, path: str) -> None:
+        """The answer to a GET, passed on in flat memory."""
+        writer = await self.may_write()
+        with self._refusing(TRANSFER), self.mlops.slot("api", MAX_REQUESTS):
+            async with self.link.opened(
+                "GET", path + clean_query(self.request.query), timeout=TRANSFER, writer=writer
+            ) as response:
+                self._head(response.status, response.headers)
+                kind = response.headers.get("Content-Type", "application/json")
+                self.set_header("Content-Type", kind)
+                if "Content-Length" in response.headers:  # what breaks off must not look whole
+                    self.set_header("Content-Length", response.headers["Content-Length"])
+                try:
+                    async for chunk in response.content.iter_chunked(1 << 20):
+                        self.write(chunk)
+                        await self.flush()
+                except StreamClosedError:
+                    return  # the browser went away
+                self.finish(set_content_type=kind)
 
+    async def _exchange(self, path: str, timeout: float, *, writer: bool) -> None:
         method = self.request.method or "GET"
         sent = {name: self.request.headers[name] for name in SENT if name in self.request.headers}
+        with self._refusing(timeout), self.mlops.slot("api", MAX_REQUESTS):
+            status, headers, body = await self.link.request(
+                method, path + clean_query(self.request.query), timeout=timeout, headers=sent,
+                body=self.request.body, writer=writer,
+            )
+        self._head(status, headers)
+        if status in (204, 304):
+            self.clear_header("Content-Type")
+            self.finish(set_content_type="application/json")
+        else:
+            self.finish(body, set_content_type=headers.get("Content-Type", "application/json"))
+
+    @contextlib.contextmanager
+    def _refusing(self, timeout: float) -> Iterator[None]:
+        """What goes wrong between us and the control plane, as a Refusal."""
+        import aiohttp
+
         try:
-            with self.mlops.slot("api", MAX_REQUESTS):
-                status, headers, body = await self.link.request(
-                    method, path + clean_query(self.request.query), timeout=timeout, headers=sent,
-                    body=self.request.body, writer=writer,
-                )
+            yield
         except MlopsError as e:
             raise Refusal(e)
         except TimeoutError:
@@ -124,6 +167,9 @@ class ApiHandler(MlopsHandler):
         except (aiohttp.ClientError, OSError):
             self.link.suspect()
             raise Refusal(BackendUnreachable("the control plane does not answer", "it is looked after; try again"))
+
+    def _head(self, status: int, headers: Any) -> None:
+        """Take over the status, and the headers that pass."""
         if status == 401:
             # Our token, not the user's: it is renewed, and the browser must not take it for a lost login.
             self.link.suspect()
@@ -135,11 +181,6 @@ class ApiHandler(MlopsHandler):
         self.set_header("Cache-Control", "no-store")
         if "Location" in headers:
             self.set_header("Location", self.mlops.public(headers["Location"]))
-        if status in (204, 304):
-            self.clear_header("Content-Type")
-            self.finish(set_content_type="application/json")
-        else:
-            self.finish(body, set_content_type=headers.get("Content-Type", "application/json"))
 
 
 class LaunchHandler(ApiHandler):

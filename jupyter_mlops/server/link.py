@@ -7,11 +7,12 @@ nothing. What the rest of the extension sees is :attr:`Link.state`, cached, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from logging import Logger
 from typing import TYPE_CHECKING, Any
 
@@ -295,6 +296,21 @@ class Link:
         Raises:
             TimeoutError, OSError (aiohttp.ClientError among them as such), MlopsError.
         """
+        async with self.opened(method, path, timeout=timeout, headers=headers, body=body, writer=writer) as response:
+            parts, size = [], 0
+            async for chunk in response.content.iter_any():
+                size += len(chunk)
+                if size > limit:
+                    raise Unavailable("the answer of the control plane is too long", "ask for fewer items at a time")
+                parts.append(chunk)
+            return response.status, response.headers, b"".join(parts)
+
+    @contextlib.asynccontextmanager
+    async def opened(
+        self, method: str, path: str, *, timeout: float, headers: CIMultiDict[str] | dict[str, str] | None = None,
+        body: bytes | None = None, writer: bool = True,
+    ) -> AsyncIterator[Any]:
+        """The response of an exchange, whose body is not read yet; arguments and errors as for :meth:`request`."""
         import aiohttp
         from yarl import URL
 
@@ -307,13 +323,7 @@ class Link:
             method, url, headers=sent, data=body or None, allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=5),
         ) as response:
-            parts, size = [], 0
-            async for chunk in response.content.iter_any():
-                size += len(chunk)
-                if size > limit:
-                    raise Unavailable("the answer of the control plane is too long", "ask for fewer items at a time")
-                parts.append(chunk)
-            return response.status, response.headers, b"".join(parts)
+            yield response
 
 
 def same_minor(a: str, b: str) -> bool:

@@ -43,6 +43,15 @@ class Echo(web.RequestHandler):
         if self.request.path.endswith("/unknown-token"):
             self.set_status(401)
             return
+        if self.request.path.endswith("/data") and self.get_argument("mb", None):
+            self.set_header("Content-Type", "application/vnd.apache.parquet")
+            self.set_header("Content-Length", int(self.get_argument("mb")) << 20)
+            for _ in range(int(self.get_argument("sent"))):
+                self.write(b"d" * (1 << 20))
+                await self.flush()
+            if self.get_argument("sent") != self.get_argument("mb"):
+                self.request.connection.stream.close()
+            return
         self.set_header("Set-Cookie", "evil=1")
         self.set_header("Access-Control-Allow-Origin", "*")
         self.set_header("ETag", '"7"')
@@ -105,6 +114,7 @@ def open_server(place: Place, server: JupyterServer) -> Iterator[JupyterServer]:
 
 READS = [
     ("GET", "jupyter-mlops/status"), ("GET", WS), ("GET", WS + "/jobs/a"), ("GET", WS + "/endpoints/e/deployments/d"),
+    ("GET", WS + "/endpoints/e/data"), ("GET", WS + "/endpoints/e/data/info"),
     ("GET", "jupyter-mlops/api/v1/openapi.json"), ("GET", MLFLOW), ("GET", MLFLOW + "/"), ("HEAD", MLFLOW + "/x"),
     ("GET", MLFLOW + "/api/2.0/mlflow/runs/get"), ("POST", MLFLOW + "/api/2.0/mlflow/runs/search"),
     ("POST", MLFLOW + "/graphql"),
@@ -112,6 +122,7 @@ READS = [
 WRITES = [
     ("POST", "jupyter-mlops/status"), ("POST", WS + "/jobs/a/actions/stop"), ("DELETE", WS + "/jobs/a"),
     ("PUT", WS + "/endpoints/e"), ("DELETE", WS + "/endpoints/e/deployments/d"), ("DELETE", WS + "/runs/1"),
+    ("DELETE", WS + "/endpoints/e/data"), ("POST", WS + "/endpoints/e/actions/truth"),
     ("PUT", WS + "/models/m/aliases/a"), ("POST", WS + "/actions/shutdown"), ("PUT", WS + "/computes/c"),
     ("POST", MLFLOW + "/api/2.0/mlflow/runs/create"), ("PUT", MLFLOW + "/api/2.0/mlflow-artifacts/artifacts/x"),
     ("PATCH", MLFLOW + "/api/2.0/mlflow/registered-models/update"),
@@ -218,6 +229,25 @@ def test_bodies_and_redirects(server: JupyterServer) -> None:
     assert answer.json["method"] == "PUT" and json.loads(answer.json["body"]) == {"x": "ä"}
     assert server.call("DELETE", WS + "/jobs/a").json["body"] == ""
     assert server.get(MLFLOW + "/moved").headers["Location"] == BASE_URL + "jupyter-mlops/mlflow/there"
+
+
+def test_captured_data_is_passed_on_however_large_and_never_cut_without_a_word(server: JupyterServer) -> None:
+    def read(query: str) -> tuple[int, str | None, int, bool]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request("GET", f"{server.base_url}{WS}/endpoints/e/data?{query}",
+                           headers={"Authorization": f"token {TOKEN}"})
+        with connection.getresponse() as response:
+            size = 0
+            try:
+                while part := response.read(1 << 20):
+                    size += len(part)
+            except http.client.IncompleteRead as error:
+                size += len(error.partial)
+            whole = size == int(response.headers["Content-Length"])
+            return response.status, response.headers["Content-Type"], size, whole
+
+    assert read("mb=80&sent=80") == (200, "application/vnd.apache.parquet", 80 << 20, True)
+    assert read("mb=8&sent=3")[3] is False
 
 
 def test_the_change_feed_stays_inside(server: JupyterServer) -> None:
