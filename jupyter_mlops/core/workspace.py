@@ -161,6 +161,8 @@ class Workspace:
 
         resource, created = await self.store.write(work)
         self.wake(kind, name, parent)
+        if parent:
+            self.wake("endpoint", parent)
         return resource, created, (told if created else {})
 
     async def delete(

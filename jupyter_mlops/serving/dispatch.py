@@ -113,6 +113,8 @@ class Dispatcher:
         #: Instances that there may be, and that there are without scaling.
         self.instances = self.least = 1
         self.leaving: frozenset[int] = frozenset()
+        #: It has been removed: no instance comes any more for what still waits.
+        self.retired = False
         self.last_request = time.monotonic()
         self.links: dict[int, Link] = {}
         self._queue: deque[Pending] = deque()
@@ -276,7 +278,7 @@ class Dispatcher:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        hold = self.limits.max_wait if self.ready else min(self.limits.max_wait, HOLD)
+        hold = self.limits.max_wait if self.ready else min(self.limits.max_wait, 0.0 if self.retired else HOLD)
         while self._queue:
             first = self._queue[0]
             if first.over:

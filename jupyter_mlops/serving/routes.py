@@ -159,7 +159,9 @@ class Routes:
                 table.pop(name, None)  # type: ignore[attr-defined]
         used = {(e.name, d) for e in self._endpoints.values() for d in e.deployments}
         for key in set(self._dispatchers) - used:
-            self.retired.add(self._dispatchers.pop(key))
+            dispatcher = self._dispatchers.pop(key)
+            dispatcher.retired = True
+            self.retired.add(dispatcher)
 
     def tend(self) -> None:
         """Connect to instances, expire what waits too long, end what has been removed. Called often."""

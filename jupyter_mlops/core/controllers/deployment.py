@@ -231,7 +231,7 @@ class DeploymentController(Controller):
             return
         self._wait_until.pop(key, None)
         if phase == "Ready":
-            await self._set(d, phase="Starting", reason=f"the scorer ended ({seen.reason}); starting again",
+            await self._set(d, phase="Starting", reason=f"{seen.reason}; starting again",
                             **{**_counted(seen), "pid": None})
             self.workspace.wake("endpoint", d.parent)
         await self._start(d, key, serving)
@@ -283,8 +283,11 @@ class DeploymentController(Controller):
             now = await asyncio.to_thread(serving.observe, d.parent, d.name)
             await self._fail(d, outcome.message, now.log_tail, outcome)
             return
-        await self._set(d, phase="Ready", reason="", ready_at=utcnow(), proof=outcome.model_dump())
+        # Whoever reads that it is ready can call it: the gateway knows first.
+        await self._set(d, ready_at=utcnow(), proof=outcome.model_dump())
         await self.workspace.controllers["endpoint"].reconcile("", d.parent)
+        await self._set(d, phase="Ready", reason="")
+        self.workspace.wake("endpoint", d.parent)
 
     async def _set(self, d: Resource, **changes: Any) -> None:
         await self.workspace.store.write(lambda tx: tx.set_status("deployment", d.name, changes, d.parent))

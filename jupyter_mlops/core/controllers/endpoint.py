@@ -40,7 +40,8 @@ class Serving(Protocol):
 def proven(deployment: Resource) -> bool:
     """Whether a deployment has passed its proof and may answer; one that starts again after a crash still may."""
     status = deployment.status
-    return status.get("phase") == "Ready" or (status.get("phase") == "Starting" and bool(status.get("ready_at")))
+    phase = status.get("phase")
+    return phase == "Ready" or (phase in ("Starting", "Proving") and bool(status.get("ready_at")))
 
 
 class EndpointController(Controller):
@@ -251,8 +252,7 @@ def published(
     """
     told: dict[str, Any] = {}
     for d in deployments:
-        proving = d.status.get("phase") == "Proving"
-        if not proving and not proven(d):
+        if not proven(d) and d.status.get("phase") != "Proving":
             continue
         spec = DeploymentSpec.model_validate(d.spec)
         told[d.name] = {
@@ -262,7 +262,7 @@ def published(
                 mode="json", include={"instance_count", "scale_settings", "request_settings", "data_collector"}
             ),
         }
-        if proving:
+        if not proven(d):
             told[d.name]["proving"] = True
     asked = EndpointSpec.model_validate(endpoint.spec)
     return {
@@ -286,7 +286,7 @@ def state(endpoint: Resource, deployments: list[Resource], shares: dict[str, int
         if failed:
             return "Failed", f"{failed[0].name}: {failed[0].status.get('reason')}"
         return "Creating", "no deployment is ready yet" if deployments else "no deployment yet"
-    down = [d for d in shares if by_name[d].status.get("phase") != "Ready"]
+    down = [d for d in shares if by_name[d].status.get("phase") == "Starting"]
     away = [d for d in asked if d not in shares]
     if down:
         return "Degraded", f"{down[0]}: {by_name[down[0]].status.get('reason')}"
