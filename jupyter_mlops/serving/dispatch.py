@@ -42,11 +42,12 @@ class Pending:
     ``over``: it was answered, has failed, or nobody waits for it any more.
     """
 
-    __slots__ = ("alone", "arrived", "done", "limit", "over", "score", "tries")
+    __slots__ = ("alone", "arrived", "done", "limit", "over", "rows", "score", "tries")
 
     def __init__(self, score: bytes, done: Callable[[bytes | None, MlopsError | None], None],
-                 arrived: float) -> None:
+                 arrived: float, rows: int = 1) -> None:
         self.score = score
+        self.rows = rows
         self.done = done
         self.arrived = arrived
         self.limit = 0.0
@@ -92,7 +93,8 @@ class Limits:
         self.max_wait = int(settings.get("max_queue_wait_ms") or 0) / 1000 or self.timeout
         self.per_instance = min(int(settings.get("max_concurrent_requests_per_instance") or 64), frames.MAX_REQUESTS)
         self.batch_bytes = 64 * 1024 * 1024
-        self.batch_wait = int(settings.get("max_batch_wait_ms") or 0) / 1000
+        self.batch_rows = int(settings.get("max_batch_rows") or 4096)
+        self.batch_wait = float(settings.get("max_batch_wait_ms") or 0) / 1000
         self.batching = batching and settings.get("batching") is not False
         self.retry = settings.get("retry") is not False
 
@@ -199,7 +201,7 @@ class Dispatcher:
         if not (self.limits.batching and link.batch_safe):
             most = 1
         batch: list[Pending] = []
-        size = 0
+        size = rows = 0
         while queue and len(batch) < most:
             first = queue[0]
             if first.over:
@@ -211,7 +213,8 @@ class Dispatcher:
                     batch.append(queue.popleft())
                 break
             size += len(first.score)
-            if batch and size > self.limits.batch_bytes:
+            rows += first.rows
+            if batch and (size > self.limits.batch_bytes or rows > self.limits.batch_rows):
                 break
             batch.append(queue.popleft())
         return batch

@@ -263,7 +263,7 @@ class Gateway:
             else:
                 self._answer(request, call, deployment, score, answer)
 
-        deployment.dispatcher.submit(Pending(score, done, time.monotonic()))
+        deployment.dispatcher.submit(Pending(score, done, time.monotonic(), rows_of(score)))
 
     def _answer(self, request: Request, call: Call, deployment: Deployment, score: bytes, answer: bytes) -> None:
         body = answer
