@@ -7,11 +7,10 @@ memory; everything else, and whatever fails on the short way, is loaded by MLflo
 
 import contextlib
 import os
-import re
 import sys
 
-#: Characters of a model's own error that go to the caller.
-CAUSE_LIMIT = 300
+from .answers import cause
+
 #: Column types whose values are numbers; as in ``serving.signature.CODES``.
 NUMBERS = ("integer", "long", "float", "double")
 #: Distributions whose name is not that of their module.
@@ -172,15 +171,3 @@ def no_needless_torch():
         yield
     finally:
         sys.meta_path.remove(refusal)
-
-
-_PATH = re.compile(r"(?:(?<=[\s'\"(=:,])|^)(?:~|[A-Za-z]:)?[/\\](?:[^\s'\":,;()]*[/\\])+([^\s'\":,;()/\\]*)")
-
-
-def cause(error, limit=CAUSE_LIMIT):
-    """An exception in one line, without folders of this machine."""
-    text = str(error).strip()
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    line = _PATH.sub(r"\1", "%s: %s" % (type(error).__name__, first) if first else type(error).__name__)
-    line = "".join(c if c.isprintable() else " " for c in line)
-    return line if limit is None or len(line) <= limit else line[:limit] + "…"

@@ -45,9 +45,8 @@ def describe_model(folder: Path) -> dict[str, Any]:
     native = _native(flavors, document.get("metadata"))
     if native and native["kind"] == "torch":
         native["file"] = "model.pth" if (folder / native["data"] / "model.pth").is_file() else "model.pt2"
-    sklearn = native if native and native["kind"] == "sklearn" else None
     return {"schema": 1, "signature": {**signature.document, "type_hint": signature.type_hint},
-            "sklearn": sklearn, "native": native}
+            "native": native}
 
 
 def describe_script(archive: Path, script: str, model_dir: Path | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from flavour_models import save_flavours
 
 from jupyter_mlops.runtime import loading
-from jupyter_mlops.runtime.scorer import answer
+from jupyter_mlops.runtime.answers import answer
 from jupyter_mlops.serving.store import describe_model
 
 NAMES = (

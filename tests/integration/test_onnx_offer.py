@@ -17,7 +17,7 @@ from sklearn.svm import SVC
 
 from jupyter_mlops.client.onnx import Offer, offer
 from jupyter_mlops.runtime import loading
-from jupyter_mlops.runtime.scorer import answer
+from jupyter_mlops.runtime.answers import answer
 from jupyter_mlops.serving.store import describe_model
 
 X, Y = flowers()

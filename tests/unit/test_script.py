@@ -49,7 +49,7 @@ def run(raw_data):
 CALL = """
 import json, sys
 from jupyter_mlops.runtime.loading import load
-from jupyter_mlops.runtime.scorer import answer
+from jupyter_mlops.runtime.answers import answer
 model = load(sys.argv[1] + "/model", {"script": {"file": sys.argv[2]}})
 out = [model.loader, model.wants, model.batch_safe]
 for body in sys.argv[3:]:
