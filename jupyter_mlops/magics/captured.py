@@ -48,13 +48,15 @@ def _data(a: argparse.Namespace, context: Context) -> Any:
         context.say(f"the newest {limit} rows; {more}")
     if context.face == "magic":
         return found
+    if not len(found) and not context.json:
+        return None
     records = [{k: _cell(v) for k, v in row.items()} for row in found.to_dict("records")]
     width = shutil.get_terminal_size((160, 24)).columns
     import pandas as pd
 
     with pd.option_context("display.width", width, "display.max_columns", None if width > 200 else 10,
                            "display.max_colwidth", 40):
-        return Report(records).note("") if not len(found) else _Rows(records, str(found))
+        return _Rows(records, str(found))
 
 
 class _Rows(Report):
@@ -104,13 +106,12 @@ def _info(a: argparse.Namespace, context: Context) -> Report:
     report.table(["deployment", "rows", "files", "size", "oldest (UTC)", "newest (UTC)", "dropped"], rows)
     lost = {cause: sum(d["lost"].get(cause, 0) for d in info["deployments"].values())
             for cause in ("removed_files", "unfit", "damaged")}
-    for count, text in (
-        (info["truth"], "rows have a ground truth"), (lost["removed_files"], "old files made room for new ones"),
-        (lost["unfit"], "values did not fit the signature and are null"), (lost["damaged"], "records were damaged"),
-    ):
-        if count:
-            report.note(f"{count} {text}")
-    return report
+    told = (
+        (info["truth"], "ground truth: {} row(s)"), (lost["removed_files"], "removed to make room: {} old file(s)"),
+        (lost["unfit"], "null because they did not fit the signature: {} value(s)"),
+        (lost["damaged"], "damaged: {} record(s)"),
+    )
+    return report.note(" · ".join(text.format(count) for count, text in told if count))
 
 
 def _delete(a: argparse.Namespace, context: Context) -> Report:
@@ -124,9 +125,10 @@ def _delete(a: argparse.Namespace, context: Context) -> Report:
 def _truth(a: argparse.Namespace, context: Context) -> Report:
     """Tell which values turned out to be right."""
     if a.values is None:
-        example = "endpoint truth digits labels" if context.face == "magic" else "endpoint truth digits labels.csv"
-        raise ParameterError("there is no ground truth to tell", f"for example: {context.command(example)}; "
-                             f"it is {captured.FORMS}")
+        notebook = context.face == "magic"
+        example = context.command("endpoint truth digits " + ("labels" if notebook else "labels.csv"))
+        forms = captured.FORMS if notebook else "a CSV, Parquet or JSON file with correlation_id, row and value"
+        raise ParameterError("there is no ground truth to tell", f"for example: {example}; it is {forms}")
     if context.face == "magic" and not _is_file(a.values):
         truth = evaluate(a.values, context.names)
     else:

@@ -97,5 +97,5 @@ VERBS = (
          ("endpoints", "endpoints digits --stats", "endpoints digits --rotate-key primary")),
     Verb("endpoint", "load what an endpoint captured, tell the ground truth", "captured:endpoint", _endpoint,
          ("endpoint data digits --since 2h --deployment v3", "endpoint data digits --info",
-          "endpoint truth digits labels"), file="data: write all rows to this .parquet or .csv file"),
+          "endpoint truth digits labels.csv"), file="data: write all rows to this .parquet or .csv file"),
 )

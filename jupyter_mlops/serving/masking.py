@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ..runtime import frames
@@ -33,10 +34,13 @@ def mask_input(body: bytes, masked: Collection[str], names: Sequence[str] = (), 
     if raw:
         return _mask_json(body, masked)
     try:
-        header, blob = frames.unpack_score(body)
+        text, blob = frames.split_score(body)
+        if text.startswith(b'{"form":"block"') and len(text) < 4096:
+            return _cut_of(text, frozenset(masked), tuple(names))(blob)
+        header = frames.load_header(text)
         form = header["form"]
         if form == "block":
-            header = _named(header, blob, names)
+            return _Cut(header, masked, names)(blob)
         if form == "tensor":
             inner = [len(blob) // (int(header["count"]) * array(header["code"]).itemsize), *header["inner"]]
             header = {"form": "tensors", "rows": inner[0], "params": header.get("params"), "tensors": [
@@ -62,18 +66,46 @@ def mask_input(body: bytes, masked: Collection[str], names: Sequence[str] = (), 
     return frames.pack_score(header, blobs)
 
 
-def _named(header: dict[str, Any], blob: memoryview, names: Sequence[str]) -> dict[str, Any]:
-    """The header of a frame that says the same as one of a block.
+class _Cut:
+    """Takes columns out of blocks of one header, which a model's requests share; the result says the same as a frame.
 
     Raises:
-        ValueError: the names are those of something else.
+        ValueError: the names are those of other columns.
     """
-    width, code = int(header["width"]), header["code"]
-    if len(names) != width:
-        raise ValueError("other columns than the signature's")
-    rows = len(blob) // (width * array(code).itemsize)
-    block = {"type": _TYPES[code], "names": list(names), "width": width, "code": code, "size": len(blob)}
-    return {"form": "frame", "rows": rows, "blocks": [block], "params": header.get("params")}
+
+    def __init__(self, header: dict[str, Any], masked: Collection[str], names: Sequence[str]) -> None:
+        self.width, self.code = int(header["width"]), str(header["code"])
+        if len(names) != self.width:
+            raise ValueError("other columns than the signature's")
+        self.item = array(self.code).itemsize
+        self.keep = [i for i, name in enumerate(names) if name not in masked]
+        edges = [i for i in range(self.width) if i in self.keep and i - 1 not in self.keep]
+        ends = [i + 1 for i in range(self.width) if i in self.keep and i + 1 not in self.keep]
+        self.runs = [(a * self.item, b * self.item) for a, b in zip(edges, ends, strict=True)]
+        params = {k: v for k, v in (header.get("params") or {}).items() if k not in masked}
+        block = {"type": _TYPES[self.code], "names": [names[i] for i in self.keep], "width": len(self.keep),
+                 "code": self.code}
+        self.head = json.dumps({"form": "frame", "params": params})[:-1] + ', "blocks": ['
+        self.block = json.dumps(block)[:-1] + ', "size": ' if self.keep else ""
+
+    def __call__(self, blob: memoryview) -> bytes:
+        """The SCORE body of what stays of a block."""
+        line = self.width * self.item
+        rows, rest = divmod(len(blob), line)
+        if rest:
+            raise ValueError("the block has another size")
+        if rows * len(self.runs) <= len(self.keep):
+            data = b"".join([blob[at + a : at + b] for at in range(0, len(blob), line) for a, b in self.runs])
+        else:
+            data = _columns(bytes(blob), self.code, rows, self.width, self.keep)
+        block = f"{self.block}{len(data)}}}" if self.keep else ""
+        return frames.pack_score(f'{self.head}{block}], "rows": {rows}}}'.encode("ascii"), (data,))
+
+
+@lru_cache(maxsize=64)
+def _cut_of(text: bytes, masked: frozenset[str], names: tuple[str, ...]) -> _Cut:
+    """How to mask blocks with this header."""
+    return _Cut(frames.load_header(text), masked, names)
 
 
 def mask_output(answer: bytes, masked: Collection[str]) -> bytes | None:

@@ -174,6 +174,7 @@ def test_a_collection_that_is_off_is_not_written(places):
 
 def test_what_the_disk_cannot_take_in_time_is_dropped_and_counted(places, monkeypatch):
     monkeypatch.setattr(recorder_module, "MAX_WAITING", 50)
+    monkeypatch.setattr(recorder_module, "PAUSE", 1.0)  # nothing is written while the queue fills
     recorder = Recorder(places)
     fill(recorder, 500)
     recorder.close()
@@ -184,6 +185,7 @@ def test_what_the_disk_cannot_take_in_time_is_dropped_and_counted(places, monkey
 
 def test_the_bytes_that_wait_are_bounded(places, monkeypatch):
     monkeypatch.setattr(recorder_module, "MAX_WAITING_BYTES", 100_000)
+    monkeypatch.setattr(recorder_module, "PAUSE", 1.0)
     recorder = Recorder(places)
     fill(recorder, 30, size=20_000)
     recorder.close()
