@@ -169,7 +169,8 @@ class Scaler:
         seen = await _aside(self.driver.instances, *key, ping=ping)
         try:
             if await self._heal(key, care, seen, Limits.of(load.settings)):
-                care.look_at = now  # something begins: look again with the next tick
+                # Something begins: look again with the next tick, and let nothing sleep before it has begun.
+                care.look_at, care.since = now, time.monotonic()
         except NotFound:
             pass  # removed meanwhile
         except MlopsError as error:

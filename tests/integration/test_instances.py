@@ -69,7 +69,7 @@ class Place:
             connection.connect(str(self.serving.places.scorer_socket("e", name, instance)))
             connection.sendall(b"".join(frames.pack_batch(1, [score])))
             while (frame := frames.receive(connection))[0] != frames.ANSWERS:
-                assert frame[0] == frames.HELLO, frame
+                assert frame[0] in (frames.HELLO, frames.GOING), frame
         (_, kind, body), = frames.unpack_answers(frame[2])
         assert kind == frames.RESULT, body
         return json.loads(body)["predictions"][0]

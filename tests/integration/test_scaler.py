@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
 import tiny_model
-from test_instances import Place
+from test_instances import Place, until
 
 from jupyter_mlops.runtime.processes import alive, start_time
+from jupyter_mlops.serving import keys
 from jupyter_mlops.serving import scaler as module
 from jupyter_mlops.serving.scaler import Scaler
 from jupyter_mlops.serving.scaling import Load
@@ -195,3 +198,100 @@ async def test_what_hangs_is_ended(gateway, tmp_path, monkeypatch):
     os.kill(frozen, signal.SIGSTOP)
     await gateway.until(lambda: gateway.pids().get(0, frozen) != frozen)
     assert (await gateway.has(1)).restarts == 1 and not alive(frozen, start_time(frozen))
+
+
+class Served(Place):
+    """A workspace with a real gateway and no control plane, and callers that count what they get."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.shown, self.records = keys.new_keys()
+        self.answers: list[tuple[int, object]] = []
+        self.stop = threading.Event()
+        self.callers: list[threading.Thread] = []
+
+    def publish(self, **settings):
+        assert self.serving.publish("e", {"name": "e", "keys": self.records, "traffic": {"blue": 100},
+                                          "deployments": {"blue": settings}})
+
+    def call(self, connection=None, seconds=0.0):
+        connection = connection or http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request("POST", "/endpoints/e/invocations", json.dumps({"inputs": [[seconds]]}), {
+            "Authorization": "Bearer " + self.shown["primary"], "Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    def load(self, callers, seconds=0.002):
+        def work():
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            while not self.stop.is_set():
+                self.answers.append(self.call(connection, seconds))
+            connection.close()
+
+        for _ in range(callers):
+            self.callers.append(threading.Thread(target=work))
+            self.callers[-1].start()
+
+    def quiet(self):
+        self.stop.set()
+        for caller in self.callers:
+            caller.join()
+        self.callers.clear()
+        self.stop.clear()
+        answers, self.answers = self.answers, []
+        return answers
+
+
+@pytest.fixture
+def served(model):
+    made = Served(model)
+    try:
+        made.port = made.serving.ensure_gateway()["port"]
+        yield made
+    finally:
+        made.quiet()
+        made.close()
+
+
+def test_no_request_is_lost_to_a_kill_a_replacement_or_a_change_of_number(served):
+    served.start(2)
+    served.publish(instance_count=2)
+    served.ready(2)
+    served.load(4)
+    until(lambda: len({a["predictions"][0] for _, a in list(served.answers)}) == 2)
+    for _ in range(3):
+        before = served.pids()
+        os.kill(before[1], signal.SIGKILL)
+        until(lambda before=before: served.pids().get(1) not in (None, before[1]))
+        served.ready(2)
+    before = served.pids()
+    served.start(2, env={"CHANGED": "1"})
+    until(lambda: not set(before.values()) & set(served.pids().values()))
+    served.ready(2)
+    for count in (1, 3, 2):
+        served.publish(instance_count=count)
+        until(lambda count=count: served.seen().instances == {"wanted": count, "ready": count}
+              and len(served.pids()) == count)
+    answers = served.quiet()
+    assert len(answers) > 200 and {status for status, _ in answers} == {200}
+    launch = json.loads((served.serving.places.instance("e", "blue", 1) / "launch.json").read_text())
+    assert launch["version"] and served.seen().phase == "ready"
+
+
+def test_a_request_wakes_what_sleeps_and_is_answered(served):
+    served.start(1)
+    asleep = {"type": "target_utilization", "min_instances": 0, "max_instances": 2, "idle_seconds": 1}
+    served.publish(scale_settings=asleep)
+    served.ready(1)
+    until(lambda: served.processes() == [])
+    begun = time.monotonic()
+    served.load(6, 0.0)
+    until(lambda: len(served.answers) >= 60)
+    answers = served.quiet()
+    assert {status for status, _ in answers} == {200} and time.monotonic() - begun < 15
+    # A gateway that was killed finds it asleep, too.
+    until(lambda: served.processes() == [])
+    os.kill(served.serving.gateway_info()["pid"], signal.SIGKILL)
+    until(lambda: served.serving.gateway_info() is None)
+    served.port = served.serving.ensure_gateway()["port"]
+    assert served.call()[0] == 200 and len(served.processes()) >= 1
