@@ -106,6 +106,12 @@ class Transaction:
         query = sa.select(t.c.name).where(t.c.kind == kind, t.c.phase.in_(phases)).order_by(t.c.id)
         return [r.name for r in self.connection.execute(query)]
 
+    def keys(self, kind: str) -> list[tuple[str, str, str]]:
+        """(parent, name, phase) of all resources of a kind, oldest first; nothing else of them is read."""
+        t = schema.resource
+        query = sa.select(t.c.parent, t.c.name, t.c.phase).where(t.c.kind == kind).order_by(t.c.id)
+        return [(r.parent, r.name, r.phase) for r in self.connection.execute(query)]
+
     def deleting_keys(self, kind: str) -> list[tuple[str, str]]:
         """(parent, name) of the resources that are marked for deletion."""
         t = schema.resource

@@ -68,10 +68,9 @@ class DeploymentController(Controller):
 
     async def active(self) -> list[Key]:
         def work(tx: Any) -> list[Key]:
-            found, _ = tx.page("deployment", limit=10_000)
             return [
-                (r.parent, r.name) for r in found
-                if r.status.get("phase") != "Failed" or (r.parent, r.name) not in self._stopped
+                (parent, name) for parent, name, phase in tx.keys("deployment")
+                if phase != "Failed" or (parent, name) not in self._stopped
             ] + tx.deleting_keys("deployment")
 
         return await self.workspace.store.read(work)

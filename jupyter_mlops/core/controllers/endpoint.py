@@ -66,8 +66,7 @@ class EndpointController(Controller):
 
     async def active(self) -> list[Key]:
         def work(tx: Any) -> list[Key]:
-            found, _ = tx.page("endpoint", limit=10_000)
-            return [("", r.name) for r in found]
+            return [("", name) for _, name, _ in tx.keys("endpoint")]
 
         return await self.workspace.store.read(work)
 
@@ -262,8 +261,8 @@ def published(
                 mode="json", include={"instance_count", "scale_settings", "request_settings", "data_collector"}
             ),
         }
-        if not proven(d):
-            told[d.name]["proving"] = True
+        if not proven(d):  # its sample is nobody's request: it is not captured
+            told[d.name].update(proving=True, data_collector=None)
     asked = EndpointSpec.model_validate(endpoint.spec)
     return {
         "name": endpoint.name, "auth_mode": asked.auth_mode, "public": asked.public_network_access == "enabled",
@@ -277,9 +276,16 @@ def state(endpoint: Resource, deployments: list[Resource], shares: dict[str, int
     """(phase, reason) of an endpoint whose traffic is shared as ``shares``."""
     by_name = {d.name: d for d in deployments}
     asked = {d: share for d, share in endpoint.spec.get("traffic", {}).items() if share}
+
+    def missing(name: str) -> str:
+        gone = by_name.get(name)
+        if gone is None:
+            return f"{name} is not there"
+        return f"{name} is {gone.status.get('phase')}: {gone.status.get('reason') or 'not ready'}"
+
     if not shares:
         if asked:
-            return "Degraded", "the deployment that has the traffic is not ready"
+            return "Degraded", f"{missing(max(asked, key=lambda d: asked[d]))}; it has the traffic"
         failed = [d for d in deployments if d.status.get("phase") == "Failed"]
         if any(proven(d) for d in deployments):
             return "Degraded", "no deployment has traffic"
@@ -291,9 +297,7 @@ def state(endpoint: Resource, deployments: list[Resource], shares: dict[str, int
     if down:
         return "Degraded", f"{down[0]}: {by_name[down[0]].status.get('reason')}"
     if away:
-        gone = by_name.get(away[0])
-        why = f"is {gone.status.get('phase')}: {gone.status.get('reason')}" if gone else "is not there"
-        return "Degraded", f"{away[0]} {why}; its {asked[away[0]]} % go to {', '.join(shares)}"
+        return "Degraded", f"{missing(away[0])}; its {asked[away[0]]} % go to {', '.join(shares)}"
     if len(shares) == 1:
         only = by_name[next(iter(shares))]
         return "Ready", f"{only.name} serves {_what(only)}"
