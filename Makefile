@@ -7,7 +7,7 @@ STAMP = $(VENV)/.installed
 WORKERS ?= 3
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint front-end bench test-faults clean setup chromium
+.PHONY: demo test lint front-end bench test-faults test-cluster clean setup chromium
 
 setup: $(STAMP)
 
@@ -45,6 +45,13 @@ FAULTS_REPEAT ?= 3
 test-faults: setup
 	FAULTS_REPEAT=$(FAULTS_REPEAT) FAULTS_TABLE=docs/reliability.md \
 	$(BIN)/python -m pytest -n 2 -m "faults or not faults" tests/faults
+
+# Against the cluster that KUBECONFIG names, in namespaces of its own. Its nodes have, or can pull, the images:
+# CLUSTER_IMAGE with any Python 3.11 or later, CLUSTER_MODELS_IMAGE with scikit-learn, pandas and skops as well (the tests
+# of models are skipped without it).
+CLUSTER_IMAGE ?= docker.io/library/python:3.11-slim
+test-cluster: setup
+	CLUSTER_IMAGE=$(CLUSTER_IMAGE) $(BIN)/python -m pytest -n 0 -m cluster tests/cluster
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -26,6 +26,7 @@ from ..core.retention import RetentionSweep
 from ..core.store import Store, Transaction
 from ..core.workspace import Workspace
 from ..runtime import locate
+from ..serving.kubernetes.clusters import Clusters
 from ..serving.local import LocalServing
 from ..tracking.child import MlflowChild
 from ..tracking.orphans import Orphans
@@ -83,6 +84,7 @@ class ControlPlane:
         self.tokens = Tokens(self.store)
         self.views = MlflowViews(mlflow)
         self.serving = LocalServing(home, Path(locate.private_dir(place.runtime_dir)))
+        self.clusters = Clusters(self.serving, place.name)
         self.workspace = Workspace(place.name, home, self.store)
         self.orphans = self.views.orphans = Orphans(self.views.api, self.tokens.holder)
         self.shipper = Shipper(self.views.api, lambda job: self.feed.touch("run"))
@@ -274,6 +276,8 @@ class ControlPlane:
                 from ..compute.local import LocalCompute
 
                 driver: ComputeDriver = LocalCompute()
+            elif kind == "kubernetes":
+                raise Refused(f"compute {compute!r} serves endpoints; it runs no jobs", "run the job on `local`")
             else:
                 found = list(entry_points(group="jupyter_mlops.compute", name=kind))
                 if not found:
@@ -283,7 +287,7 @@ class ControlPlane:
             self._drivers[kind] = driver
         return self._drivers[kind]
 
-    def serving_for(self, compute: str) -> LocalServing:
+    def serving_for(self, compute: str) -> Any:
         """The serving driver of a compute; empty: this machine's.
 
         Raises:
@@ -291,16 +295,22 @@ class ControlPlane:
         """
         if compute in ("", "local"):
             return self.serving
-        raise NotFound(f"compute {compute!r} does not serve endpoints", "`local` always does")
+        cluster = self.clusters.get(compute)
+        if cluster is None:
+            raise NotFound(f"compute {compute!r} does not serve endpoints", "`local` always does")
+        return cluster
 
     async def refresh_computes(self) -> None:
         """Bring the facts of computes up to date, at most every few seconds, and their slots with them."""
         computes, _ = await self.store.read(lambda tx: tx.page("compute", limit=1000))
         self._computes = {c.name: c.spec["type"] for c in computes}
+        self.clusters.take(computes)
         stale = time.monotonic() - self._facts_at > _FACTS_LIFE or not self._facts_at
         for index, compute in enumerate(computes):
             status: dict[str, Any] = {"phase": "Ready", "reason": ""}
-            if stale or "cpus" not in compute.status:
+            if compute.spec["type"] == "kubernetes":
+                status.update(self.clusters.facts(compute.name))
+            elif stale or "cpus" not in compute.status:
                 try:
                     status.update(await asyncio.to_thread(self.driver_for(compute.name).facts))
                 except MlopsError as e:

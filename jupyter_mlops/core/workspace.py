@@ -237,6 +237,10 @@ class Workspace:
                 users = [job.name for job in live if job.spec.get("compute") == name]
                 if users:
                     raise Conflict(f"compute {name!r} is in use by {', '.join(users[:5])}", "stop these jobs first")
+                endpoints, _ = tx.page("endpoint", limit=10_000)
+                served = [e.name for e in endpoints if e.spec.get("compute") == name]
+                if served:
+                    raise Conflict(f"compute {name!r} serves {', '.join(served[:5])}", "delete these endpoints first")
             tx.mark_deleting(kind, name, identity=identity, parent=parent)
             if kind not in self.controllers:
                 tx.remove(kind, name, parent=parent)

@@ -195,8 +195,12 @@ class DeploymentController(Controller):
         await self.workspace.store.write(work)
 
     async def _watch(self, d: Resource, key: Key, serving: Any) -> None:
-        loop = asyncio.get_running_loop()
-        seen = await asyncio.to_thread(serving.observe, d.parent, d.name)
+        loop, remote = asyncio.get_running_loop(), getattr(serving, "remote", False)
+        try:
+            seen = await asyncio.to_thread(serving.observe, d.parent, d.name)
+        except (BackendUnreachable, BackendTimeout, Unavailable) as e:
+            await self._set(d, reason=e.message)  # the cluster is away; what serves there goes on
+            return
         phase = d.status.get("phase")
         serves = bool(d.status.get("ready_at"))
         if seen.phase == "ready":
@@ -213,8 +217,10 @@ class DeploymentController(Controller):
         if seen.phase == "starting":
             if phase in ("Ready", "Proving"):
                 await self._set(d, phase="Starting", reason="starting again", **_counted(seen))
+            elif remote:  # where it waits, for a node or an image, is what there is to tell
+                await self._set(d, reason=seen.reason, **_counted(seen))
             # A start takes seconds: look more often than the period, so that `deploy` returns soon after.
-            loop.call_later(0.1, self.wake, *key)
+            loop.call_later(0.5 if remote else 0.1, self.wake, *key)
             return
         if seen.crash_loop:
             await self._fail(d, seen.reason, seen.log_tail)
@@ -248,9 +254,16 @@ class DeploymentController(Controller):
         }
         if getattr(serving, "remote", False):
             more.update(image=spec.environment, resources=asked["resources"], scale=asked["scale_settings"])
-        await asyncio.to_thread(
-            partial(serving.start, d.parent, d.name, d.status["interpreter"], spec.environment_variables, **more)
-        )
+        try:
+            await asyncio.to_thread(
+                partial(serving.start, d.parent, d.name, d.status["interpreter"], spec.environment_variables, **more)
+            )
+        except MlopsError as e:
+            if isinstance(e, Refused) and not d.status.get("ready_at"):
+                await self._fail(d, e.message)
+                return
+            await self._set(d, reason=e.message)
+            raise
         self._told[key] = d.generation
 
     async def _prove(self, d: Resource, seen: Any, serving: Any) -> None:

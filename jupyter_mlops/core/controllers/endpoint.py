@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .. import traffic
-from ..errors import Conflict, NotFound, Refused, Unavailable
+from ..errors import Conflict, MlopsError, NotFound, Refused, Unavailable
 from ..identity import SYSTEM, Identity
 from ..resources.base import Resource, utcnow
 from ..resources.deployment import DeploymentSpec
@@ -201,21 +201,39 @@ class EndpointController(Controller):
         serving_at = self._serving_for(compute)
         if not private.get("token_secret"):  # made by an older version
             private["token_secret"] = await store.write(partial(_secret, name=name, serving=self._serving))
-        gateway = await asyncio.to_thread(serving_at.ensure_gateway, name)
-        if gateway.get("pid") != self._gateways.get(compute):
-            self._gateways[compute] = gateway.get("pid")
+        try:
+            gateway = await asyncio.to_thread(serving_at.ensure_gateway, name)
+        except MlopsError as e:
+            await self._unreached(endpoint, serving_at, e)
+            raise
+        where = f"{compute}/{name}" if getattr(serving_at, "remote", False) else compute
+        if gateway.get("pid") != self._gateways.get(where):
+            self._gateways[where] = gateway.get("pid")
             await self.workspace.note_gateway(gateway)
         serving = [d.name for d in deployments if proven(d)]
         shares = traffic.in_force(endpoint.spec.get("traffic", {}), endpoint.status.get("traffic", {}), serving)
         config = published(endpoint, private, deployments, shares)
         if self._published.get(name) != {**config, "gateway": gateway.get("pid")}:
-            await asyncio.to_thread(serving_at.publish, name, config)
+            try:
+                await asyncio.to_thread(serving_at.publish, name, config)
+            except MlopsError as e:
+                await self._unreached(endpoint, serving_at, e)
+                raise
             self._published[name] = {**config, "gateway": gateway.get("pid")}
         phase, reason = state(endpoint, deployments, shares)
+        if gateway.get("reason"):  # on a cluster the gateway may be what does not start
+            phase, reason = "Degraded" if shares else phase, f"its gateway: {gateway['reason']}"
         base = gateway.get("public_url") or gateway.get("url")
         uri = f"{base}/endpoints/{name}/invocations" if base else ""
         changes = {"phase": phase, "reason": reason, "scoring_uri": uri, "traffic": shares}
         await store.write(lambda tx: tx.set_status("endpoint", name, changes))
+
+    async def _unreached(self, endpoint: Resource, serving: Any, error: MlopsError) -> None:
+        """A cluster that does not answer, or says no, is told to whoever looks; what serves there goes on."""
+        if getattr(serving, "remote", False):
+            phase = "Degraded" if endpoint.status.get("traffic") else "Creating"
+            changes = {"phase": phase, "reason": error.message}
+            await self.workspace.store.write(lambda tx: tx.set_status("endpoint", endpoint.name, changes))
 
     async def _delete(self, endpoint: Resource) -> None:
         store, name = self.workspace.store, endpoint.name

@@ -47,6 +47,8 @@ LOG_LIMIT = 16 * 1024 * 1024
 class KubernetesServing:
     """Endpoints of one workspace on one compute.
 
+    ``remote`` tells the controllers that instances have images and resources here.
+
     Args:
         local: the workspace's own driver, which prepares models here.
         workspace: its name; part of all labels.
@@ -54,6 +56,8 @@ class KubernetesServing:
         spec: of type ``kubernetes``.
         kubeconfig: path; empty: see :class:`Kube`.
     """
+
+    remote = True
 
     def __init__(self, local: LocalServing, workspace: str, compute: str, spec: ComputeSpec,
                  kubeconfig: str = "") -> None:
@@ -342,13 +346,17 @@ class KubernetesServing:
         """See :meth:`Gateways.unpublish`."""
         return self.gateways.unpublish(endpoint)
 
-    def gateway_info(self, endpoint: str) -> dict[str, Any]:
-        """See :meth:`Gateways.info`."""
+    def ensure_gateway(self, endpoint: str = "") -> dict[str, Any]:
+        """See :meth:`Gateways.info`; a gateway is made by :meth:`publish`, and again when its ``pid`` has changed."""
         return self.gateways.info(endpoint)
 
-    def stats(self, endpoint: str) -> dict[str, Any]:
+    def stats(self, endpoint: str = "") -> dict[str, Any] | None:
         """See :meth:`Gateways.stats`."""
         return self.gateways.stats(endpoint)
+
+    async def page(self, endpoint: str, what: str, timeout: float = 10.0) -> tuple[int, bytes, dict[str, str]]:
+        """See :meth:`Gateways.page`."""
+        return await asyncio.to_thread(self.gateways.page, endpoint, what, timeout)
 
     async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json", timeout: float = 60.0,
                      deployment: str = "", headers: dict[str, str] | None = None) -> tuple[int, bytes, str]:

@@ -72,6 +72,8 @@ class Gateways:
         if not (self.options.gateway_image or self.options.image):
             raise Refused(f"compute '{self.kube.cluster}' has no image for serving",
                           "an operator sets serving.image in it")
+        config = {**config, "deployments": {  # samples would be lost with the pod that kept them
+            d: {**settings, "data_collector": None} for d, settings in (config.get("deployments") or {}).items()}}
         objects = self.objects(endpoint)
         names, owner = objects.names, objects.owner()
         routed = self.routed()
@@ -204,7 +206,7 @@ class Gateways:
         return sorted(found, key=lambda p: str(p["metadata"]["name"]))
 
     def info(self, endpoint: str) -> dict[str, Any]:
-        """``{"url", "phase", "reason", "pods"}``; a few seconds old at most."""
+        """``{"url", "phase", "reason", "pods", "pid"}``, seconds old at most; another gateway has another ``pid``."""
         at, known = self._known.get(endpoint, (0.0, {}))
         if known and time.monotonic() - at < (FRESH if known["phase"] == "ready" else 1.0):
             return known
@@ -213,8 +215,11 @@ class Gateways:
         found = [look(self.kube.get("Deployment", names.gateway(s)), [p for p in pods if self._scope(p) == s], [])
                  for s in (sorted({self._scope(p) for p in pods}) if self.routed() else [""])]
         worst = next((s for phase in ("failed", "starting", "absent") for s in found if s.phase == phase), None)
+        made = self.kube.list("Deployment", names.ours(component="gateway"))
         known = {"url": self._url(names, pods), "phase": worst.phase if worst else "ready",
-                 "reason": worst.reason if worst else "", "pods": [p["metadata"]["name"] for p in pods]}
+                 "reason": worst.reason if worst and worst.phase != "absent" else "",
+                 "pods": [p["metadata"]["name"] for p in pods],
+                 "pid": ",".join(sorted(str(d["metadata"].get("uid")) for d in made)) or None}
         self._known[endpoint] = (time.monotonic(), known)
         return known
 
@@ -256,14 +261,29 @@ class Gateways:
             headers=sent, timeout=timeout)
         return status, answer
 
-    def stats(self, endpoint: str) -> dict[str, Any]:
-        """What ``/admin/stats`` says, of all gateways together; ``{}`` while none answers."""
+    def stats(self, endpoint: str) -> dict[str, Any] | None:
+        """What ``/admin/stats`` says, of all gateways together; None while none answers."""
         answers = []
         for pod in self.pods(endpoint):
             status, answer = self.ask(pod["metadata"]["name"], "GET", "/admin/stats", endpoint)
             if status == 200:
                 answers.append(json.loads(answer))
-        return merged(answers) if answers else {}
+        return merged(answers) if answers else None
+
+    def page(self, endpoint: str, what: str, timeout: float) -> tuple[int, bytes, dict[str, str]]:
+        """``metrics``, ``openapi.json`` or ``docs`` as a gateway shows them, without a key: (status, body, headers).
+
+        Raises:
+            Unavailable: no gateway is ready.
+        """
+        pods = self.pods(endpoint)
+        if not pods:
+            raise Unavailable("the endpoint's gateway is not ready", self.info(endpoint)["reason"] or "try again")
+        path = self.kube.path("Pod", f"{pods[0]['metadata']['name']}:{ADMIN}", "proxy")
+        status, headers, answer = self.kube.request(
+            "GET", f"{path}/endpoints/{quote(endpoint)}/{what}",
+            headers={"X-Mlops-Token": self._token_of(endpoint), "Accept": "*/*"}, timeout=timeout)
+        return status, answer, {k.title(): v for k, v in headers.items()}
 
     def invoke(self, endpoint: str, body: bytes, content_type: str, timeout: float, deployment: str,
                headers: dict[str, str]) -> tuple[int, bytes, str]:
