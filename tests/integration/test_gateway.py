@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from load import Load, request_bytes
 from serving_models import save_all
 
@@ -419,6 +421,73 @@ def test_path_tricks_lead_nowhere(bench, path):
     raw = request_bytes(path, bench.body([1, 2]), bench.key, {"Connection": "close"})
     status = int(bench.ask(raw, timeout=5.0).split()[1])
     assert status in (400, 401, 404)
+
+
+# -- whatever comes ---------------------------------------------------------------------------
+
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400)
+_VALUES = st.recursive(
+    _SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=3), v, max_size=3), max_leaves=8)
+_FORMS = st.sampled_from(["dataframe_split", "dataframe_records", "inputs", "instances", "params", "columns", "data"])
+_DOCUMENTS = st.one_of(
+    st.dictionaries(_FORMS, _VALUES, max_size=3), _VALUES,
+    st.builds(lambda rows, names: {"dataframe_split": {"columns": names, "data": rows}},
+              st.lists(st.lists(_SCALARS, max_size=3), max_size=3),
+              st.sampled_from([COLUMNS, ["a"], ["b", "a"], [], 5])),
+)
+_BODIES = _DOCUMENTS.map(lambda d: json.dumps(d).encode()) | st.binary(max_size=60) | st.builds(
+    lambda d, cut: json.dumps(d).encode()[:-cut], _DOCUMENTS, st.integers(1, 5))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(body=_BODIES,
+       kind=st.sampled_from(["application/json"] * 4 + ["text/csv", "text/plain", "", "application/json;"]),
+       path=st.sampled_from(["sum/invocations", "digits/invocations", "digits/v2/models/digits/infer", "sum/score"]))
+def test_no_body_breaks_it(bench, body, kind, path):
+    raw = request_bytes(f"/endpoints/{path}", body, bench.key, {"Connection": "close"})
+    raw = raw.replace(b"Content-Type: application/json", b"Content-Type: " + kind.encode(), 1)
+    head, _, answer = bench.ask(raw).partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert status in (200, 400, 413, 415), (status, answer)
+    if status != 200:
+        error = json.loads(answer)
+        message = error.get("message") or error.get("error")
+        assert message and "\n" not in message and len(message) < 1000
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.data())
+def test_no_bytes_break_it(bench, data):
+    raw = bytearray(request_bytes("/endpoints/sum/invocations", bench.body([1, 2]), bench.key, {"Connection": "close"}))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        raw[at:at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    found = bench.ask(bytes(raw), timeout=3.0, end=True)
+    assert not found or int(found.split()[1]) in (200, 400, 401, 404, 405, 408, 413, 415, 424, 431)
+
+
+def test_every_operation_of_its_own_document_answers_as_declared(bench):
+    """schemathesis over the OpenAPI document that the endpoint itself publishes."""
+    import schemathesis
+    from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance, unsupported_method
+
+    raw = "GET /endpoints/digits/openapi.json HTTP/1.1\r\nConnection: close\r\nAuthorization: Bearer "
+    document = json.loads(bench.ask(f"{raw}{bench.key}\r\n\r\n".encode()).partition(b"\r\n\r\n")[2])
+    schema = schemathesis.openapi.from_dict(document)
+    schema.config.update(base_url=f"http://127.0.0.1:{bench.port}/endpoints/digits")
+    count = 0
+    for found in schema.get_all_operations():
+        count += 1
+
+        @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @given(case=found.ok().as_strategy())
+        def probe(case):
+            case.call_and_validate(headers={"Authorization": f"Bearer {bench.key}"}, timeout=30, excluded_checks=[
+                positive_data_acceptance, negative_data_rejection, unsupported_method])
+
+        probe()
+    assert count >= 8
 
 
 # -- credentials --------------------------------------------------------------------------
