@@ -11,7 +11,10 @@ from .schemas import Body
 
 
 class TrafficChange(Body):
-    """Shares in percent that add up to 0 or 100; what is not given stays as it is, ``{}`` or null takes it away."""
+    """Shares in percent that add up to 0 or 100; what is not given, or empty, stays as it is.
+
+    ``mirror_traffic``: ``{}`` or null ends it. ``sticky_header``: the empty text ends it.
+    """
 
     traffic: dict[str, int] | None = None
     mirror_traffic: dict[str, int] | None = None

@@ -63,6 +63,9 @@ def put(
 ) -> tuple[Resource, bool]:
     """Store an endpoint's spec. A canary in it that is new begins; one that runs ends when the shares change.
 
+    A spec that says nothing of shares leaves them, and the canary that runs, as they are: a description that is applied
+    again must not undo what was shifted since.
+
     Raises:
         NotFound: a deployment that it names does not exist.
         Conflict: the canary cannot begin, or the compute cannot change any more.
@@ -77,6 +80,10 @@ def put(
     if (before.spec.get("compute") or "") != (spec.get("compute") or "") and tx.page("deployment", parent=name)[0]:
         raise Conflict(f"endpoint {name!r} has deployments on its compute", "delete them, or make another endpoint")
     canary = running_canary(before)
+    if not spec.get("traffic"):
+        spec = {**spec, "traffic": before.spec.get("traffic", {})}
+    if canary and not spec.get("canary") and spec["traffic"] == before.spec.get("traffic"):
+        spec = {**spec, "canary": before.spec.get("canary")}
     wanted = spec.get("canary")
     status: dict[str, Any] = {}
     if wanted and not (canary and wanted == before.spec.get("canary")):

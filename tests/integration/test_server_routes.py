@@ -55,6 +55,11 @@ class Echo(web.RequestHandler):
         self.set_header("Set-Cookie", "evil=1")
         self.set_header("Access-Control-Allow-Origin", "*")
         self.set_header("ETag", '"7"')
+        if self.request.path.endswith("/docs"):
+            self.set_header("Content-Security-Policy", "default-src 'none'; script-src 'sha256-abc'")
+            self.set_header("Referrer-Policy", "no-referrer")
+            self.set_header("Content-Type", "text/html; charset=utf-8")
+            return self.write("<p>an endpoint</p>")
         if self.request.path.endswith("/artifact.html"):
             self.set_header("Content-Security-Policy", "sandbox")
             self.set_header("Content-Disposition", "attachment")
@@ -259,6 +264,14 @@ def test_a_lost_token_of_ours_is_no_lost_login(server: JupyterServer) -> None:
     for path in (WS + "/unknown-token", MLFLOW + "/unknown-token"):
         answer = server.get(path)
         assert answer.status == 503 and answer.json["hint"]
+
+
+def test_an_endpoints_page_comes_with_its_own_policy_and_no_other_answer_with_one(server: JupyterServer) -> None:
+    page = server.get(WS + "/endpoints/e/docs")
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert page.headers["Content-Security-Policy"] == "default-src 'none'; script-src 'sha256-abc'"
+    assert page.headers["Referrer-Policy"] == "no-referrer"
+    assert "sha256" not in server.get(WS + "/endpoints/e").headers["Content-Security-Policy"]
 
 
 def test_frames_and_other_origins(server: JupyterServer) -> None:

@@ -166,6 +166,31 @@ def test_a_description_changes_beside_a_canary(do, look):
     assert look().status["canary"]["phase"] == "Running" and look().spec["description"] == "digits of people"
 
 
+def test_a_description_without_shares_undoes_nothing(do, look):
+    do(traffic.change, {"traffic": {"blue": 70, "green": 30}}, ANN)
+    applied = EndpointSpec(description="applied again").model_dump(mode="json")
+    do(traffic.put, applied, identity=ANN)
+    assert look().spec["traffic"] == {"blue": 70, "green": 30} and look().spec["description"] == "applied again"
+    do(traffic.change, {"traffic": {"blue": 100}}, ANN)
+    do(traffic.start_canary, canary(), ANN)
+    do(traffic.put, {**applied, "description": "and again"}, identity=ANN)
+    assert look().status["canary"]["phase"] == "Running" and look().spec["traffic"] == {"blue": 90, "green": 10}
+
+
+def test_the_same_canary_applied_again_goes_on_and_another_replaces_it(do, look):
+    spec = EndpointSpec(canary=canary(percent=20)).model_dump(mode="json")
+    do(traffic.put, spec, identity=ANN)
+    first = look().status["canary"]
+    do(traffic.put, spec, identity=ANN)
+    assert look().status["canary"] == first and look().spec["traffic"] == {"blue": 80, "green": 20}
+    do(traffic.put, EndpointSpec(canary=canary(percent=40)).model_dump(mode="json"), identity=ANN)
+    assert look().spec["traffic"] == {"blue": 60, "green": 40}
+    assert look().status["canary"]["previous"] == {"blue": 100}
+    do(traffic.promote, ANN)
+    do(traffic.put, spec, identity=ANN)
+    assert look().spec["traffic"] == {"green": 100}, "promoted already"
+
+
 @pytest.mark.parametrize(
     ("before", "spec", "words"),
     [

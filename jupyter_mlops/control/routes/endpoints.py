@@ -79,8 +79,8 @@ async def make_token(call: Call) -> Answer:
 async def shift_traffic(call: Call) -> Answer:
     """In force when the answer comes, without a lost request. Ends a canary that runs."""
     fields: dict[str, Any] = {}
-    if "traffic" in call.body.model_fields_set:
-        fields["traffic"] = call.body.traffic or {}
+    if call.body.traffic:
+        fields["traffic"] = call.body.traffic
     if "mirror_traffic" in call.body.model_fields_set:
         fields["mirror_traffic"] = call.body.mirror_traffic or {}
     if call.body.sticky_header is not None:

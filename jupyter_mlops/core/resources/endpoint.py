@@ -75,8 +75,8 @@ class CanarySpec(Model):
 class EndpointSpec(Spec):
     """``traffic`` maps deployment names to percentages that add up to 0 or 100.
 
-    Empty: the first deployment that is ready takes all. Requests that are mirrored go to a deployment in addition: its
-    answers are compared and counted, never returned.
+    Empty: the first deployment that is ready takes all, and later on what was shifted stays. Requests that are mirrored
+    go to a deployment in addition: its answers are compared and counted, never returned.
     """
 
     auth_mode: Literal["key", "token"] = "key"
