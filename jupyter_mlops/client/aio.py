@@ -294,6 +294,10 @@ class AsyncClient:
         """Tell the right values of rows: ``{"correlation_id", "row", "value"}`` each."""
         await self._call("POST", f"/endpoints/{segment(name)}/actions/truth", {"rows": rows})
 
+    async def batch(self, name: str, asked: Json) -> Json:
+        """Have files scored by an endpoint's model; the job that does it."""
+        return await self._call("POST", f"/endpoints/{segment(name)}/actions/batch", asked, timeout=600)
+
     async def list_deployments(self, endpoint: str) -> list[Json]:
         """Deployments behind an endpoint."""
         return await self.pages(f"/endpoints/{segment(endpoint)}/deployments")

@@ -337,10 +337,14 @@ class Job(Record):
         spec, status = self.spec, self.details
         notebook = PurePath((spec.get("cell") or {}).get("notebook") or "").name
         what = spec.get("script") or spec.get("command") or (f"a cell of {notebook}" if notebook else "a cell")
+        scored = spec.get("batch") or {}
+        if scored:
+            what = f"endpoint {scored['endpoint']}, deployment {scored['deployment']}, over {scored['input']}"
         return [
             ("reason", self.reason),
             ("deleted", render.local_time(status.get("deleted_at"))),
             ("runs", render.short(what, 100)),
+            ("output", scored.get("output")),
             ("processes", self.processes if self.processes > 1 else None),
             ("experiment", spec.get("experiment_name")),
             ("run id", status.get("run_id")),

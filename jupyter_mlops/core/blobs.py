@@ -67,6 +67,10 @@ class Blobs:
         jobfolder.private_folder(str(self.folder))
         return Upload(self.path(digest))
 
+    def adopt(self, path: Path, digest: str) -> None:
+        """Make a blob of a file that lies in :attr:`folder` already."""
+        os.replace(path, self.path(digest))
+
     def require_all(self, spec: JobSpec) -> None:
         """Raise Refused unless everything is there that a job's spec names."""
         for digest in named_by(spec.model_dump()):
@@ -124,7 +128,7 @@ class Blobs:
 
 
 def put_inputs(blobs: Blobs, folder: Path, spec: JobSpec) -> None:
-    """Give a job what was uploaded for it: ``inputs/payload.pkl`` and ``inputs/context/bundle``.
+    """Give a job what it needs: ``inputs/payload.pkl``, ``inputs/context/bundle`` and ``inputs/batch.zip``.
 
     Blobs that waiting jobs name are kept. When somebody removed one nevertheless, the rank that misses it says so.
     """
@@ -133,11 +137,14 @@ def put_inputs(blobs: Blobs, folder: Path, spec: JobSpec) -> None:
         blobs.place(spec.cell.payload, inputs / "payload.pkl")
     if spec.context:
         blobs.place(spec.context, inputs / "context" / "bundle")
+    if spec.batch is not None and not (folder / "batch" / "model").exists():  # else an earlier attempt has unpacked it
+        blobs.place(spec.batch.payload, inputs / "batch.zip")
 
 
 def named_by(spec: Mapping[str, Any]) -> set[str]:
     """Hashes of the blobs that a job's spec names."""
-    return {digest for digest in ((spec.get("cell") or {}).get("payload"), spec.get("context")) if digest}
+    named = ((spec.get("cell") or {}).get("payload"), spec.get("context"), (spec.get("batch") or {}).get("payload"))
+    return {digest for digest in named if digest}
 
 
 def needed_blobs(tx: Any) -> set[str]:

@@ -102,6 +102,7 @@ def _scripts() -> list[str]:
 _POSITIONAL: dict[tuple[str, str], str] = {
     ("runs", "run"): "run", ("compare", "runs"): "run",
     ("register", "run"): "run or best", ("register", "name"): "model",
+    ("batch", "endpoint"): "endpoint",
     ("models", "name"): "model", ("deploy", "model"): "deployable", ("invoke", "endpoint"): "endpoint",
     ("traffic", "endpoint"): "endpoint", ("endpoints", "name"): "endpoint", ("endpoint", "what"): "data or truth",
     ("endpoint", "name"): "endpoint", ("endpoint", "values"): "variable", ("jobs", "name"): "job",

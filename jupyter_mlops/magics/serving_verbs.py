@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from . import batch
 from .arguments import Verb, amount, count, pair, part, percent, ratio, seconds, share, span, whole, words
 
 
@@ -93,6 +94,7 @@ VERBS = (
     Verb("traffic", "share an endpoint's requests between deployments", "traffic:traffic", _traffic,
          ("traffic digits", "traffic digits v1=90 v2=10", "traffic digits --rollback")),
     Verb("invoke", "call an endpoint", "serving:invoke", _invoke, ("invoke digits X[:3]",)),
+    batch.VERB,
     Verb("endpoints", "list endpoints, their figures and history; replace keys", "serving:endpoints", _endpoints,
          ("endpoints", "endpoints digits --stats", "endpoints digits --rotate-key primary")),
     Verb("endpoint", "load what an endpoint captured, tell the ground truth", "captured:endpoint", _endpoint,

@@ -55,6 +55,11 @@ class Ending:
         except Exception:
             self.error = self.error or getattr(kind, "__name__", str(kind))
 
+    def told(self, line):
+        """Keep one line on why it failed, where a traceback says nothing more."""
+        self.code = 1
+        self.error = line[:_ERROR_LENGTH]
+
     def write(self):
         if os.getpid() != self.pid or self.code is None:
             return  # a forked child of the user's
@@ -130,8 +135,10 @@ def rank(folder, number, name, lock, ending=None):
             path = os.path.join(cwd, spec["script"])
             first = os.path.dirname(os.path.realpath(path))
             code = _python(ending, path, spec["script"], spec.get("args") or [], first, False)
+        elif spec.get("batch") is not None:
+            code = _batch(ending, job, spec)
         else:
-            raise ValueError("the spec names neither command, script nor cell")
+            raise ValueError("the spec names neither command, script, cell nor batch")
     except Exception as error:
         ending.failed(type(error), error, None)
         _warn("cannot start: %s: %s" % (type(error).__name__, error))
@@ -222,6 +229,19 @@ def _python(ending, path, argv0, arguments, first, cell, before=None):
         except Exception:
             sys.__excepthook__(kind, value, tb)
         return 130 if isinstance(value, KeyboardInterrupt) else 1
+    return 0
+
+
+def _batch(ending, job, spec):
+    """Score files, see :mod:`.batch`; returns the exit code."""
+    from . import batch
+
+    try:
+        batch.run(job, spec)
+    except batch.BatchError as error:
+        ending.told(str(error))
+        _warn(str(error))
+        return 1
     return 0
 
 

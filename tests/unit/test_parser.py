@@ -30,7 +30,7 @@ def test_every_verb_has_help(verb: str, face: str) -> None:
     assert text == parser.help_for(verb, face)
     assert text.startswith(f"usage: {parser.program(face)} {verb}")
     assert ("--json" in text) == (face == "cli")
-    assert ("--out" in text) == (face == "magic")
+    assert ("--out VAR" in text) == (face == "magic")
     assert "%%" not in text.replace("%%mlops", "")
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..errors import Conflict
 from .base import Model, Spec, Status
+from .batch import BatchRun
 
 JobPhase = Literal["Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled"]
 TERMINAL = frozenset({"Completed", "Failed", "Canceled"})
@@ -114,7 +115,7 @@ class QueueSettings(Model):
 
 
 class JobSpec(Spec):
-    """What to run: exactly one of ``command``, ``script`` and ``cell``."""
+    """What to run: exactly one of ``command``, ``script``, ``cell`` and ``batch``."""
 
     type: Literal["command"] = "command"
     display_name: str = Field(default="", max_length=250)
@@ -125,6 +126,7 @@ class JobSpec(Spec):
     script: str | None = Field(default=None, min_length=1, description="a Python script: absolute, or relative to cwd")
     args: list[str] = Field(default_factory=list, description="arguments of script")
     cell: CellSource | None = None
+    batch: BatchRun | None = Field(default=None, description="files that a model scores")
     cwd: str = Field(default="", description="absolute working folder; empty: the job folder's own outputs/")
     environment_variables: dict[str, str] = Field(default_factory=dict)
     compute: str = "local"
@@ -148,13 +150,15 @@ class JobSpec(Spec):
 
     @model_validator(mode="after")
     def _one_entry(self) -> JobSpec:
-        given = [name for name in ("command", "script", "cell") if getattr(self, name) is not None]
+        given = [name for name in ("command", "script", "cell", "batch") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of command, script and cell (given: {', '.join(given) or 'none'})")
+            raise ValueError(
+                f"give exactly one of command, script, cell and batch (given: {', '.join(given) or 'none'})"
+            )
         if self.args and self.script is None:
             raise ValueError("args needs script")
-        if self.command is not None and self.processes > 1:
-            raise ValueError("distribution needs script or cell, not command")
+        if (self.command is not None or self.batch is not None) and self.processes > 1:
+            raise ValueError(f"distribution needs script or cell, not {given[0]}")
         for name in ("cwd", "interpreter"):
             path = getattr(self, name)
             if path and not os.path.isabs(path):
