@@ -22,7 +22,8 @@ from typing import Any
 import jupyter_mlops
 
 from ..core.errors import MlopsError, ModelError, UnsupportedMedia
-from .payload import _check_names, _columns, _constant, _frame, _known, _raw, _tensors
+from ..runtime import frames
+from .payload import _check_names, _columns, _constant, _known, _raw, _tensors, block_header
 from .signature import CODES, NESTED, SCALARS, Column, Signature, Tensor, quote
 from .tensors import CODES as TENSOR_CODES
 from .tensors import REQUEST_HINT, Input, family, take_binary
@@ -277,7 +278,7 @@ def _matrix(signature: Signature, given: Input, params: dict[str, Any]) -> bytes
     if kind in CODES and family(given.datatype) == "number" and signature.one_type:
         packed = pack_block(kind, given.values)
         if packed is not None:
-            return _frame(signature, given.shape[0], [(signature.columns, kind, packed, None)], params)
+            return frames.pack_score(block_header(kind, width, params), (packed,))
     split = [_values(column, given, given.values[at::width]) for at, column in enumerate(signature.columns)]
     return _columns(signature, list(split), params)
 

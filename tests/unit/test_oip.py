@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jupyter_mlops.core.errors import MlopsError, ParameterError, UnsupportedMedia
-from jupyter_mlops.runtime import scorer
+from jupyter_mlops.runtime.answers import answer
+from jupyter_mlops.runtime.inputs import Builder, Parser, Request
 from jupyter_mlops.serving import oip, payload, tensors
 from jupyter_mlops.serving import signature as sig
 
@@ -49,8 +50,13 @@ ALL = [XY, MIXED, NESTED, IMAGE, PAIR, TEXTS, signature(column("long"), column("
        signature(column("double")), signature(tensor("str", [-1])), signature(tensor("object", [-1, 2], "o"))]
 
 
+def build(signature, body):
+    names = [c.name for c in signature.columns] if signature.named else None
+    return Builder(names)([Request(body, Parser())])
+
+
 def data(signature, *inputs, **more):
-    return scorer.build(oip.canonical(signature, {"inputs": list(inputs), **more}))
+    return build(signature, oip.canonical(signature, {"inputs": list(inputs), **more}))
 
 
 def refused(signature, *inputs, **more):
@@ -73,7 +79,7 @@ def test_columns_come_as_one_input_each_or_as_one_matrix(inputs):
     assert params == {}
     split = {"dataframe_split": {"columns": ["x", "y"], "data": [[1, 2.5], [3, 4]]}}
     same = payload.canonical(XY, json.dumps(split).encode(), "application/json")
-    pd.testing.assert_frame_equal(frame, scorer.build(same)[0])
+    pd.testing.assert_frame_equal(frame, build(XY, same)[0])
 
 
 def test_every_type_of_column_and_params():
@@ -177,11 +183,11 @@ def test_binary_tensors_in_a_request():
     tail = struct.pack("<2d", 1.5, 2.5) + struct.pack("<2q", 3, 4) + words + b"\x01\x00"
     document = binary(b("x", "FP64", [2], 16), b("n", "INT64", [2], 16), b("who", "BYTES", [2], len(words)),
                       b("ok", "BOOL", [2], 2), tail=tail)
-    frame, _ = scorer.build(oip.canonical(MIXED, document))
+    frame, _ = build(MIXED, oip.canonical(MIXED, document))
     assert frame["x"].tolist() == [1.5, 2.5] and frame["who"].tolist() == ["a", "ü"]
     assert frame["ok"].tolist() == [True, False]
     half = binary(b("i", "FP16", [1, 2, 2], 8), tail=np.arange(4, dtype="<f2").tobytes())
-    assert scorer.build(oip.canonical(IMAGE, half))[0].tolist() == [[[0, 1], [2, 3]]]
+    assert build(IMAGE, oip.canonical(IMAGE, half))[0].tolist() == [[[0, 1], [2, 3]]]
     for inputs, rest, message in [([b("x", "FP64", [1], 8)], b"1234", "does not fit the body"),
                                   ([b("x", "FP64", [1], 4)], b"1234", "cut off"),
                                   ([b("x", "BYTES", [1], 4)], b"\xff\xff\xff\xff", "cut off"),
@@ -223,7 +229,7 @@ def test_metadata_says_how_to_send_the_inputs():
     (None, [("predictions", [1], "BYTES", [None])]),
 ])
 def test_answers(scores, outputs):
-    for answered in (scores, scorer.answer(scores)):
+    for answered in (scores, answer(scores)):
         result = oip.answer("m", "blue", "7", answered)
         assert [(o["name"], o["shape"], o["datatype"], o["data"]) for o in result["outputs"]] == outputs
         assert (result["model_name"], result["model_version"], result["id"]) == ("m", "blue", "7")
@@ -256,7 +262,7 @@ DOCUMENTS = st.fixed_dictionaries({"inputs": st.lists(INPUTS | VALUES, max_size=
 @given(st.sampled_from(ALL), DOCUMENTS | VALUES)
 def test_any_document_is_scored_or_refused(model, document):
     try:
-        scorer.build(oip.canonical(model, document))
+        build(model, oip.canonical(model, document))
     except MlopsError as error:
         assert error.status == 400
         json.dumps(oip.error_body(error)).encode("ascii")
@@ -277,7 +283,7 @@ def test_any_tensors_of_the_right_make_are_scored_or_refused(model, draw):
         size = int(np.prod(shape))
         inputs.append(t(told["name"], datatype, shape, draw.draw(st.lists(one, min_size=size, max_size=size))))
     try:
-        scorer.build(oip.canonical(model, {"inputs": inputs}))
+        build(model, oip.canonical(model, {"inputs": inputs}))
     except MlopsError as error:
         assert error.status == 400
 
@@ -294,7 +300,7 @@ def test_any_bytes_are_read_or_refused(raw, length):
 @settings(max_examples=80, deadline=None)
 @given(VALUES, st.sampled_from([None, *ALL]))
 def test_any_answer_becomes_tensors_whose_shape_is_that_of_their_data(scores, model):
-    for output in oip.answer("m", "b", None, scorer.answer(scores), [], model)["outputs"]:
+    for output in oip.answer("m", "b", None, answer(scores), [], model)["outputs"]:
         assert int(np.prod(output["shape"])) == len(output["data"])
         assert output["datatype"] in tensors.DATATYPES
         if output["datatype"] == "BYTES":
