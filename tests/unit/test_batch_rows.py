@@ -149,6 +149,27 @@ def test_rows_that_do_not_fit_are_left_out_and_told(tmp_path):
     assert built(save(tmp_path / "e.csv", "x\nno\n"), about(COLUMNS[0]))[:2] == (None, [])
 
 
+ODD = ["", "1e400", "-", "1.", ".5", "+3", "1e", "--1", "1.2.3", "00012", "4e-320", "3.5e38"]
+CELL = st.floats(allow_nan=False, allow_infinity=False).map(repr) | st.integers(-(10**20), 10**20).map(str) \
+    | st.sampled_from(ODD)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(CELL, min_size=2, max_size=2), min_size=1, max_size=5), st.sampled_from(["array", "frame"]))
+def test_a_table_of_numbers_is_the_same_by_the_short_way(tmp_path_factory, table, wants):
+    text = "y,x\n" + "".join(",".join(row) + "\n" for row in table)
+    path = save(tmp_path_factory.mktemp("n") / "t.csv", text)
+    inputs = [{"type": "double", "name": "x"}, {"type": "float", "name": "y"}]
+    (batch,) = batches(path, 1000)
+    short = rows._numbers(batch, inputs, wants)
+    if short is not None:
+        names, given, bad, is_text = rows._given(batch)
+        slow, kept, bad = rows._frame(names, given, bad, is_text, inputs, wants, None)
+        assert kept == list(range(len(table))) and not bad
+        np.testing.assert_array_equal(np.asarray(short), np.asarray(slow))
+        assert wants == "array" or list(short.dtypes) == list(slow.dtypes)
+
+
 def test_arrays_where_the_model_wants_them(tmp_path):
     path = save(tmp_path / "a.csv", "b,a,c\n2,1,z\n4,3,z\n")
     described = about({"type": "double", "name": "a"}, {"type": "double", "name": "b"})
