@@ -9,6 +9,7 @@ Estimators that do use names (``ColumnTransformer``), functions and classes from
 """
 
 import os
+import sys
 
 from . import weights
 from .loading import Model, number_columns
@@ -24,9 +25,34 @@ _LEAVES = ("sklearn.tree", "sklearn.ensemble._hist_gradient_boosting.predictor")
 def load(folder, native, signature):
     """The model that ``mlflow.sklearn`` would load, given ``native`` (``file format trusted predict``)."""
     path, method = os.path.join(folder, native["file"]), native["predict"]
+    if number_columns(signature)[0]:
+        _without_pandas()
     estimator = weights.shared(folder, path, lambda: unpickle(path, native),
                                lambda a, b: same_answers(a, b, method, signature))
     return wrap(estimator, method, signature)
+
+
+def _without_pandas():
+    """Import scikit-learn without pandas, which a model that gets arrays does not need: 0.4 s and 60 MB.
+
+    scikit-learn imports it in one place, where it is optional, for its reader of ARFF files. DataFrames are recognised
+    as ever if pandas is imported later.
+    """
+    if "pandas" in sys.modules:
+        return
+
+    class Refusal:
+        def find_spec(self, name, path=None, target=None):
+            if name == "pandas":
+                raise ModuleNotFoundError("not while scikit-learn is imported", name=name)
+            return None
+
+    refusal = Refusal()
+    sys.meta_path.insert(0, refusal)
+    try:
+        import sklearn.utils.fixes  # noqa: F401
+    finally:
+        sys.meta_path.remove(refusal)
 
 
 def same_answers(one, other, method, signature):

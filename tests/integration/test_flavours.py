@@ -154,3 +154,29 @@ def test_torch_weights_are_mapped_and_gradients_off(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.predict(frame.to_numpy(), {})
+
+
+def test_a_model_of_number_columns_is_loaded_and_called_without_pandas_or_mlflow(saved):
+    """Half a second of the way from the command to the first answer, and memory of every instance."""
+    import subprocess
+    import sys
+
+    folder, sample, _ = saved["sklearn-table"]
+    program = """
+import json, sys
+from jupyter_mlops.runtime.loading import load
+model = load(sys.argv[1], json.loads(sys.argv[2]))
+import numpy as np
+print(json.dumps([model.predict(np.array(json.loads(sys.argv[3])), {}).tolist(),
+                  sorted({"pandas", "mlflow", "torch"} & set(sys.modules)), sorted(model.packages)]))
+import pandas as pd  # later, by a request that is no block of numbers
+print(json.dumps(model.predict(pd.DataFrame(json.loads(sys.argv[3]), columns=json.loads(sys.argv[4])), {}).tolist()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, str(folder), json.dumps(describe_model(folder)),
+         json.dumps(sample.to_numpy().tolist()), json.dumps(list(sample.columns))],
+        capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first[0] == second == by_mlflow(folder, sample)
+    assert first[1] == [] and "scikit-learn" in first[2]
