@@ -116,10 +116,13 @@ class Gateway:
     def loads(self) -> dict[tuple[str, str], Load]:
         """What each deployment has to do; without those that are still to be proven."""
         found = {}
+        scaler = self.scaler
         for endpoint in self.routes.all():
             for deployment in endpoint.deployments.values():
                 if not deployment.proving:
                     d = deployment.dispatcher
+                    if scaler is not None and (wanted := scaler.wanted(endpoint.name, deployment.name)) is not None:
+                        d.instances = wanted  # no use in knocking at the doors of those that are not
                     found[endpoint.name, deployment.name] = Load(
                         queued=d.queued, in_flight=d.in_flight, ready=d.ready, settings=deployment.settings,
                         last_request_at=d.last_request, busy_seconds=d.busy_seconds())
@@ -134,6 +137,8 @@ class Gateway:
         dispatcher = self.routes.dispatcher(endpoint, deployment)
         if dispatcher is not None and self.scaler is not None:
             dispatcher.leaving = frozenset(self.scaler.going(endpoint, deployment))
+            if (wanted := self.scaler.wanted(endpoint, deployment)) is not None:
+                dispatcher.instances = wanted
             dispatcher.tend()
 
     # -- a request's head ------------------------------------------------------------

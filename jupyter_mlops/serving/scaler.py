@@ -173,10 +173,10 @@ class Scaler:
                 care.look_at, care.since = now, time.monotonic()
         except NotFound:
             pass  # removed meanwhile
-        except MlopsError as error:
-            care.trouble = error.message
+        except (MlopsError, OSError) as error:  # an interpreter that is gone, a disk that is full
+            care.trouble = str(error)
             care.pause_until = time.monotonic() + PAUSE
-            log.warning("%s/%s: %s", *key, error.message)
+            log.warning("%s/%s: %s", *key, error)
         care.running = [(s.pid, start_time(s.pid)) for s in seen if s.pid and s.number not in care.leaving]
 
     async def _decide(self, key: Key, care: _Care, past: Past, load: Load) -> None:
@@ -199,8 +199,13 @@ class Scaler:
         care.past = decided = decide(limits, demand_of(load, limits, busy), waiting, idle, past, now)
         if decided.wanted != past.wanted:
             log.info("%s/%s: %d instances instead of %d: %s", *key, decided.wanted, past.wanted, decided.reason)
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 await _aside(self.driver.scale, *key, decided.wanted, decided.reason)
+            except FileNotFoundError:
+                pass  # removed meanwhile
+            except OSError as error:
+                care.past = past  # what is not noted is not done
+                log.warning("%s/%s cannot be scaled: %s", *key, error)
             self._tell(key)
 
     async def _heal(self, key: Key, care: _Care, seen: list[Instance], limits: Limits) -> bool:
@@ -261,9 +266,9 @@ class Scaler:
                 await _aside(self.driver.start_instance, *key, number)
         except NotFound:
             pass
-        except MlopsError as error:
+        except (MlopsError, OSError) as error:
             care.pause_until = time.monotonic() + PAUSE
-            log.warning("%s/%s: instance %d: %s", *key, number, error.message)
+            log.warning("%s/%s: instance %d: %s", *key, number, error)
 
     def _tell(self, key: Key) -> None:
         if self.changed is not None:
