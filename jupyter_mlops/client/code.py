@@ -108,18 +108,29 @@ def of_folder(path: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     return found
 
 
+def reference(files: list[tuple[str, Path]]) -> str:
+    """``blob:<sha256>`` of the zip that :func:`upload` makes of files."""
+    with tempfile.TemporaryDirectory(prefix="mlops-code-") as folder:
+        return f"blob:{_zip(files, Path(folder) / 'code.zip')}"
+
+
 def upload(client: Client, files: list[tuple[str, Path]]) -> str:
     """Send files as one zip, the same bytes for the same files; returns ``blob:<sha256>``."""
     with tempfile.TemporaryDirectory(prefix="mlops-code-") as folder:
         path = Path(folder) / "code.zip"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, file in sorted(files):
-                info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-                info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-                with archive.open(info, "w", force_zip64=True) as target, open(file, "rb") as source:
-                    while chunk := source.read(1 << 20):
-                        target.write(chunk)
-        with open(path, "rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        digest = _zip(files, path)
         client.upload(path, digest)
     return f"blob:{digest}"
+
+
+def _zip(files: list[tuple[str, Path]], path: Path) -> str:
+    """Write the zip; returns its SHA-256."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, file in sorted(files):
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            with archive.open(info, "w", force_zip64=True) as target, open(file, "rb") as source:
+                while chunk := source.read(1 << 20):
+                    target.write(chunk)
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

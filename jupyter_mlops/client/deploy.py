@@ -122,7 +122,7 @@ def deploy(
     new = not any(e.name == endpoint for e in client.endpoints())
     client.create_endpoint(endpoint)
     try:
-        deployment = _put(client, endpoint, name, spec)
+        deployment = put(client, endpoint, name, spec)
     except MlopsError:
         if new:  # leave nothing half made
             client.delete_endpoint(endpoint)
@@ -171,7 +171,11 @@ def _route(client: Client, endpoint: str, name: str, options: Options, done: Dep
     return True
 
 
-def _put(client: Client, endpoint: str, name: str, spec: dict[str, Any]) -> Deployment:
+def put(client: Client, endpoint: str, name: str, spec: dict[str, Any]) -> Deployment:
+    """Make or change a deployment; one of that name that failed is made anew, with the proof that it had otherwise.
+
+    What does not say which Python made it is served by this one.
+    """
     try:
         there = client.deployment(endpoint, name)
     except NotFound:

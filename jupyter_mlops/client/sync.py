@@ -216,6 +216,10 @@ class Client:
             name = file.relative_to(source.parent if source.is_file() else source).as_posix()
             self.call(self.aio.artifact("PUT", f"{root}/{name}", functools.partial(_reader, file)))
 
+    def put_artifact(self, run_id: str, name: str, file: Path) -> None:
+        """Upload one file as the artifact ``name`` of a run."""
+        self.call(self.aio.artifact("PUT", f"{self.artifact_path(run_id)}/{name}", functools.partial(_reader, file)))
+
     # -- models ---------------------------------------------------------------------------------------------------
 
     def models(self) -> ModelTable:

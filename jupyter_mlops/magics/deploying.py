@@ -7,6 +7,7 @@ import asyncio
 import re
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ class Source:
     reference: str = ""
     variable: str = ""
     value: Any = None
+    flavour: str = ""
     remarks: list[str] = field(default_factory=list)
 
 
@@ -43,6 +45,8 @@ def deploy(a: argparse.Namespace, context: Context) -> Deployment:
     _check(a, context)
     script = code.of_script(a.script) if a.script else []
     source = _source(a, context) if a.model else Source()
+    if a.onnx and not source.variable:
+        raise ParameterError("--onnx converts a variable of the notebook", f"{source.reference} is logged already")
     endpoint = a.endpoint or _slug(re.split(r"[@/]", source.reference, maxsplit=1)[0])
     progress = Progress(context, f"{source.variable or a.model or a.script} at endpoint {endpoint}")
     proof: Any = False if a.no_proof else None
@@ -68,7 +72,7 @@ def deploy(a: argparse.Namespace, context: Context) -> Deployment:
     if a.canary is not None and a.wait:
         _await_canary(context, endpoint, done, progress, a.keep)
     progress.done()
-    return _tell(a, context, endpoint, done)
+    return _tell(a, context, endpoint, done, source.flavour)
 
 
 def _check(a: argparse.Namespace, context: Context) -> None:
@@ -97,6 +101,8 @@ def _check(a: argparse.Namespace, context: Context) -> None:
         raise ParameterError("--call inserts a cell, for which a notebook is needed")
     if a.sample and context.face != "magic":
         raise ParameterError("--sample is an expression over a notebook's variables", "deploy it from the notebook")
+    if a.onnx and context.face != "magic":
+        raise ParameterError("--onnx converts a variable of a notebook", "deploy it from the notebook")
     if a.sample and a.no_proof:
         raise ParameterError("--sample and --no-proof exclude each other")
 
@@ -227,6 +233,12 @@ def _log(
     given = evaluate(a.sample, context.names) if a.sample else None
     answered = variable.answer(source.value, source.variable, context.names, given, a.sample or "")
     source.remarks += answered.sample.remarks
+    source.flavour = answered.flavour.name
+    if a.onnx:
+        progress.tell("Preparing", "looking for a faster form of it")
+        reasons: list[str] = []
+        taken = answered.as_onnx(reasons.append)
+        source.remarks.append(("on ONNX Runtime: " if taken else "not on ONNX Runtime: ") + "; ".join(reasons))
     register = a.register or endpoint
     logged = variable.log(
         context.client, answered, register, settings.experiment(context.where).value, f"deploy {endpoint}",
@@ -243,7 +255,7 @@ def _answer_of(a: argparse.Namespace, context: Context, reference: str) -> dict[
     return variable.answer_of_version(context.client, reference, given, a.sample, context.names)
 
 
-def _tell(a: argparse.Namespace, context: Context, endpoint: str, done: Deployed) -> Deployment:
+def _tell(a: argparse.Namespace, context: Context, endpoint: str, done: Deployed, flavour: str) -> Deployment:
     deployment = done.deployment
     for remark in done.remarks:
         context.say(f"note: {remark}")
@@ -253,6 +265,10 @@ def _tell(a: argparse.Namespace, context: Context, endpoint: str, done: Deployed
             context.say(f"requests still go to {taking[0]}; the same command without --no-wait lets this one take over")
     for name in done.removed:
         context.say(f"deployment {endpoint}/{name} was replaced and is removed")
+    needed = {"sklearn": ("skl2onnx", "onnxruntime"), "pytorch": ("onnx", "onnxruntime")}.get(flavour, ())
+    if a.onnx is None and needed and all(find_spec(name) for name in needed):
+        context.say_once("note: such a model may be faster on ONNX Runtime; --onnx tries that, and takes it only when "
+                         "its answers are equal")
     if a.call and context.interactive and hasattr(context.shell, "set_next_input"):
         context.shell.set_next_input(deployment.call_cell, replace=False)
     return deployment

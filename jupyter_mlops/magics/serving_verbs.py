@@ -19,6 +19,8 @@ def _deploy(p: argparse.ArgumentParser) -> None:
     p.add_argument("--sample", metavar="EXPR",
                    help="notebook: rows whose answers must be those of this kernel, e.g. X[:5]")
     p.add_argument("--no-proof", action="store_true", help="let it take traffic without having answered a sample")
+    p.add_argument("--onnx", action=argparse.BooleanOptionalAction, default=None,
+                   help="serve a variable on ONNX Runtime, when its answers are equal and come faster")
     p.add_argument("--instances", type=count, metavar="N", help="processes that serve it (default 1)")
     p.add_argument("--min", type=whole, metavar="N", dest="least", help="scale between --min and --max; 0: to none")
     p.add_argument("--max", type=count, metavar="N", dest="most", help="most processes")
@@ -87,6 +89,13 @@ def _endpoint(p: argparse.ArgumentParser) -> None:
     p.add_argument("-y", "--yes", action="store_true", help="do not ask")
 
 
+def _apply(p: argparse.ArgumentParser) -> None:
+    p.add_argument("-f", "--file", nargs="+", required=True, metavar="FILE", dest="files",
+                   help="YAML of endpoints and deployments, in the form of Azure ML's command line")
+    p.add_argument("--dry-run", action="store_true", help="check and say what would be done")
+    p.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help="longest wait in seconds (default 600)")
+
+
 VERBS = (
     Verb("deploy", "serve a model at an endpoint", "deploying:deploy", _deploy,
          ("deploy model -e digits --sample X[:5]", "deploy digits@champion --endpoint digits",
@@ -100,4 +109,6 @@ VERBS = (
     Verb("endpoint", "load what an endpoint captured, tell the ground truth", "captured:endpoint", _endpoint,
          ("endpoint data digits --since 2h --deployment v3", "endpoint data digits --info",
           "endpoint truth digits labels.csv"), file="data: write all rows to this .parquet or .csv file"),
+    Verb("apply", "make endpoints and deployments as YAML files say", "apply:apply", _apply,
+         ("apply -f endpoint.yml blue.yml", "apply -f blue.yml --dry-run")),
 )
