@@ -202,7 +202,7 @@ class Plane:
 
     def mlflow_ready(self) -> Plane:
         """Wait until MLflow answers."""
-        wait_for(lambda: self.get("/api/v1/workspaces/default")["mlflow"]["state"] == "ready", 60)
+        wait_for(lambda: self.get("/api/v1/workspaces/default")["mlflow"]["state"] == "ready", 180)
         return self
 
     def wait_job(self, name: str, timeout: float = 60.0, phases=("Completed", "Failed", "Canceled")) -> dict:
@@ -249,9 +249,11 @@ def plane():
 @pytest.fixture(scope="module")
 def shared_plane():
     """One control plane with MLflow ready for a module's tests that do not disturb it."""
-    p = Plane(make_home()).start().mlflow_ready()
-    yield p
-    p.stop()
+    p = Plane(make_home())
+    try:
+        yield p.start().mlflow_ready()
+    finally:
+        p.stop()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Order: endpoints, then deployments (their code and models are uploaded), then, w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -333,7 +334,18 @@ def apply(
         routed = any(item.spec.get(k) for k in _ROUTING)
         if item.kind == "endpoint" and (item.action == "change" or (item.action == "create" and routed)):
             client.call(client.aio.put_endpoint(item.name, item.spec))
+            _in_force(client, item)
     return Applied(items, False)
+
+
+def _in_force(client: Client, item: Item, timeout: float = 10.0) -> None:
+    """Wait until the gateway has the shares, or as long as that may take."""
+    wanted = {name: share for name, share in (item.spec.get("traffic") or {}).items() if share}
+    begun = time.monotonic()
+    while wanted and not item.spec.get("canary") and time.monotonic() - begun < timeout:
+        if {name: share for name, share in client.endpoint(item.name).shares.items() if share} == wanted:
+            return
+        time.sleep(0.1)
 
 
 def _deploy(client: Client, item: Item, experiment: str, interpreter: str) -> Deployment:

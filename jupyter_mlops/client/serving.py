@@ -109,6 +109,11 @@ class Endpoint(Record):
         return self.spec.get("mirror_traffic") or {}
 
     @property
+    def previous(self) -> dict[str, int]:
+        """The shares that a rollback without a canary returns to; empty when there are none."""
+        return (self._data.get("status") or {}).get("previous_traffic") or {}
+
+    @property
     def canary(self) -> dict[str, Any]:
         """How the running or last canary goes; empty when there was none."""
         return (self._data.get("status") or {}).get("canary") or {}

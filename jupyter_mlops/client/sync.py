@@ -452,7 +452,8 @@ class Client:
     def invoke(self, endpoint: str, data: Any, deployment: str = "") -> Any:
         """Score rows and return a numpy array, DataFrame or list; by one deployment when it is named."""
         serving = self.deployment(endpoint, deployment) if deployment else self._serving(endpoint)
-        body = payload.build(data, serving.signature if serving else {})
+        script = serving is not None and bool(serving.spec.get("code_configuration"))
+        body = payload.plain(data) if script else payload.build(data, serving.signature if serving else {})
         return payload.result(self.call(self.aio.invoke(endpoint, body, deployment)))
 
     def _serving(self, endpoint: str) -> Deployment | None:
