@@ -1,7 +1,8 @@
-"""One endpoint on a cluster, and a caller; for the tests beside it."""
+"""One endpoint on the cluster that KUBECONFIG names, a caller, and namespaces of which nothing is left behind."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -10,6 +11,8 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
+
+import pytest
 
 from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.kube.client import Kube
@@ -38,6 +41,16 @@ def run(body):
 """
 
 
+def zipped(script: str, extra: bytes = b"") -> bytes:
+    """A zip with a scoring script, and with weights that nobody reads."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(result, "w") as code:
+        code.writestr("score.py", script)
+        if extra:
+            code.writestr("weights.bin", extra)
+    return result.getvalue()
+
+
 def make_namespace(kube: Kube, level: str = "restricted") -> str:
     """A new namespace with a Pod Security level, usable at once."""
     name = f"mlops-test-{random.getrandbits(32):08x}"
@@ -63,10 +76,7 @@ class Bench:
 
     def prepare(self, deployment: str, extra: bytes = b"") -> None:
         archive = self.home / "code.zip"
-        with zipfile.ZipFile(archive, "w") as code:
-            code.writestr("score.py", SCRIPT)
-            if extra:
-                code.writestr("weights.bin", extra)
+        archive.write_bytes(zipped(SCRIPT, extra))
         self.driver.prepare(self.endpoint, deployment, None, code_zip=archive, script="score.py")
 
     def deploy(self, deployment: str = "blue", count: int = 1, extra: bytes = b"", wait: float = 90.0, **more) -> None:
@@ -122,3 +132,42 @@ class Bench:
                 return response.status, json.load(response), response.headers
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"{}"), error.headers
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """The API, in the namespace ``default``; used to make namespaces only."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.fail("make test-cluster needs KUBECONFIG")
+    kube = Kube("cluster", namespace="default")
+    print(f"\nKubernetes {kube.version()}, image {IMAGE}")
+    return kube
+
+
+@pytest.fixture(scope="session")
+def namespace(cluster):
+    name = make_namespace(cluster)
+    yield name
+    cluster.call("DELETE", f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def fresh_namespace(cluster):
+    name = make_namespace(cluster)
+    yield name
+    cluster.call("DELETE", f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def bench(tmp_path, namespace):
+    bench = Bench(tmp_path, namespace)
+    yield bench
+    bench.driver.remove(bench.endpoint)
+
+
+@pytest.fixture
+def models_image():
+    image = os.environ.get("CLUSTER_MODELS_IMAGE", "")
+    if not image:
+        pytest.skip("CLUSTER_MODELS_IMAGE is not given")
+    return image

@@ -12,11 +12,21 @@ import time
 from collections import Counter
 
 import pytest
-from cluster_bench import Bench
+from cluster_bench import (  # fixtures among them
+    Bench,
+    bench,
+    cluster,
+    fresh_namespace,
+    models_image,
+    namespace,
+)
 
 from jupyter_mlops.core.errors import Refused
 from jupyter_mlops.kube import pods as reading
 from jupyter_mlops.kube.access import role
+
+pytestmark = pytest.mark.cluster
+__all__ = ["bench", "cluster", "fresh_namespace", "models_image", "namespace"]
 
 
 async def load(bench: Bench, url: str, seconds: float, connections: int = 8,
