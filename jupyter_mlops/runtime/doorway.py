@@ -6,7 +6,7 @@ what the model needs. ``boot/pod.json`` says what to do (:mod:`jupyter_mlops.ser
 
 HTTP on the port, for GET requests without a body:
 
-    /live                 200 while this process is in order
+    /live                 200, but 503 when a scorer that was ready has not answered for two minutes
     /ready                200 when the scorer answers, else 503 and why
     /state                (token) JSON: phase, reason, restarts, scorer.json
     /parcel/<sha256>      (token) the parcel that the model came in, for another pod of the deployment
@@ -36,6 +36,8 @@ import urllib.request
 from . import frames, parcel
 
 CRASHES, CRASH_WINDOW = 5, 300.0
+#: Seconds for which a scorer that was ready may stay silent.
+SILENCE = 120.0
 PING_TIMEOUT = 1.0
 #: Seconds between looks at the scorer, and between tries to get the parcel from another pod.
 LOOK, ASK = 0.1, 2.0
@@ -69,6 +71,7 @@ class Doorway:
         self.crashes = []  # type: list
         self.restarts = 0
         self.draining = False
+        self.heard = 0.0
 
     # -- the model and its scorer -----------------------------------------------------
 
@@ -117,7 +120,7 @@ class Doorway:
                 await asyncio.sleep(LOOK)
                 if not was_ready and self._status().get("phase") == "ready":
                     was_ready = True
-                    self.phase, self.reason = "ready", ""
+                    self.phase, self.reason, self.heard = "ready", "", time.monotonic()
             status = self._status()
             code = self.child.returncode
             how = "with signal %d" % -code if code < 0 else "with code %d" % code
@@ -208,7 +211,8 @@ class Doorway:
             if method != "GET":
                 self._say(writer, 405, {"message": "GET is the method here"})
             elif path == "/live":
-                self._say(writer, 200, {"pid": os.getpid()})
+                hung = self.phase == "ready" and not self.draining and time.monotonic() - self.heard > SILENCE
+                self._say(writer, 503 if hung else 200, {"pid": os.getpid()})
             elif path == "/ready":
                 ready = not self.draining and self.phase == "ready" and await self._answers()
                 self._say(writer, 200 if ready else 503, {"ready": ready, "reason": self.reason})
@@ -263,6 +267,7 @@ class Doorway:
                 connection.sendall(frames.pack(frames.PING, 1))
                 while frames.receive(connection)[0] != frames.PONG:
                     pass  # a scorer may say something first
+                self.heard = time.monotonic()
                 return True
         except (OSError, frames.FrameError):
             return False
@@ -275,7 +280,7 @@ class Doorway:
             self._say(writer, 503, {"message": "the scorer is not ready"})
             return
         writer.write(("HTTP/1.1 101 %s\r\nUpgrade: mlops-frames\r\nConnection: Upgrade\r\nX-Pod: %s\r\n\r\n"
-                      % (_REASONS[101], socket.gethostname())).encode("ascii"))
+                      % (_REASONS[101], os.environ.get("HOSTNAME") or socket.gethostname())).encode("ascii", "replace"))
         await splice((reader, writer), (inner_reader, inner_writer))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ...core.errors import MlopsError
 from ...core.resources.base import Resource
 from ...core.resources.compute import ComputeSpec
+from ...kube.access import missing
 from ..local import LocalServing
 from .driver import KubernetesServing
 
@@ -31,6 +32,7 @@ class Clusters:
         self._drivers: dict[str, KubernetesServing] = {}
         self._facts: dict[str, tuple[float, dict[str, Any]]] = {}
         self._asking: set[str] = set()
+        self._lacks: dict[str, list[str]] = {}
         self._lock = threading.Lock()
 
     def take(self, computes: list[Resource]) -> None:
@@ -40,6 +42,7 @@ class Clusters:
             for name in [n for n in self._drivers if specs.get(n) != self._specs.get(n)]:
                 del self._drivers[name]
                 self._facts.pop(name, None)
+                self._lacks.pop(name, None)
             self._specs = specs
 
     def get(self, name: str) -> KubernetesServing | None:
@@ -67,9 +70,13 @@ class Clusters:
     def _ask(self, name: str, driver: KubernetesServing) -> None:
         try:
             version = driver.kube.version()
-            allowed = driver.kube.may("create", "deployments", "apps")
-            known = {"phase": "Ready", "reason": f"Kubernetes {version}, namespace {driver.kube.namespace}" + (
-                "" if allowed else "; no permission to create deployments there")}
+            lacks = self._lacks.get(name)
+            if lacks is None:
+                lacks = self._lacks[name] = missing(driver.kube)
+            told = f"; no permission to {', '.join(lacks[:5])}{' and more' if len(lacks) > 5 else ''}" if lacks else ""
+            known = {"phase": "Ready", "reason": f"Kubernetes {version}, namespace {driver.kube.namespace}{told}"}
+            if lacks:
+                self._lacks.pop(name, None)  # an operator may mend it
         except MlopsError as error:
             known = {"phase": "Unreachable", "reason": error.message}
         finally:

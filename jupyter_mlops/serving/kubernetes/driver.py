@@ -16,6 +16,7 @@ import os
 import secrets
 import threading
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class KubernetesServing:
 
     Args:
         local: the workspace's own driver, which prepares models here.
-        workspace: its name; part of all labels.
+        workspace: its name; part of all labels, with what tells it from others of that name.
         compute: the compute's name.
         spec: of type ``kubernetes``.
         kubeconfig: path; empty: see :class:`Kube`.
@@ -62,10 +63,11 @@ class KubernetesServing:
     def __init__(self, local: LocalServing, workspace: str, compute: str, spec: ComputeSpec,
                  kubeconfig: str = "") -> None:
         self.local = local
-        self.workspace = workspace
+        # Others may serve into the same namespace from a workspace of the same name.
+        self.workspace = f"{workspace[:40]}-{sha256(self._secret()).hexdigest()[:12]}"
         self.spec = spec
         self.kube = Kube(compute, spec.context, spec.namespace, kubeconfig)
-        self.gateways = Gateways(self.kube, spec.serving, workspace, local.places.endpoint, self.token)
+        self.gateways = Gateways(self.kube, spec.serving, self.workspace, local.places.endpoint, self.token)
         self._swept: dict[tuple[str, str], str] = {}
         self._deliveries: dict[tuple[str, str], threading.Thread] = {}
         self._troubles: dict[tuple[str, str], str] = {}
@@ -73,6 +75,9 @@ class KubernetesServing:
 
     def token(self, endpoint: str) -> str:
         """What the pods of an endpoint show each other: made of a secret of the workspace, the same at any time."""
+        return hmac.new(self._secret(), f"{self.kube.namespace}/{endpoint}".encode(), "sha256").hexdigest()
+
+    def _secret(self) -> bytes:
         path = self.local.places.home / "cluster.secret"
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,8 +88,7 @@ class KubernetesServing:
             with contextlib.suppress(FileExistsError):
                 os.link(new, path)  # whoever is first: never half written, never replaced
             new.unlink()
-        secret = path.read_bytes()
-        return hmac.new(secret, f"{self.kube.namespace}/{endpoint}".encode(), "sha256").hexdigest()
+        return path.read_bytes()
 
     def _objects(self, endpoint: str) -> Objects:
         return self.gateways.objects(endpoint)
