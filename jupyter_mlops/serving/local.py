@@ -152,7 +152,7 @@ class LocalServing(Scorers):
                      "digest": _digest([about, interpreter, sorted(env.items())]),
                      "probes": probes or before.get("probes") or {},
                      "count": before.get("count", 1) if count is None else max(0, min(count, MAX_INSTANCES))}
-            if before and order["count"] != before.get("count"):
+            if order["count"] != before.get("count"):  # or nothing was to run: what was decided then is over
                 self.places.scale(endpoint, deployment).unlink(missing_ok=True)
             if order != before:
                 write_json(self.places.run(endpoint, deployment), order)

@@ -32,11 +32,13 @@ class Scorers:
         return group.wanted() if group.order() else None
 
     def scale(self, endpoint: str, deployment: str, wanted: int, reason: str = "") -> None:
-        """Note how many instances shall run from now on; nothing is started or ended by it.
+        """Note how many instances of a deployment that is not stopped shall run; nothing is started or ended by it.
 
         Raises:
             FileNotFoundError: the deployment is gone.
         """
+        if not self.group(endpoint, deployment).order():
+            return
         wanted = max(0, min(wanted, MAX_INSTANCES))
         write_json(self.places.scale(endpoint, deployment),
                    {"schema": 1, "wanted": wanted, "reason": reason, "at": time.time()})

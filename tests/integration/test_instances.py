@@ -168,6 +168,13 @@ def test_the_gateways_number_goes_before_the_specs_until_that_changes(place):
     for text in ("{", '{"wanted": "many"}', '{"wanted": -1}', '{"wanted": 65}', '{"wanted": true}', "[]"):
         place.serving.places.scale("e", "blue").write_text(text)
         assert place.serving.wanted("e", "blue") == 2
+    # Nor is what was decided before it was stopped, or just after.
+    place.serving.stop("e", "blue")
+    place.serving.scale("e", "blue", 0, "idle")
+    assert not place.serving.places.scale("e", "blue").exists() and place.serving.wanted("e", "blue") is None
+    place.serving.places.scale("e", "blue").write_text('{"wanted": 0}')
+    place.start(2)
+    assert place.ready(2).instances["wanted"] == 2
     with pytest.raises(ParameterError, match="reserved"):
         place.serving.prepare("e", "capture", place.model)
 
@@ -303,7 +310,7 @@ while True:
 
 def test_a_driver_that_is_killed_anywhere_leaves_nothing_that_is_not_found(place):
     chance = random.Random(4)
-    for _ in range(3):
+    for _ in range(2):
         drivers = [subprocess.Popen([sys.executable, "-c", DRIVER, place.home, place.runtime, place.model],
                                     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
         try:
