@@ -73,8 +73,13 @@ def shared(folder, path, read, same):
 
 def _key(path):
     """Names the model's file and the software that its object was made with."""
+    from importlib import metadata
+
     info = os.stat(path)
-    versions = [m.__version__ for m in map(sys.modules.get, ("numpy", "sklearn", "scipy")) if m is not None]
+    versions = []
+    for name in ("numpy", "scipy", "scikit-learn", "cloudpickle"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(metadata.version(name))
     parts = [info.st_size, info.st_mtime_ns, info.st_ino, sys.version, *versions]
     return sha256(repr(parts).encode()).hexdigest()[:24]
 
