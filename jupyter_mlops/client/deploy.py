@@ -35,6 +35,8 @@ class Options:
         collect: share of requests whose input and output are kept; ``mask``: columns that are kept as null.
         code: ``{"code": "blob:…", "scoring_script": path}``.
         proof: what it must answer first; None: the model's own example; False: nothing.
+        compute: where a new endpoint serves: ``local``, or an attached cluster; None: as the endpoint that is there.
+        image: container image on a cluster; None: the compute's.
     """
 
     env: dict[str, str] = field(default_factory=dict)
@@ -50,6 +52,8 @@ class Options:
     mask: list[str] | None = None
     code: dict[str, str] | None = None
     proof: dict[str, Any] | bool | None = None
+    compute: str | None = None
+    image: str | None = None
 
     def spec(self, model: str) -> dict[str, Any]:
         """The deployment's spec."""
@@ -70,6 +74,8 @@ class Options:
             spec["data_collector"] = {
                 "sampling_rate": 1.0 if self.collect is None else self.collect, "masked_columns": list(self.mask or ()),
             }
+        if self.image:
+            spec["environment"] = self.image
         if self.code:
             spec["code_configuration"] = dict(self.code)
         if self.proof is False:
@@ -119,8 +125,12 @@ def deploy(
     automatic = name is None
     name = check_name(name or (f"v{version.version}" if version else "script"), "deployment name")
     spec = chosen.spec(version.reference if version else "")
-    new = not any(e.name == endpoint for e in client.endpoints())
-    client.create_endpoint(endpoint)
+    there = next((e for e in client.endpoints() if e.name == endpoint), None)
+    new = there is None
+    if there is not None and chosen.compute and (there.spec.get("compute") or "local") != chosen.compute:
+        raise Conflict(f"endpoint {endpoint} serves on {there.spec.get('compute') or 'local'}",
+                       "an endpoint stays where it is: give this one another name")
+    client.create_endpoint(endpoint, {"compute": chosen.compute} if chosen.compute else None)
     try:
         deployment = put(client, endpoint, name, spec)
     except MlopsError:

@@ -67,6 +67,7 @@ def deploy(a: argparse.Namespace, context: Context) -> Deployment:
         interpreter=sys.executable if context.face == "magic" else "",
         instances=a.instances, least=a.least, most=a.most, canary=_canary(a), mirror=a.mirror, traffic=a.traffic,
         keep=a.keep, collect=a.collect, mask=a.mask, proof=proof, code=_code(context, script),
+        compute=a.compute, image=a.image,
         wait=not a.no_wait, timeout=a.timeout, told=lambda d: progress.tell(d.phase, d.reason),
     )
     if a.canary is not None and a.wait:

@@ -38,6 +38,8 @@ def _deploy(p: argparse.ArgumentParser) -> None:
     p.add_argument("--script", metavar="FILE", help="a scoring script with init() and run(data)")
     p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE",
                    help="environment of the scorer")
+    p.add_argument("--compute", metavar="NAME", help="where a new endpoint serves: local (default) or a cluster")
+    p.add_argument("--image", metavar="IMAGE", help="on a cluster: container image (default: the compute's)")
     p.add_argument("--call", action="store_true", help="insert a cell below that calls it")
     p.add_argument("-w", "--wait", action="store_true", help="with --canary: return when it is promoted or rolled back")
     p.add_argument("--no-wait", action="store_true", help="return at once")

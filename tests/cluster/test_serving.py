@@ -24,6 +24,8 @@ from cluster_bench import (  # fixtures among them
 from jupyter_mlops.core.errors import Refused
 from jupyter_mlops.kube import pods as reading
 from jupyter_mlops.kube.access import role
+from jupyter_mlops.serving.kubernetes import manifests
+from jupyter_mlops.serving.kubernetes.plan import Order
 
 pytestmark = pytest.mark.cluster
 __all__ = ["bench", "cluster", "fresh_namespace", "models_image", "namespace"]
@@ -148,6 +150,50 @@ def test_rolling_update_under_load_loses_nothing(bench):
     kept = bench.driver.kube.list("Secret", bench.driver.gateways.objects(bench.endpoint).names.ours(
         component="scorer", deployment="blue"))
     assert len(kept) == 2
+
+
+def test_the_gateway_is_replaced_under_load_and_loses_nothing(bench):
+    bench.deploy("blue")
+    url = bench.url()
+    before = {p["metadata"]["name"] for p in bench.driver.gateways.pods(bench.endpoint)}
+
+    async def roll() -> Counter:
+        stop = asyncio.Event()
+        loading = asyncio.ensure_future(load(bench, url, 120, stop=stop))
+        await asyncio.sleep(1.0)
+        bench.driver.gateways.options.pod_labels = {"turn": "2"}
+        await asyncio.to_thread(bench.publish)
+        deadline = time.monotonic() + 90
+        while True:
+            await asyncio.sleep(0.5)
+            pods = await asyncio.to_thread(bench.driver.gateways.pods, bench.endpoint, False)
+            names = {p["metadata"]["name"] for p in pods}
+            if names and not names & before and all(map(reading.ready, pods)):
+                break
+            assert time.monotonic() < deadline, names
+        await asyncio.sleep(8.0)  # the old one drains
+        stop.set()
+        return await loading
+
+    seen = asyncio.run(roll())
+    print(dict(seen))
+    assert not failures(seen) and seen["ok"] > 300
+
+
+def test_what_extensions_need_is_taken_by_the_api(bench):
+    """No autoscaler runs where there are no metrics; the API checks what would be sent to it."""
+    bench.prepare("blue")
+    bench.driver.start(bench.endpoint, "blue", count=2)
+    objects = bench.driver.gateways.objects(bench.endpoint)
+    order = Order("a:1", scaling={"min": 1, "max": 4, "percent": 70})
+    made = objects.apply(manifests.autoscaler(objects.names, "blue", order, objects.owner("blue")), dry_run=True)
+    assert made["spec"]["maxReplicas"] == 4 and made["metadata"]["uid"]
+    assert bench.driver.kube.get("HorizontalPodAutoscaler", made["metadata"]["name"]) is None
+    assert bench.driver.kube.get("PodDisruptionBudget", objects.names.deployment("blue"))
+    if bench.driver.kube.has_group("gateway.networking.k8s.io"):
+        options = bench.spec.serving.model_copy(update={"parent_gateway": "any"})
+        made = manifests.route(objects.names, options, {"blue": 100}, {}, ["blue"], objects.owner())
+        objects.apply(made, dry_run=True)
 
 
 def test_instances_come_and_go(bench):

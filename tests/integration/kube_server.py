@@ -121,7 +121,7 @@ class KubeServer:
             return web.json_response({"gitVersion": "v1.36.0"})
         if path.endswith("/selfsubjectaccessreviews"):
             asked = (await request.json())["spec"]["resourceAttributes"]
-            return web.json_response({"status": {"allowed": asked["resource"] != "nodes"}})
+            return web.json_response({"status": {"allowed": asked["resource"] not in ("nodes", "events")}})
         if parts[0] == "apis" and len(parts) == 2:
             return web.json_response({}) if parts[1] in self.groups else status(404, "not found", "NotFound")
         parts = parts[2:] if parts[0] == "api" else parts[3:]

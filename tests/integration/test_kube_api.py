@@ -21,10 +21,12 @@ from jupyter_mlops.core.errors import (
     Refused,
     Unavailable,
 )
+from jupyter_mlops.core.resources.base import Resource
 from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.kube.client import Kube
 from jupyter_mlops.runtime import parcel
 from jupyter_mlops.serving.kubernetes import packing
+from jupyter_mlops.serving.kubernetes.clusters import Clusters
 from jupyter_mlops.serving.kubernetes.driver import KubernetesServing
 from jupyter_mlops.serving.local import LocalServing
 
@@ -361,3 +363,34 @@ def test_logs_of_pods(server, driver):
     assert driver.read_log("digits", "blue", -6).data == b" line\n"
     assert driver.read_log("digits", "blue", instance=4).data == b""
     assert driver.processes() == [{"kind": "pod", "name": "p-1", "pid": None}]
+
+
+def test_computes_of_a_workspace(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_MLOPS_KUBECONFIG", server.kubeconfig(tmp_path))
+    clusters = Clusters(LocalServing(tmp_path / "home", tmp_path / "run"), "default")
+
+    def compute(**more) -> Resource:
+        spec = {"type": "kubernetes", "namespace": "team", "context": "emulated", **more}
+        return Resource(kind="compute", name="gpu", spec=spec, status={})
+
+    local = Resource(kind="compute", name="local", spec={"type": "local"}, status={})
+    clusters.take([compute(), local])
+    first = clusters.get("gpu")
+    assert first is clusters.get("gpu") and clusters.get("local") is None and clusters.get("none") is None
+    server.delay = 0.3
+    begun = time.monotonic()
+    assert clusters.facts("gpu")["phase"] == "Unreachable" and time.monotonic() - begun < 0.2  # nobody waits for it
+    server.delay = 0.0
+    deadline = time.monotonic() + 10
+    while (facts := clusters.facts("gpu"))["phase"] != "Ready":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert facts["reason"] == "Kubernetes v1.36.0, namespace team; no permission to list events"
+    clusters.take([compute(namespace="other"), local])
+    assert clusters.get("gpu") is not first
+    other = Clusters(LocalServing(tmp_path / "home2", tmp_path / "run2"), "default")
+    other.take([compute()])
+    again = Clusters(LocalServing(tmp_path / "home", tmp_path / "run"), "default")
+    again.take([compute()])
+    names = [c.get("gpu").gateways.objects("digits").names.anchor for c in (clusters, other, again)]
+    assert names[0] == names[2] != names[1]  # the same workspace again; another one of the same name

@@ -228,18 +228,22 @@ class EndpointController(Controller):
         changes = {"phase": phase, "reason": reason, "scoring_uri": uri, "traffic": shares}
         await store.write(lambda tx: tx.set_status("endpoint", name, changes))
 
-    async def _unreached(self, endpoint: Resource, serving: Any, error: MlopsError) -> None:
+    async def _unreached(self, endpoint: Resource, serving: Any, error: MlopsError, before: str = "") -> None:
         """A cluster that does not answer, or says no, is told to whoever looks; what serves there goes on."""
         if getattr(serving, "remote", False):
             phase = "Degraded" if endpoint.status.get("traffic") else "Creating"
-            changes = {"phase": phase, "reason": error.message}
+            changes = {"phase": phase, "reason": before + error.message}
             await self.workspace.store.write(lambda tx: tx.set_status("endpoint", endpoint.name, changes))
 
     async def _delete(self, endpoint: Resource) -> None:
         store, name = self.workspace.store, endpoint.name
         serving = self._serving_for(endpoint.spec.get("compute") or "")
         self._published.pop(name, None)
-        await asyncio.to_thread(serving.unpublish, name)
+        try:
+            await asyncio.to_thread(serving.unpublish, name)
+        except MlopsError as e:
+            await self._unreached(endpoint, serving, e, "it is deleted as soon as its cluster answers: ")
+            raise
 
         def spread(tx: Any) -> list[Resource]:
             deployments, _ = tx.page("deployment", parent=name, limit=200)
