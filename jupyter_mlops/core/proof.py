@@ -163,28 +163,23 @@ def _normal(name: str) -> str:
 
 
 def differing(kernel: Mapping[str, str], deployment: Mapping[str, str]) -> list[dict[str, str]]:
-    """``{"name", "kernel", "deployment"}`` of each package of the kernel that the deployment has in another version.
+    """``{"name", "kernel", "deployment"}`` of each package of the kernel that the deployment uses in another version.
 
-    Empty when nothing is known of the deployment's.
+    A scorer tells of what it has imported: of the others nothing is known, and nothing depends on them.
     """
-    if not deployment:
-        return []
     have = {_normal(name): str(version) for name, version in deployment.items()}
     found = []
     for name, version in sorted(kernel.items(), key=lambda item: _normal(item[0])):
-        other = have.get(_normal(name), "")
-        if other != str(version):
+        other = have.get(_normal(name))
+        if other is not None and other != str(version):
             found.append({"name": name, "kernel": str(version), "deployment": other})
     return found
 
 
 def packages_line(found: list[dict[str, str]]) -> str:
-    """``packages differ: scikit-learn 1.5.0 here, 1.4.2 there`` for people; empty when none differs."""
+    """``packages differ: scikit-learn 1.5 in the notebook, 1.4 in the deployment``; empty when none differs."""
     if not found:
         return ""
-    said = [
-        f"{p['name']} {p['kernel'] or 'missing'} in the notebook, {p['deployment'] or 'missing'} in the deployment"
-        for p in found[:_NAMED]
-    ]
+    said = [f"{p['name']} {p['kernel']} in the notebook, {p['deployment']} in the deployment" for p in found[:_NAMED]]
     more = len(found) - _NAMED
     return "packages differ: " + "; ".join(said) + (f"; and {more} more" if more > 0 else "")

@@ -38,6 +38,7 @@ RAISES_LATER = "(a[:, 0] * 2).tolist() if a[0, 0] < 50 else {}['planted']"
 DIES = "__import__('os')._exit(7)"
 DIES_LATER = "(a[:, 0] * 2).tolist() if a[0, 0] < 50 else __import__('os')._exit(7)"
 SLOW = "__import__('time').sleep(0.04) or (a[:, 0] * 2).tolist()"
+LATE = "__import__('time').sleep(2) or (a[:, 0] * 2).tolist()"
 
 
 def registered(plane: Plane, name: str, model: Planted, example: dict | None = None) -> str:

@@ -18,6 +18,7 @@ from conftest import Plane, make_home, wait_for
 from endpoint_models import (
     DIES,
     DIES_LATER,
+    LATE,
     RAISES,
     RAISES_LATER,
     SLOW,
@@ -42,6 +43,7 @@ def models(plane):
     """name → NAME/VERSION."""
     planted = {
         "twice": Planted(TIMES.format(2)), "thrice": Planted(TIMES.format(3)), "raises": Planted(RAISES),
+        "late": Planted(LATE),
         "later": Planted(RAISES_LATER), "dies": Planted(DIES), "dying": Planted(DIES_LATER), "slow": Planted(SLOW),
         "broken": Planted("a", "print('no left_pad', flush=True) or __import__('os')._exit(3)"),
     }
@@ -186,12 +188,19 @@ def test_the_models_own_example_is_tried(plane, main):
         plane.delete(f"endpoints/main/deployments/{name}")
 
 
-def test_other_packages_are_named(main, models):
-    found = main.deploy("odd", models["twice"], proof=proof(packages={"pip": "0.0.1"}))["status"]
-    assert found["phase"] == "Ready"
-    if found["proof"]["packages"]:  # told only of what the scorer knows
-        assert found["proof"]["packages"][0]["kernel"] == "0.0.1" and "pip 0.0.1" in found["proof"]["message"]
-    main.plane.delete("endpoints/main/deployments/odd")
+def test_other_packages_are_named(plane, main):
+    twice, thrice = (
+        registered(plane, "numeric", Planted(TIMES.format(k), "__import__('numpy') and None")) for k in (2, 3)
+    )
+    found = main.deploy("odd", twice, proof=proof(packages={"numpy": "0.0.1", "no-such-package": "1"}))
+    told = found["status"]["proof"]
+    assert found["status"]["phase"] == "Ready", "that alone is no reason to refuse it"
+    assert [(p["name"], p["kernel"]) for p in told["packages"]] == [("numpy", "0.0.1")]
+    assert "numpy 0.0.1 in the notebook" in told["message"]
+    found = main.deploy("wrong", thrice, proof=proof(packages={"numpy": "0.0.1"}))["status"]
+    assert found["phase"] == "Failed" and "packages differ: numpy 0.0.1" in found["reason"]
+    for name in ("odd", "wrong"):
+        plane.delete(f"endpoints/main/deployments/{name}")
 
 
 def test_the_sample_is_left_out_of_lists(main):
@@ -414,11 +423,12 @@ def test_a_candidate_in_a_crash_loop_is_rolled_back_with_its_cause(pair, models)
     pair.plane.delete("endpoints/pair/deployments/planted")
 
 
-def test_a_canary_outlives_a_killed_control_plane(pair):
+def test_a_canary_and_a_proof_outlive_a_killed_control_plane(pair, models):
     pair.act("traffic", {"traffic": {"blue": 100}})
     with Load(pair, pause=0.01) as load:
-        pair.act("canary", {"deployment": "green", "percent": 50, "duration": 8, "min_requests": 20})
+        pair.act("canary", {"deployment": "green", "percent": 50, "duration": 6, "min_requests": 20})
         wait_for(lambda: pair.status["canary"]["candidate"]["requests"] > 5)
+        pair.deploy("late", models["late"], wait=("Proving",), proof=proof())
         pair.plane.kill()
         time.sleep(1)
         pair.plane.start()
@@ -427,6 +437,8 @@ def test_a_canary_outlives_a_killed_control_plane(pair):
         canary = ended(pair, 40)
     assert canary["phase"] == "Promoted", canary
     assert not load.errors, "the gateway went on"
+    late = wait_for(lambda: (d := pair.deployment("late"))["status"]["phase"] == "Ready" and d["status"])
+    assert late["proof"]["passed"] and late["proof"]["kind"] == "equal"
     # Every request of the trial was counted, those in the gap too.
     answered = load.seen[200, "green"]
     assert canary["candidate"]["requests"] <= answered

@@ -87,10 +87,11 @@ def test_rows_and_the_largest_difference_are_told():
 
 
 def test_packages():
-    found = differing({"scikit_learn": "1.5", "numpy": "2.4", "gone": "1"}, {"scikit-learn": "1.4", "NumPy": "2.4"})
-    assert found == [{"name": "gone", "kernel": "1", "deployment": ""},
-                     {"name": "scikit_learn", "kernel": "1.5", "deployment": "1.4"}]
+    kernel = {"scikit_learn": "1.5", "numpy": "2.4", "matplotlib": "1"}
+    found = differing(kernel, {"scikit-learn": "1.4", "NumPy": "2.4"})
+    assert found == [{"name": "scikit_learn", "kernel": "1.5", "deployment": "1.4"}], "matplotlib is not used there"
     assert "scikit_learn 1.5 in the notebook, 1.4 in the deployment" in packages_line(found)
     assert differing({"numpy": "2.4"}, {}) == [], "nothing is known of the deployment"
     assert packages_line([]) == ""
-    assert packages_line(differing({f"p{i}": "1" for i in range(9)}, {"x": "1"})).endswith("and 5 more")
+    many = differing({f"p{i}": "1" for i in range(9)}, {f"P{i}": "2" for i in range(9)})
+    assert packages_line(many).endswith("and 5 more")

@@ -231,11 +231,11 @@ class Instances(Model):
 
 
 class PackageDifference(Model):
-    """A package whose version is not the notebook's; empty: it is not there."""
+    """A package that the deployment uses in another version than the notebook."""
 
     name: str
-    kernel: str = ""
-    deployment: str = ""
+    kernel: str
+    deployment: str
 
 
 class ProofStatus(Model):
