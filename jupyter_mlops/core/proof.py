@@ -100,6 +100,7 @@ class _Look:
         if not _number(expected) or not _number(answer):
             return type(expected) is type(answer) and expected == answer
         if expected == answer:  # infinities, and integers beyond the reach of floats
+            self.largest = self.largest or 0.0
             return True
         try:
             difference = abs(float(expected) - float(answer))

@@ -84,6 +84,7 @@ def test_rows_and_the_largest_difference_are_told():
     found = compare([1.0, 2.0, 3.0], [1.0, 2.0, 3.000001])
     assert (found.rows, found.equal) == (3, True)
     assert found.max_difference == pytest.approx(1e-6, rel=1e-3)
+    assert compare([1.0], [1]).max_difference == 0.0 and compare(["a"], ["a"]).max_difference is None
 
 
 def test_packages():
