@@ -18,6 +18,8 @@ SUFFIXES = {
 ROWS, IMAGES = 4096, 10
 #: Most files of one run, and bytes of one row.
 MAX_FILES, MAX_RECORD = 1000000, 64 * 1024 * 1024
+#: Files that are looked at before a job is made.
+_GLANCE = 5000
 
 
 class BatchError(Exception):
@@ -57,6 +59,27 @@ def find(path):
         raise BatchError("the input holds files of several kinds (%s): choose some of them by a pattern such as %s" % (
             ", ".join(kinds), os.path.join(root, "**", "*" + example)))
     return root, files, kinds[0]
+
+
+def look(path):
+    """Refuse an input that clearly holds nothing, at a cost that does not grow with it; :func:`find` has the last word.
+
+    Raises:
+        BatchError: see its text.
+    """
+    if os.path.isdir(path):
+        for seen, file in enumerate(_below(path)):
+            if _kind(file) is not None or seen == _GLANCE:
+                return
+        raise BatchError("%s holds none of the files that are understood: %s" % (path, ", ".join(SUFFIXES)))
+    if "**" in path:  # may have to look everywhere
+        head = path
+        while glob.has_magic(head):
+            head = os.path.dirname(head)
+        if not os.path.isdir(head):
+            raise BatchError("the input %s is not there" % head)
+        return
+    find(path)
 
 
 def _kind(path):

@@ -69,7 +69,7 @@ async def _deployment(call: Call, endpoint: Resource, wanted: str) -> Resource:
 
 def _check_files(asked: BatchSpec) -> None:
     try:
-        minibatch.find(asked.input)
+        minibatch.look(asked.input)
         if not asked.overwrite:
             check_free(asked.output, asked.settings.output_file_name)
     except minibatch.BatchError as error:
