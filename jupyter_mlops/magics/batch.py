@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ParameterError
@@ -70,7 +71,20 @@ def batch(a: argparse.Namespace, context: Context) -> Job:
         LiveOutput.attach(job, context)
     if a.wait:
         job.wait()
+        _say_what_came_out(job, context)
     return job
+
+
+def _say_what_came_out(job: Job, context: Context) -> None:
+    """One line from the summary, where it can be read from here."""
+    asked = job.spec.get("batch") or {}
+    try:
+        with open(os.path.join(asked["output"], "summary.json"), encoding="utf-8") as f:
+            told = json.load(f)
+        failed = f", {told['failed_rows']} failed (see errors.jsonl)" if told["failed_rows"] else ""
+        context.say(f"{told['rows']} rows scored{failed}: {told['output'] or asked['output']}")
+    except (OSError, ValueError, KeyError, TypeError):
+        return
 
 
 def _value(key: str, text: str) -> Any:

@@ -23,6 +23,8 @@ from . import jobfolder, loading, parts, predictions, rows
 from .minibatch import BatchError
 
 _LENGTH = struct.Struct(">Q")
+#: Tracebacks of the model that one process shows: a million rows may fail alike.
+TRACEBACKS = 3
 _SECRET = re.compile(r"^_?MLFLOW_|^JUPYTER|^JPY_|TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIAL", re.I)
 #: By these the processes of a job and of a workspace are found; the rest of ours does not reach the model.
 _KEPT = (jobfolder.MARKER, "JUPYTER_MLOPS_HOME", "TOKENIZERS_PARALLELISM")
@@ -54,6 +56,7 @@ class Scoring:
         self.folder = folder
         self.files = files
         self.params = params
+        self.shown = 0
         self.model = loading.load(os.path.join(model_dir, "model"), self.about)
         rows.warm(self.about, self.model.wants)
 
@@ -77,7 +80,9 @@ class Scoring:
             message = loading.cause(error)
             if not last:
                 return {"number": number, "rows": 0, "failed": 0, "error": message}
-            traceback.print_exc()
+            if self.shown < TRACEBACKS:
+                self.shown += 1
+                traceback.print_exc()
             # Anew: the model may have written into what it was given.
             data, kept, bad = rows.build(batch, self.files, self.about, self.model.wants, self.model.columns)
             columns, values, kept, failed = self._apart(data, kept, message)
