@@ -216,8 +216,8 @@ class GatewayKeeper:
             yield
 
     async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json", timeout: float = 60.0,
-                     deployment: str = "") -> tuple[int, bytes, str]:
-        """Score through the gateway's own socket, without a key: (status, body, content type).
+                     deployment: str = "") -> tuple[int, bytes, dict[str, str]]:
+        """Score through the gateway's own socket, without a key: (status, body, headers).
 
         Args:
             deployment: which one shall answer, also one that is still to be proven; empty: as the traffic falls.
@@ -229,8 +229,7 @@ class GatewayKeeper:
         headers = {"Content-Type": content_type}
         if deployment:
             headers[DEPLOYMENT_HEADER] = check_name(deployment, "deployment name")
-        status, answer, told = await self._ask("POST", endpoint, "invocations", body, headers, timeout)
-        return status, answer, told.get("Content-Type", "application/json")
+        return await self._ask("POST", endpoint, "invocations", body, headers, timeout)
 
     async def page(self, endpoint: str, what: str, timeout: float = 10.0) -> tuple[int, bytes, dict[str, str]]:
         """What the gateway shows of an endpoint, without a key: (status, body, headers).

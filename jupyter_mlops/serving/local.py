@@ -241,7 +241,7 @@ class LocalServing(Scorers):
         self.gateway.stop()
 
     async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json", timeout: float = 60.0,
-                     deployment: str = "") -> tuple[int, bytes, str]:
+                     deployment: str = "") -> tuple[int, bytes, dict[str, str]]:
         """See :meth:`GatewayKeeper.invoke`."""
         return await self.gateway.invoke(endpoint, body, content_type, timeout, deployment)
 

@@ -36,6 +36,8 @@ const SECONDS = [
   1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 21_600, 43_200, 86_400,
   172_800, 604_800, 2_592_000, 31_536_000
 ];
+/** Seconds of an axis of time below which its ticks show seconds. */
+const CLOSE = 600;
 const STYLES = ['solid', 'dashed', 'dotted'] as const;
 
 /** How a line looks: its colour and its dash are numbers of a palette. */
@@ -281,7 +283,13 @@ export class MetricChart implements IDisposable {
       case 'relative':
         return formatOffset(value);
       case 'time':
-        return new Date(value * 1000).toLocaleTimeString([], { timeStyle: 'short' });
+        return new Date(value * 1000).toLocaleTimeString(
+          [],
+          // Within some minutes the seconds tell ticks apart.
+          this._range().max - this._range().min < CLOSE
+            ? { timeStyle: 'medium', hour12: false }
+            : { timeStyle: 'short' }
+        );
       default:
         // Steps are whole numbers; ticks between them would say nothing.
         return Number.isInteger(value) ? formatNumber(value) : '';

@@ -85,7 +85,8 @@ export class ServingApi implements IServingApi {
 
   async deployments(name: string): Promise<Deployment[]> {
     const page = await this._get<IPage<Deployment>>(name, ['deployments'], { limit: 200 });
-    return page.items;
+    // The oldest first: how one is marked does not change when another comes.
+    return page.items.sort((a, b) => a.created_at?.localeCompare(b.created_at) || 0);
   }
 
   deployment(name: string, deployment: string): Promise<Deployment> {

@@ -160,8 +160,8 @@ def test_a_pyfunc_gets_the_types_of_its_signature(bench):
 
 def test_invoke_needs_no_key_on_the_owners_socket(bench):
     body = json.dumps({"dataframe_split": bench.X[:3].to_dict(orient="split")}).encode()
-    status, answer, content_type = asyncio.run(bench.serving.invoke("frame", body, "application/json", 10))
-    assert (status, content_type) == (200, "application/json")
+    status, answer, headers = asyncio.run(bench.serving.invoke("frame", body, "application/json", 10))
+    assert (status, headers["Content-Type"], headers["X-Deployment"]) == (200, "application/json", "blue")
     assert json.loads(answer)["predictions"] == bench.model.predict(bench.X[:3]).tolist()
     assert asyncio.run(bench.serving.invoke("nowhere", body))[0] == 404
     assert asyncio.run(bench.serving.invoke("frame", b"{"))[0] == 400

@@ -126,21 +126,26 @@ def _endpoint(resource: Resource, status: int = 200) -> Answer:
     return Answer(status, schemas.Endpoint.model_validate(resource.model_dump()), etag(resource))
 
 
+#: Headers of the gateway's answers to calls that go on to the caller.
+_CALL_HEADERS = ("X-Deployment", "X-Request-Id", "Retry-After")
+
+
 @operation(
     "POST", _ACTIONS + "/invoke", "Call an endpoint as its owner", "endpoints/invoke",
     query=endpoint_schemas.InvokeQuery, raw_body=True, responses={200: schemas.Scores},
     errors=(408, 413, 415, 422, 424, 429, 502, 504),
 )
 async def invoke_endpoint(call: Call) -> Answer:
-    """The body is that of MLflow's scoring protocol; no endpoint key is needed."""
+    """The body is that of MLflow's scoring protocol; no endpoint key is needed. `X-Deployment` tells who answered."""
     name, deployment = call.path["name"], call.query.deployment or ""
     policy.require(call.identity, "endpoints/invoke", name)
     serving = await _serving(call)
     if deployment:
         await call.plane.workspace.get(call.identity, "deployment", deployment, name)
     kind = call.headers.get("Content-Type") or "application/json"
-    status, body, content_type = await serving.invoke(name, call.raw, kind, 600.0, deployment)
-    return Answer(status, raw=body, content_type=content_type)
+    status, body, headers = await serving.invoke(name, call.raw, kind, 600.0, deployment)
+    kept = {k: headers[k] for k in _CALL_HEADERS if k in headers}
+    return Answer(status, raw=body, content_type=headers.get("Content-Type", "application/json"), headers=kept)
 
 
 @operation(

@@ -22,11 +22,11 @@ _QUOTED = 500
 
 
 class Asked(Protocol):
-    """Sends a body to exactly one deployment: (status, body, content type)."""
+    """Sends a body to exactly one deployment: (status, body, headers)."""
 
     def __call__(
         self, endpoint: str, body: bytes, content_type: str, timeout: float, deployment: str
-    ) -> Awaitable[tuple[int, bytes, str]]: ...
+    ) -> Awaitable[tuple[int, bytes, dict[str, str]]]: ...
 
 
 class ProofFailed(Exception):
@@ -138,8 +138,8 @@ async def _answer(subject: Subject, body: bytes, ask: Asked) -> tuple[int, bytes
 
 
 async def _while_alive(
-    subject: Subject, asked: Awaitable[tuple[int, bytes, str]]
-) -> tuple[int, bytes, str]:
+    subject: Subject, asked: Awaitable[tuple[int, bytes, dict[str, str]]]
+) -> tuple[int, bytes, dict[str, str]]:
     """What was asked for; not waited for any longer than the scorer lives, for the gateway holds on to a request."""
     task = asyncio.ensure_future(asked)
     try:

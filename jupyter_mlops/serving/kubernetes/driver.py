@@ -363,7 +363,8 @@ class KubernetesServing:
         return await asyncio.to_thread(self.gateways.page, endpoint, what, timeout)
 
     async def invoke(self, endpoint: str, body: bytes, content_type: str = "application/json", timeout: float = 60.0,
-                     deployment: str = "", headers: dict[str, str] | None = None) -> tuple[int, bytes, str]:
+                     deployment: str = "", headers: dict[str, str] | None = None,
+                     ) -> tuple[int, bytes, dict[str, str]]:
         """See :meth:`Gateways.invoke`."""
         return await asyncio.to_thread(self.gateways.invoke, endpoint, body, content_type, timeout, deployment,
                                        headers or {})

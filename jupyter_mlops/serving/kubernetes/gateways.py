@@ -286,8 +286,8 @@ class Gateways:
         return status, answer, {k.title(): v for k, v in headers.items()}
 
     def invoke(self, endpoint: str, body: bytes, content_type: str, timeout: float, deployment: str,
-               headers: dict[str, str]) -> tuple[int, bytes, str]:
-        """Score through a gateway, without a key: (status, body, content type).
+               headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
+        """Score through a gateway, without a key: (status, body, headers).
 
         Raises:
             Unavailable: no gateway is ready.
@@ -307,7 +307,7 @@ class Gateways:
             status, answer = self.ask(pod, "POST", path, endpoint, body, sent, timeout)
         except BackendTimeout:
             raise BackendTimeout(f"the endpoint did not answer within {timeout:g} s") from None
-        return status, answer, "application/json"
+        return status, answer, {"Content-Type": "application/json"}
 
 
 def slots(settings: dict[str, Any]) -> int:
