@@ -140,6 +140,63 @@ def test_open_job_shows_its_live_view(open_page):
     assert not view.bad
 
 
+def test_endpoint_in_a_tab(open_page, lab):
+    """A second deployment gets a share from the traffic editor; a call is made from the form; it is in the history."""
+    at = f"{WS}/endpoints/digits"
+    first = lab.call("GET", at + "/deployments")[1]["items"][0]
+    spec = {"model": first["spec"]["model"], "interpreter": first["spec"]["interpreter"]}
+    status, body = lab.call("PUT", at + "/deployments/second", spec)
+    assert status == 201, body
+
+    def phase():
+        found = lab.call("GET", at + "/deployments/second")[1]["status"]
+        assert found["phase"] != "Failed", found
+        return found["phase"] == "Ready"
+
+    wait_for(phase, 60, 0.2)
+    view = open_page()
+    page = view.open("lab?reset")
+    row = view.panel().locator('[data-testid="mlops-row"][data-kind="endpoint"][data-name="digits"]')
+    row.wait_for(timeout=20_000)
+    row.focus()
+    page.keyboard.press("Enter")
+    tab = page.locator('[data-testid="mlops-endpoint"][data-state="live"]')
+
+    def part(name: str, within: str = ""):
+        return tab.locator(f'{within} [data-testid="{name}"]')
+
+    # Shares add up whatever is typed; before they are in force one is asked.
+    share = '[data-testid="mlops-share"][data-name="{}"]'
+    part("mlops-share-number", share.format("second")).fill("25")
+    assert part("mlops-share-slider", share.format(first["name"])).input_value() == "75"
+    part("mlops-traffic-apply").click()
+    dialog = page.locator(".jp-Dialog")
+    dialog.locator('[data-testid="mlops-shifts"]').wait_for()
+    assert "100 %" in dialog.inner_text() and "25 %" in dialog.inner_text()
+    dialog.locator(".jp-mod-accept").click()
+    wait_for(lambda: lab.call("GET", at)[1]["spec"]["traffic"] == {first["name"]: 75, "second": 25}, 15, 0.2)
+    part("mlops-traffic-previous").wait_for()
+    keep_screenshot(page, "endpoint")
+
+    # A call as the owner, with what the model was logged with or made up; errors as the server names them.
+    part("mlops-page-try").click()
+    part("mlops-try-deployment").select_option("second")
+    part("mlops-try-send").click()
+    part("mlops-try-answer").get_by_text("predictions").wait_for(timeout=20_000)
+    assert "by second" in part("mlops-try-facts").inner_text()
+    part("mlops-try-json").click()
+    part("mlops-try-body").fill('{"inputs": "nothing like it"}')
+    part("mlops-try-send").click()
+    part("mlops-try-error").get_by_text("bad_parameter").wait_for(timeout=20_000)
+    keep_screenshot(page, "endpoint-try")
+
+    part("mlops-page-history").click()
+    part("mlops-history").get_by_text(f"{first['name']} 75 % · second 25 %").first.wait_for(timeout=15_000)
+    assert not [b for b in view.bad if not (b.startswith("400 POST") and b.endswith("deployment=second"))]
+    lab.call("POST", at + "/actions/rollback", {})
+    assert lab.call("DELETE", at + "/deployments/second")[0] in (202, 204)
+
+
 def test_run_chart_and_artifact_preview(open_page, lab):
     base = lab.url + "jupyter-mlops/mlflow/api/2.0/mlflow-artifacts/artifacts"
     run = next(r for r in lab.call("GET", WS + "/runs")[1]["items"] if r["job"] == "digits-ddp")

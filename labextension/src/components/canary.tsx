@@ -10,6 +10,10 @@ import { NextStep, ProgressBar, useNow } from './common';
 import type { IEndpointProps } from './endpointprops';
 import { Status } from './status';
 
+/** Requests from which on shares and percentiles say something, and milliseconds that are no difference: the server's. */
+const SENSIBLE = 20;
+const NOISE = 5;
+
 function Comparison(props: {
   canary: ICanaryStatus;
   spec: ICanarySpec | null | undefined;
@@ -22,6 +26,8 @@ function Comparison(props: {
   const ratio = candidate.p95 !== null && baseline.p95 ? candidate.p95 / baseline.p95 : null;
   const excess =
     candidate.errorRate === null ? null : candidate.errorRate - (baseline.errorRate ?? 0);
+  const judged = candidate.requests >= Math.min(SENSIBLE, spec.min_requests);
+  const slower = (candidate.p95 ?? 0) - (baseline.p95 ?? 0) > NOISE;
   const late = spec.max_latency_ms > 0 && (candidate.p95 ?? 0) > spec.max_latency_ms;
   const rows: [string, (side: ISide) => string, string, boolean][] = [
     [
@@ -34,7 +40,7 @@ function Comparison(props: {
       trans.__('Errors'),
       side => formatShare(side.errorRate),
       trans.__('at most %1 more', formatShare(spec.max_error_rate)),
-      excess !== null && excess > spec.max_error_rate
+      judged && excess !== null && excess > spec.max_error_rate
     ],
     [
       trans.__('p95'),
@@ -45,7 +51,7 @@ function Comparison(props: {
       ]
         .filter(Boolean)
         .join(', '),
-      late || (ratio !== null && ratio > spec.max_latency_ratio)
+      judged && (late || (slower && ratio !== null && ratio > spec.max_latency_ratio))
     ]
   ];
   return (

@@ -23,6 +23,10 @@ export function canaryText(
   trans: TranslationBundle
 ): string {
   if (canary.phase === 'RolledBack') {
+    // Where a person did it, the reason says that and no more.
+    if (/^rolled back/i.test(canary.reason)) {
+      return trans.__('%1 %2', canary.deployment, canary.reason);
+    }
     return canary.reason
       ? trans.__('rolled back: %1', canary.reason)
       : trans.__('rolled back from %1', canary.deployment);
