@@ -16,6 +16,9 @@ import pandas as pd
 import pytest
 from conftest import Plane, make_home, wait_for
 
+from jupyter_mlops.client.batch import batch
+from jupyter_mlops.client.sync import Client
+
 ML = "/mlflow/api/2.0/mlflow/"
 MLMODEL = """\
 flavors:
@@ -155,7 +158,7 @@ def test_parquet_in_parquet_out_and_too_many_errors(plane, tmp_path):
     np.testing.assert_array_equal(out["prediction"], good["x"] * 2)
 
 
-def test_images_and_json_lines(plane, tmp_path):
+def test_images_and_json_lines_by_the_python_client(plane, tmp_path, monkeypatch):
     from PIL import Image
 
     (tmp_path / "in" / "sub").mkdir(parents=True)
@@ -163,7 +166,11 @@ def test_images_and_json_lines(plane, tmp_path):
         Image.new("RGB", (6, 4), (i, 0, 255)).save(tmp_path / "in" / f"{i:02}.png")
     Image.new("RGB", (5, 5)).save(tmp_path / "in" / "sub" / "odd.jpg")
     (tmp_path / "in" / "sub" / "torn.png").write_bytes(b"\x89PNG\r\n")
-    finished(plane, start(plane, tmp_path, "in", "means", settings={"output_file_name": "means.jsonl"}))
+    monkeypatch.chdir(tmp_path)
+    with Client(plane.place) as client:
+        job = batch(client, "means", "in", "scores/means.jsonl", concurrency=1, retries=0)
+    assert "endpoint means, deployment blue, over " in job.text()
+    finished(plane, {"name": job.name})
     rows = lines(tmp_path / "scores" / "means.jsonl")
     assert [r["file"] for r in rows] == [f"{i:02}.png" for i in range(12)]
     assert rows[7] == {"file": "07.png", "row": 0, "prediction_0": 7.0, "prediction_1": 0.0, "prediction_2": 255.0}
