@@ -181,12 +181,12 @@ def test_images_and_json_lines_by_the_python_client(plane, tmp_path, monkeypatch
 
 def test_a_worker_that_dies_and_a_mini_batch_that_takes_too_long(plane, tmp_path):
     table(tmp_path / "in.csv", ["1,", f"2,die {tmp_path}/died", "3,", "4,sleep 60", "5,", "6,"])
-    settings = {"mini_batch_size": 2, "retry_settings": {"max_retries": 1, "timeout": 3}}
+    settings = {"mini_batch_size": 2, "retry_settings": {"max_retries": 1, "timeout": 2}}
     _, log = finished(plane, start(plane, tmp_path, "in.csv", settings=settings))
     assert "killed by signal 9): try 2 of 2" in log
     frame = pd.read_csv(tmp_path / "scores" / "predictions.csv")
     assert frame["row"].tolist() == [0, 1, 4, 5] and frame["prediction"].tolist() == [2, 4, 10, 12]
-    assert [e["message"] for e in lines(tmp_path / "scores" / "errors.jsonl")] == ["it took longer than 3 s"] * 2
+    assert [e["message"] for e in lines(tmp_path / "scores" / "errors.jsonl")] == ["it took longer than 2 s"] * 2
 
 
 def parts(plane, job) -> list[Path]:
