@@ -7,11 +7,17 @@ import json
 import time
 
 import pytest
-from cluster_bench import IMAGE, SCRIPT, cluster, namespace, zipped
+from cluster_bench import IMAGE, SCRIPT, cluster, models_image, namespace, zipped
 from conftest import Plane, make_home, wait_for
 
+from jupyter_mlops.core.errors import Conflict
+from jupyter_mlops.magics import commands
+from jupyter_mlops.magics.context import Context
+from jupyter_mlops.magics.expand import expand
+from jupyter_mlops.magics.parser import parse, split
+
 pytestmark = pytest.mark.cluster
-__all__ = ["cluster", "namespace"]
+__all__ = ["cluster", "models_image", "namespace"]
 
 
 @pytest.fixture
@@ -102,3 +108,35 @@ def test_a_cluster_that_is_not_there_is_told(plane):
     wait_for(lambda: "kubeconfig" in plane.get("endpoints/lost")["status"]["reason"], 20)
     status, answer, _ = plane.call("POST", "jobs", {})
     assert status != 500, answer
+
+
+def test_a_variable_of_the_notebook(plane, cluster, namespace, models_image, monkeypatch):
+    """``%mlops deploy model -e … --sample X[:5] --compute gpu``: one word more than on this machine."""
+    import pandas as pd
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    monkeypatch.setenv("JUPYTER_MLOPS_HOME", str(plane.home))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", plane.tracking_uri)
+    monkeypatch.setenv("JUPYTER_MLOPS_URL", plane.url)
+    frame = pd.DataFrame({"height": [1.6, 1.7, 1.8, 1.9], "width": [0.4, 0.5, 0.45, 0.6]})
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(frame, [0, 1, 0, 1])
+    names = {"X": frame, "model": model}
+    plane.put("computes/gpu", {"type": "kubernetes", "namespace": namespace, "serving": {
+        "image": models_image, "service_type": "NodePort"}})
+
+    def mlops(line: str):
+        return commands.run(parse(split(line, lambda text: expand(text, names))),
+                            Context("magic", names, where=plane.place))
+
+    begun = time.monotonic()
+    made = mlops("deploy model -e people --sample X[:3] --compute gpu --no-onnx")
+    print(f"\nproven after {time.monotonic() - begun:.1f} s: {made}")
+    proof = made.proof
+    assert proof["passed"] is True and proof["kind"] == "equal" and proof["rows"] == 3
+    assert list(mlops("invoke people X")) == list(model.predict(frame))
+    with pytest.raises(Conflict, match="serves on gpu"):
+        mlops("deploy model -e people --sample X[:3] --compute local --no-onnx")
+    assert plane.call("DELETE", "endpoints/people")[0] in (200, 202, 204)
+    wait_for(lambda: plane.call("GET", "endpoints/people")[0] == 404, 60)

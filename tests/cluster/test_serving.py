@@ -171,7 +171,7 @@ def test_the_gateway_is_replaced_under_load_and_loses_nothing(bench):
             if names and not names & before and all(map(reading.ready, pods)):
                 break
             assert time.monotonic() < deadline, names
-        await asyncio.sleep(8.0)  # the old one drains
+        await asyncio.sleep(12.0)  # the old one drains
         stop.set()
         return await loading
 

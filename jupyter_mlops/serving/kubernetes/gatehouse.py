@@ -8,7 +8,7 @@ changes, so nothing restarts for a change of traffic or keys.
 
 On the port, HTTP or HTTPS for callers. On the admin port ``/live``, ``/ready``, and with the token in ``X-Mlops-Token``
 whatever the gateway's admin socket answers. SIGTERM: not ready at once, serve on until nobody is sent here any more,
-answer what is under way, leave.
+send those that stay connected elsewhere, answer what is under way, leave.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from typing import Any
 from ...runtime import parcel
 from ...runtime.doorway import splice
 
-#: Seconds: between looks at the Secret; until nobody is sent here any more; for what is under way at the end.
-POLL, DRAIN, GRACE = 0.2, 5.0, 30.0
+#: Seconds: between looks at the Secret; until nobody is sent here any more; for callers that keep a connection; for
+#: what is under way at the end.
+POLL, DRAIN, HANDOVER, GRACE = 0.2, 4.0, 4.0, 30.0
 TERMINATION = "/dev/termination-log"
 
 
@@ -185,6 +186,10 @@ class Gatehouse:
         self.draining = True
         if not tending.done():
             await asyncio.sleep(DRAIN)
+            # Whoever keeps a connection is told with its next answer to make another, which leads elsewhere by now; one
+            # that were just closed could cross a request on its way.
+            public.draining = True
+            await asyncio.sleep(HANDOVER)
         await public.close(GRACE)
         tending.cancel()
         await admin.close(0)
