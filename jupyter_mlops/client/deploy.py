@@ -125,11 +125,7 @@ def deploy(
     automatic = name is None
     name = check_name(name or (f"v{version.version}" if version else "script"), "deployment name")
     spec = chosen.spec(version.reference if version else "")
-    there = next((e for e in client.endpoints() if e.name == endpoint), None)
-    new = there is None
-    if there is not None and chosen.compute and (there.spec.get("compute") or "local") != chosen.compute:
-        raise Conflict(f"endpoint {endpoint} serves on {there.spec.get('compute') or 'local'}",
-                       "an endpoint stays where it is: give this one another name")
+    new = not check_compute(client, endpoint, chosen.compute)
     client.create_endpoint(endpoint, {"compute": chosen.compute} if chosen.compute else None)
     try:
         deployment = put(client, endpoint, name, spec)
@@ -148,6 +144,20 @@ def deploy(
             done.removed = remove_older(client, endpoint, name)
         deployment.at = _addressed(client, endpoint)
     return done
+
+
+def check_compute(client: Client, endpoint: str, compute: str | None) -> bool:
+    """Whether the endpoint is there already.
+
+    Raises:
+        Conflict: it is, and serves elsewhere than on ``compute``.
+    """
+    there = next((e for e in client.endpoints() if e.name == endpoint), None)
+    serves = (there.spec.get("compute") or "local") if there is not None else None
+    if serves and compute and serves != compute:
+        raise Conflict(f"endpoint {endpoint} serves on {serves}",
+                       "an endpoint stays where it is: give this one another name")
+    return there is not None
 
 
 def remove_older(client: Client, endpoint: str, name: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..client import code
-from ..client.deploy import AUTOMATIC, Deployed
+from ..client.deploy import AUTOMATIC, Deployed, check_compute
 from ..client.model import ModelVersion
 from ..client.run import Run
 from ..client.serving import CanaryFailed
@@ -48,6 +48,8 @@ def deploy(a: argparse.Namespace, context: Context) -> Deployment:
     if a.onnx and not source.variable:
         raise ParameterError("--onnx converts a variable of the notebook", f"{source.reference} is logged already")
     endpoint = a.endpoint or _slug(re.split(r"[@/]", source.reference, maxsplit=1)[0])
+    if a.compute:  # before a model is logged for it
+        check_compute(context.client, endpoint, a.compute)
     progress = Progress(context, f"{source.variable or a.model or a.script} at endpoint {endpoint}")
     proof: Any = False if a.no_proof else None
     if source.variable:
