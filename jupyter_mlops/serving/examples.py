@@ -46,6 +46,8 @@ def requests(signature: Signature, example: dict[str, Any] | None = None) -> dic
         example: what :func:`logged` found; used when it fits the signature.
     """
     bodies: dict[str, Any] = {}
+    if not signature.columns and not signature.tensors:
+        return bodies
     params = _params(signature)
     for form, body in _forms(signature, example).items():
         whole = {form: body, **({"params": params} if params else {})}
@@ -58,7 +60,7 @@ def requests(signature: Signature, example: dict[str, Any] | None = None) -> dic
 
 def table(signature: Signature, example: dict[str, Any] | None = None) -> str | None:
     """A CSV, None when the model cannot be called with one."""
-    rows = _rows(signature, example)
+    rows = _rows(signature, example) if signature.columns else None
     if signature.type_hint or rows is None or signature.tensors:
         return None
     if any(isinstance(v, (list, dict)) for row in rows for v in row):
@@ -76,6 +78,8 @@ def table(signature: Signature, example: dict[str, Any] | None = None) -> str | 
 
 def tensors(signature: Signature, example: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """A request of the Open Inference Protocol."""
+    if not signature.columns and not signature.tensors:
+        return None
     filled: list[dict[str, Any]] = []
     values = _tensors(signature, example) if signature.tensors else None
     rows = None if signature.tensors else _rows(signature, example)

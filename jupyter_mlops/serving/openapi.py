@@ -168,8 +168,8 @@ def _paths(endpoint: str, deployment: str, signature: Signature, deployments: li
 def _score_content(signature: Signature, example: dict[str, Any] | None, parts: dict[str, Any]) -> dict[str, Any]:
     forms = [name for name in _FORM_ORDER if name in parts]
     bodies = examples.requests(signature, example)
-    schema: dict[str, Any] = {"oneOf": [_ref(name) for name in forms]} if len(forms) > 1 else _ref(forms[0])
-    media: dict[str, Any] = {"schema": schema}
+    schema: dict[str, Any] = {"oneOf": [_ref(name) for name in forms]} if len(forms) > 1 else {}
+    media: dict[str, Any] = {"schema": _ref(forms[0]) if len(forms) == 1 else schema}
     shown = {_FORMAT[name]: {"summary": f"{_FORMAT[name]}: {_FORM_WORDS[name]}", "value": bodies[_FORMAT[name]]}
              for name in forms if _FORMAT[name] in bodies}
     if shown:
@@ -182,6 +182,8 @@ def _score_content(signature: Signature, example: dict[str, Any] | None, parts: 
 
 
 def _score_words(signature: Signature) -> str:
+    if not signature.columns and not signature.tensors:
+        return "The body goes to a scoring script as it is; what it may be is the script's to say."
     words = "The body is checked against the model's signature before the model sees it; what does not fit is named."
     if signature.tensors and signature.named:
         return words + " The forms dataframe_split and dataframe_records are taken too, with a column for each input."

@@ -178,6 +178,8 @@ def _inputs(document: dict[str, Any]) -> str:
     schemas = document["components"]["schemas"]
     parts = ['<section id="input"><h2>What it takes</h2>']
     row = schemas.get("Row", {})
+    if not row and "Inputs" not in schemas:
+        return "".join(parts) + "<p>Whatever its scoring script takes: the body goes to it as it is.</p></section>"
     if "properties" in row:
         columns = [(f"<code>{_text(n)}</code>", _text(_type_words(s)), "yes" if n in row.get("required", ()) else "no")
                 for n, s in row["properties"].items()]

@@ -72,8 +72,6 @@ async def answer(gateway: Gateway, request: Request, endpoint: Endpoint, action:
         await _health(deployment)
         gateway.respond_json(request, {"status": "ready", "deployment": deployment.name})
         return
-    if deployment.script and not deployment.signature.columns and not deployment.signature.tensors:
-        raise NotFound("a scoring script without a model has no description of its input", "ask whoever wrote it")
     folder = gateway.places.deployment(endpoint.name, deployment.name) / "model"
     document = documented(endpoint, deployment, folder)
     if action == "openapi.json":

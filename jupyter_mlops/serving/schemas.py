@@ -19,6 +19,8 @@ _REF = "#/components/schemas/"
 def components(signature: Signature) -> dict[str, Schema]:
     """Schemas by name: one for each JSON form that the model takes (``Inputs``, ``DataframeSplit`` …), and parts."""
     found: dict[str, Schema] = {}
+    if not signature.columns and not signature.tensors:
+        return found  # a scoring script: its body is between the script and its callers
     params = _params(signature.params)
     if signature.params:
         found["Params"] = params

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi import definitions
 from test_oip import IMAGE, MIXED, NESTED, PAIR, TEXTS, XY, column, signature, tensor
 
 from jupyter_mlops.core.errors import ParameterError
-from jupyter_mlops.serving import examples, oip, openapi, payload, schemas
+from jupyter_mlops.serving import examples, oip, openapi, page, payload, schemas
 
 MODELS = {
     "doubles": XY, "mixed": MIXED, "nested": NESTED, "image": IMAGE, "pair": PAIR, "texts": TEXTS,
@@ -131,3 +131,11 @@ def test_a_large_model_has_a_document_without_an_example_too_long_to_read():
     assert "examples" not in document["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]
     wide = signature(*(column("double", f"c{i}") for i in range(5000)))
     assert len(json.dumps(described(wide))) < 3_000_000
+
+
+def test_a_scoring_script_without_a_model_takes_what_it_takes():
+    document = described(signature())
+    Draft202012Validator(definitions.OPENAPI_31).validate(document)
+    content = document["paths"]["/invocations"]["post"]["requestBody"]["content"]
+    assert content == {"application/json": {"schema": {}}}
+    assert b"Whatever its scoring script takes" in page.html(document)[0]
