@@ -260,6 +260,11 @@ class Deployment(Record):
         return self.spec.get("model") or ""
 
     @property
+    def serves(self) -> str:
+        """The model, else the scoring script."""
+        return self.model or (self.spec.get("code_configuration") or {}).get("scoring_script") or ""
+
+    @property
     def proof(self) -> dict[str, Any]:
         """How its proof went: ``passed``, ``kind``, ``message``, ``rows``, ``max_difference``, ``packages``."""
         return self.details.get("proof") or {}
@@ -323,7 +328,7 @@ class Deployment(Record):
                         f"deployment {self.endpoint}/{self.name} is not ready after {timeout:g} s; it goes on starting",
                         f"look at it with: %mlops endpoints {self.endpoint}",
                     )
-                self._client.call(asyncio.sleep(0.3))
+                self._client.call(asyncio.sleep(0.1 if time.monotonic() - begun < 10 else 0.3))
         except KeyboardInterrupt:
             print(
                 f"Interrupted: deployment {self.endpoint}/{self.name} goes on starting. "
@@ -363,10 +368,13 @@ class Deployment(Record):
     def _facts(self) -> list[tuple[str, Any]]:
         pairs: list[tuple[str, Any]] = [
             ("model", self.model),
+            ("script", (self.spec.get("code_configuration") or {}).get("scoring_script")),
             ("reason", self.reason),
             ("restarts", self.details.get("restarts") or None),
             ("proof", self._proof_note()),
-            ("other packages", ", ".join(package_line(p) for p in (self.proof.get("packages") or [])[:6])),
+            ("other packages", ", ".join(
+                # A package that a proven deployment has not imported is none that it needs.
+                package_line(p) for p in (self.proof.get("packages") or [])[:6] if p.get("deployment"))),
         ]
         at = self.at
         if at is not None and self.phase == "Ready":
@@ -429,7 +437,7 @@ class DeploymentTable(Table[Deployment]):
     def _row(self, deployment: Deployment, html: bool) -> list[Any]:
         return [
             render.code(deployment.name) if html else deployment.name,
-            deployment.model,
+            deployment.serves,
             render.pill(deployment.phase) if html else deployment.phase,
             {"equal": "equal", "answered": "answered"}.get(deployment.proof.get("kind") or "", "")
             if deployment.proof.get("passed") else "failed" if deployment.proof.get("passed") is False else "",

@@ -56,7 +56,7 @@ def percentage(value: Any) -> str:
     """A part of one as a percentage."""
     if not isinstance(value, (int, float)):
         return ""
-    return f"{100 * value:.1f} %" if 0 < value < 0.1 else f"{100 * value:.0f} %"
+    return f"{100 * value:.2g} %" if 0 < value < 0.1 else f"{100 * value:.0f} %"
 
 
 def bar(parts: Sequence[tuple[str, int, str]], width: int = 420, height: int = 18) -> render.Raw:
@@ -87,13 +87,14 @@ def bar(parts: Sequence[tuple[str, int, str]], width: int = 420, height: int = 1
 
 def meter(value: Any, most: float, shown: str, colour: str = render.BRAND) -> render.Raw:
     """A number with a bar as long as its part of ``most``."""
-    number = float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
-    long = 60 * number / most if most > 0 else 0.0
+    finite = isinstance(value, (int, float)) and math.isfinite(value)
+    long = 60 * float(value) / most if finite and most > 0 else 0.0
+    number = f'<span style="min-width:7ch;text-align:right">{render.escape(shown)}</span>'
+    style = f"display:block;height:8px;width:{max(long, 0):.0f}px;border-radius:2px;background:{colour}"
     return render.Raw(
-        f'<span style="display:inline-flex;align-items:center;gap:6px;justify-content:flex-end">'
-        f'<span>{render.escape(shown)}</span><span aria-hidden="true" style="display:inline-block;width:60px;'
-        f'height:8px;border-radius:2px;background:{render.FAINT}"><span style="display:block;height:8px;'
-        f'width:{max(long, 0):.0f}px;border-radius:2px;background:{colour}"></span></span></span>'
+        f'<span style="display:inline-flex;align-items:center;gap:6px">{number}<span aria-hidden="true" '
+        f'style="display:inline-block;width:60px;height:8px;border-radius:2px;background:{render.FAINT}">'
+        f'<span style="{style}"></span></span></span>'
     )
 
 
@@ -161,17 +162,18 @@ class Traffic(Record):
         return self.endpoint.phase
 
     def _facts(self) -> list[tuple[str, Any]]:
-        told = canary_line(self.endpoint.canary)
         canary = self.endpoint.canary
         limits = self.endpoint.spec.get("canary") or {}
+        takes = ""
         if canary.get("phase") == "Running" and limits:
-            told += (
-                f"; after {limits.get('duration', 0):g} s and {limits.get('min_requests')} requests it takes all, "
-                f"unless it has {percentage(limits.get('max_error_rate'))} errors more, or "
-                f"{limits.get('max_latency_ratio'):g} times the latency"
+            takes = (
+                f"after {limits.get('duration', 0):g} s and {limits.get('min_requests')} requests, unless it has "
+                f"{percentage(limits.get('max_error_rate'))} errors more, or {limits.get('max_latency_ratio'):g} times "
+                "the latency"
             )
         return [
-            ("canary", told),
+            ("canary", canary_line(canary)),
+            ("it takes all", takes),
             ("mirror", ", ".join(f"{v} % of requests are copied to {k}" for k, v in self.endpoint.mirrored.items())),
             ("sticky by", self.endpoint.spec.get("sticky_header")),
             ("figures", "the gateway does not answer" if self.stats is None else ""),
@@ -184,7 +186,7 @@ class Traffic(Record):
             found = ((self.stats or {}).get("deployments") or {}).get(d.name) or {}
             instances = found.get("instances") or d.details.get("instances") or {}
             rows.append({
-                "deployment": d.name, "model": d.model, "state": d.phase, "percent": self.shares.get(d.name, 0),
+                "deployment": d.name, "model": d.serves, "state": d.phase, "percent": self.shares.get(d.name, 0),
                 "mirror": self.endpoint.mirrored.get(d.name, 0), **counts(self.stats or {}, d.name),
                 "instances": instances, "mirrored": found.get("mirror") or {},
                 "queued": found.get("queued") or 0, "rows": found.get("rows") or 0,

@@ -25,7 +25,7 @@ from ..runtime import loading, scorer
 from . import flavour as flavours
 from . import payload, sample
 from .flavour import PYFUNC, PYTORCH, Flavour
-from .pins import Needs, needs
+from .pins import Needs, needs, version_of
 
 if TYPE_CHECKING:
     from .model import ModelVersion
@@ -43,6 +43,7 @@ class Answered:
         output: what it answered.
         signature: MLflow's.
         offer: an :class:`~.onnx.Offer` that is logged in the model's place.
+        skops: write it as skops rather than cloudpickle.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class Answered:
     signature: Any
     needs: Needs
     offer: Any = None
+    skops: bool = False
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -109,16 +111,14 @@ def proof(
 def tolerance(output: Any) -> dict[str, float]:
     """How far numbers may differ; less exact ones further, since threads and batches change the order of sums."""
     values = list(output.values()) if isinstance(output, Mapping) else [output]
-    kinds = {str(k) for v in values for k in (getattr(v, "dtype", None), *getattr(v, "dtypes", ())) if k is not None}
+    arrays = [v.to_numpy() if hasattr(v, "to_numpy") else v for v in values]
+    kinds = {str(getattr(v, "dtype", "")) for v in arrays}
     for kinds_of, share in (({"float16", "bfloat16"}, 1e-2), ({"float32"}, 1e-4)):
         if kinds & kinds_of:
-            largest = max((float(abs(v).max()) for v in values if _sized(v)), default=1.0)
+            sized = [v for v in arrays if getattr(getattr(v, "dtype", None), "kind", "") == "f" and v.size]
+            largest = max((float(abs(v).max()) for v in sized), default=1.0)
             return {"rtol": share, "atol": share / 100 * largest if math.isfinite(largest) and largest > 0 else 1e-8}
     return {}
-
-
-def _sized(value: Any) -> bool:
-    return getattr(getattr(value, "dtype", None), "kind", "") == "f" and getattr(value, "size", 0) > 0
 
 
 def as_answer(output: Any) -> Any:
@@ -239,6 +239,7 @@ def log(
         BackendUnreachable: MLflow does not take it.
     """
     tell = told or (lambda text: None)
+    proven = answered.proof()  # what it refuses is refused before anything is made
     with tempfile.TemporaryDirectory(prefix="mlops-model-") as folder:
         tell("saving the model")
         with _quiet():
@@ -261,7 +262,7 @@ def log(
             version = client.register(run_id, register, model_id=model_id)
             if own:
                 store.set_terminated(run_id)
-    return Logged(version, answered.proof(), list(answered.sample.remarks))
+    return Logged(version, proven, list(answered.sample.remarks))
 
 
 def _run(store: Any, client: Client, experiment: str, run_name: str) -> tuple[str, bool]:
@@ -338,7 +339,7 @@ def save(answered: Answered, path: Path, about: Any) -> None:
             first = {"sklearn": "sk_model", "xgboost": "xgb_model", "lightgbm": "lgb_model", "onnx": "onnx_model"}
             options[first[kind.name]] = answered.model
         if kind.name in ("sklearn", "lightgbm") and answered.offer is None:
-            options |= _format(answered.model, kind, bool(needed.code), extra)
+            options |= _format(answered, extra)
         requirements = [*needed.requirements, *Needs(extra).requirements]
         with _as_pinned():
             module.save_model(**options, pip_requirements=requirements)
@@ -351,27 +352,31 @@ def save(answered: Answered, path: Path, about: Any) -> None:
         ) from error
 
 
-def _format(model: Any, kind: Flavour, local: bool, extra: dict[str, str]) -> dict[str, Any]:
-    """How a scikit-learn style model is written: as skops, MLflow's own default, where that can, else cloudpickle.
+def _format(answered: Answered, extra: dict[str, str]) -> dict[str, Any]:
+    """How a scikit-learn style model is written: as cloudpickle, or as skops where that is asked for.
 
-    skops knows scikit-learn's types; those of other installed packages are named as trusted, as one would by hand.
+    skops, MLflow's default since 3.17, runs no code when it is loaded, but costs more than a second at each start of a
+    scorer: it imports all of scikit-learn. Its types of other installed packages are named as trusted, as by hand.
+
+    Raises:
+        Refused: skops cannot write it.
     """
-    from .pins import version_of
-
-    if kind.name == "lightgbm" and type(model).__name__ == "Booster":
+    if answered.flavour.name == "lightgbm" and type(answered.model).__name__ == "Booster":
         return {}
-    if not local:
-        try:
-            with loading.no_needless_torch():
-                import skops.io as skops
-            doubtful = skops.get_untrusted_types(data=skops.dumps(model))
-        except Exception:  # no skops, or functions and classes of the notebook
-            doubtful = ["__main__"]
-        if all(version_of(name.partition(".")[0]) for name in doubtful):
-            extra.update([pinned for pinned in [version_of("skops")] if pinned])
-            return {"serialization_format": "skops", "skops_trusted_types": sorted(doubtful) or None}
-    extra.update([pinned for pinned in [version_of("cloudpickle")] if pinned])
-    return {"serialization_format": "cloudpickle"}
+    name = "skops" if answered.skops else "cloudpickle"
+    extra.update([pinned for pinned in [version_of(name)] if pinned])
+    if not answered.skops:
+        return {"serialization_format": name}
+    try:
+        with loading.no_needless_torch():
+            import skops.io as skops
+        doubtful = skops.get_untrusted_types(data=skops.dumps(answered.model))
+    except Exception as error:
+        raise Refused(f"skops cannot write {answered.name}: {_line(error)}", "leave --skops out") from error
+    own = [t for t in doubtful if version_of(t.partition(".")[0]) is None]
+    if own:
+        raise Refused(f"{answered.name} has types that skops does not trust: {', '.join(own[:3])}", "leave --skops out")
+    return {"serialization_format": name, "skops_trusted_types": sorted(doubtful) or None}
 
 
 @contextlib.contextmanager

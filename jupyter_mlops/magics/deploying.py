@@ -187,7 +187,7 @@ def _source(a: argparse.Namespace, context: Context) -> Source:
                 "give the variable that holds the model",
             ) from None
         if context.face == "cli" and word.isidentifier():
-            error.hint = f"{error.hint}; a variable of a notebook is deployed there".lstrip("; ")
+            error.hint = f"{error.hint}; a notebook's variable is deployed in the notebook".lstrip("; ")
         raise
     if a.register:
         raise ParameterError("--model names what a variable or a run is registered as", f"{word} is registered already")
@@ -237,6 +237,7 @@ def _log(
     answered = variable.answer(source.value, source.variable, context.names, given, a.sample or "")
     source.remarks += answered.sample.remarks
     source.flavour = answered.flavour.name
+    answered.skops = a.skops
     if a.onnx:
         progress.tell("Preparing", "looking for a faster form of it")
         reasons: list[str] = []

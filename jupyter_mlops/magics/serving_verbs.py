@@ -21,6 +21,8 @@ def _deploy(p: argparse.ArgumentParser) -> None:
     p.add_argument("--no-proof", action="store_true", help="let it take traffic without having answered a sample")
     p.add_argument("--onnx", action=argparse.BooleanOptionalAction, default=None,
                    help="serve a variable on ONNX Runtime, when its answers are equal and come faster")
+    p.add_argument("--skops", action="store_true",
+                   help="write a scikit-learn variable as skops: no code runs when it is loaded, which takes longer")
     p.add_argument("--instances", type=count, metavar="N", help="processes that serve it (default 1)")
     p.add_argument("--min", type=whole, metavar="N", dest="least", help="scale between --min and --max; 0: to none")
     p.add_argument("--max", type=count, metavar="N", dest="most", help="most processes")

@@ -82,7 +82,7 @@ def test_a_variable_is_served_and_proven_by_what_it_answered_here(mlops) -> None
     folder = mlflow.artifacts.download_artifacts(version.uri)
     with open(f"{folder}/requirements.txt") as f:
         pins = dict(line.split("==") for line in f.read().split())
-    assert {"mlflow", "numpy", "pandas", "scikit-learn", "skops"} <= set(pins) and all(pins.values())
+    assert {"mlflow", "numpy", "pandas", "scikit-learn", "cloudpickle"} <= set(pins) and all(pins.values())
     assert loaded.metadata.signature.inputs.input_names() == ["height", "width", "age"]
 
 
@@ -107,7 +107,7 @@ def test_a_failed_proof_says_what_differs_and_the_old_one_goes_on(mlops) -> None
 
 
 def test_without_a_sample_one_is_found_and_the_old_one_is_replaced(mlops) -> None:
-    deployment = mlops("deploy other -e people --model people-logistic --name v2")
+    deployment = mlops("deploy other -e people --model people-logistic --name v2 --skops")
     assert "the sample is X[:5], 5 rows that fit other" in mlops.said()
     assert deployment.model == "people-logistic/1" and deployment.at.shares == {"v2": 100}
     assert {d.name for d in mlops.client.deployments("people")} == {"v1", "v2"}  # named: the old one stays, at 0 %

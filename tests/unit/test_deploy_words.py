@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from jupyter_mlops.client.deploy import Deployed
+from jupyter_mlops.client.serving import Deployment
 from jupyter_mlops.core.errors import MlopsError
+from jupyter_mlops.magics.context import Context
+from jupyter_mlops.magics.deploying import _tell
 from jupyter_mlops.magics.expand import expand
 from jupyter_mlops.magics.parser import parse, split
 
@@ -58,3 +64,34 @@ def test_wrong_values_are_one_line(line: str, message: str) -> None:
 def test_percentages() -> None:
     assert parse(split("deploy m --collect 1%")).collect == 0.01
     assert parse(split("deploy m --mask a,b")).mask == ["a", "b"]
+
+
+@pytest.mark.parametrize(("line", "interactive", "inserted"), [
+    ("deploy m -e d --call", True, 1), ("deploy m -e d --call", False, 0), ("deploy m -e d", True, 0),
+])
+def test_a_cell_is_inserted_when_that_is_asked_for_and_somebody_is_there(line, interactive, inserted) -> None:
+    cells: list[tuple[str, bool]] = []
+    shell = SimpleNamespace(
+        kernel=SimpleNamespace(_allow_stdin=interactive),
+        set_next_input=lambda text, replace: cells.append((text, replace)),
+    )
+    deployment = Deployment(None, {"name": "v1", "parent": "d", "spec": {  # type: ignore[arg-type]
+        "proof": {"request": {"inputs": [[1, 2]]}}}})
+    told = _tell(parse(split(line)), Context("magic", {}, shell), "d", Deployed(deployment), "")
+    assert told is deployment and len(cells) == inserted
+    assert all(text == deployment.call_cell and replace is False for text, replace in cells)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("traffic d v1=x", "0 to 100"), ("traffic d v1", "KEY=VALUE"), ("traffic d --promote --rollback", "not allowed"),
+    ("apply", "missing: -f"), ("endpoints d --token x", "length of time"),
+])
+def test_wrong_values_of_other_verbs(line: str, message: str) -> None:
+    with pytest.raises(MlopsError) as raised:
+        parse(split(line))
+    assert message in raised.value.message and "\n" not in raised.value.message
+
+
+def test_shares_and_times() -> None:
+    assert parse(split("traffic d v1=90% v2=10")).shares == [("v1", 90), ("v2", 10)]
+    assert parse(split("endpoints d --token 2h")).token == 7200 and parse(split("endpoints d --token")).token == 3600

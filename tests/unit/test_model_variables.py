@@ -70,6 +70,10 @@ def test_a_torch_model_answers_in_eval_mode_and_stays_as_it_was() -> None:
     assert np.array_equal(first, flavour.predict(net, flavour.PYTORCH, rows.data)) and first.shape == (4, 2)
     assert net.training and flavour.detect(net) is flavour.PYTORCH
     assert 1e-5 < variable.tolerance(first)["rtol"] < 1e-2 and variable.tolerance(np.ones(2)) == {}
+    for answer in (first, pd.DataFrame(first), pd.Series(first[:, 0]), {"out": first}):
+        assert variable.tolerance(answer)["rtol"] == 1e-4
+    for answer in (pd.Series([0.5]), pd.DataFrame({"a": ["x"]}), ["x"], {"out": np.ones(1)}, "x"):
+        assert variable.tolerance(answer) == {}
 
 
 def test_what_is_not_fitted_or_no_model_is_refused() -> None:

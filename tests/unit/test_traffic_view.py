@@ -89,7 +89,7 @@ def test_a_canary_in_one_line() -> None:
     assert canary_line(over) == "v2 was rolled back: it fails 50 % of its requests"
     shown = CanaryFailed("digits", over)._render_traceback_()
     assert shown[0].endswith("canary digits/v2 was rolled back: it fails 50 % of its requests")
-    assert "after 300 s and 50 requests it takes all" in view(canary=running).text()
+    assert "after 300 s and 50 requests, unless it has 2 % errors more" in view(canary=running).text()
 
 
 def test_history_tells_what_was_and_what_is() -> None:
