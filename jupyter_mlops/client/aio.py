@@ -6,6 +6,7 @@ Names are percent-encoded here and nowhere else. Lists come as ``{"items": [...]
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any, BinaryIO
 
@@ -297,6 +298,23 @@ class AsyncClient:
     async def batch(self, name: str, asked: Json) -> Json:
         """Have files scored by an endpoint's model; the job that does it."""
         return await self._call("POST", f"/endpoints/{segment(name)}/actions/batch", asked, timeout=600)
+
+    async def export_bundle(
+        self, source: str, file: BinaryIO, deployment: str = "", name: str = "", keys: str = "new"
+    ) -> dict[str, str]:
+        """Write a bundle into a file as a zip: of an endpoint, ``NAME@ALIAS`` or ``NAME/VERSION``; returns new keys."""
+        body = {"source": source, "deployment": deployment, "name": name, "keys": keys}
+        headers = await self.transport.download("/actions/export", file, method="POST", body=body)
+        return json.loads(headers.get("X-Bundle-Keys") or "{}")
+
+    async def merge_record(self, endpoint: str, digest: str) -> Json:
+        """Merge the record of a bundle, uploaded as a blob, into an endpoint."""
+        path = f"/endpoints/{segment(endpoint)}/actions/merge-record"
+        return await self._call("POST", path, {"blob": digest}, timeout=3600)
+
+    async def endpoint_records(self, endpoint: str) -> list[Json]:
+        """What bundles of an endpoint did elsewhere, as far as their records were merged."""
+        return (await self._call("GET", f"/endpoints/{segment(endpoint)}/records"))["items"]
 
     async def list_deployments(self, endpoint: str) -> list[Json]:
         """Deployments behind an endpoint."""

@@ -11,7 +11,7 @@ import secrets
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from ..core.errors import Conflict, MlopsError, NotFound, ParameterError, PreconditionFailed, Refused, Unavailable
 from ..runtime.locate import Place
@@ -28,6 +28,10 @@ from .serving import Deployment, DeploymentTable, Endpoint, EndpointTable, unkno
 from .traffic import Traffic
 from .transport import shared_loop
 from .usage import JobUsage
+
+if TYPE_CHECKING:
+    from .export import Exported
+    from .report import Report
 
 T = TypeVar("T")
 
@@ -513,6 +517,18 @@ class Client:
         for part in captured.chunks(rows):
             self.call(self.aio.tell_truth(endpoint, part))
         return len(rows)
+
+    def export(self, source: str, folder: str | os.PathLike[str], **options: Any) -> Exported:
+        """Hand a deployment off as a folder that serves without network; options as of :func:`export.export`."""
+        from . import export
+
+        return export.export(self, source, folder, **options)
+
+    def import_record(self, path: str | os.PathLike[str], endpoint: str = "") -> Report:
+        """Merge what a bundle captured and counted elsewhere; repeated, it changes nothing."""
+        from . import export
+
+        return export.import_record(self, path, endpoint)
 
     def knows_key(self, endpoint: str) -> bool:
         """Whether this process holds the endpoint's primary key."""

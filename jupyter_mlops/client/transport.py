@@ -188,8 +188,13 @@ class Transport:
                 continue
             raise failure
 
-    async def download(self, path: str, file: BinaryIO, timeout: float = 3600.0) -> None:
-        """Write the reply to a GET into a file, in flat memory; begins anew when the connection breaks.
+    async def download(
+        self, path: str, file: BinaryIO, timeout: float = 3600.0, method: str = "GET", body: Any = None
+    ) -> Any:
+        """Write a reply into a file, in flat memory; that to a GET is begun anew when the connection breaks.
+
+        Returns:
+            the reply's headers.
 
         Raises:
             MlopsError: the class that the error body names.
@@ -201,15 +206,16 @@ class Transport:
             file.seek(0)
             file.truncate()
             try:
-                async with self.open("GET", path, session, timeout=timeout) as response:
+                async with self.open(method, path, session, body=body, timeout=timeout) as response:
                     if response.status < 400:
                         async for piece in response.content.iter_chunked(1 << 20):
                             file.write(piece)
-                        return
+                        return response.headers
                     failure = error_of(response.status, await response.read(), response.headers)
             except (aiohttp.ClientError, OSError) as error:
-                if time.monotonic() - begun > PATIENCE:
-                    raise Unavailable(f"the connection to the control plane broke during GET {path}") from error
+                sent = method not in IDEMPOTENT and not isinstance(error, _UNSENT)
+                if sent or time.monotonic() - begun > PATIENCE:
+                    raise Unavailable(f"the connection to the control plane broke during {method} {path}") from error
                 await asyncio.sleep(0.2)
                 continue
             if not isinstance(failure, Unauthenticated) or renewed:

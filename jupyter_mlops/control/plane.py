@@ -34,6 +34,7 @@ from ..tracking.proxy import Proxy
 from ..tracking.shipper import Shipper
 from ..tracking.views import MlflowViews
 from .captured import CapturedData
+from .exporting import Exporter
 from .feed import Feed
 from .tokens import Tokens
 
@@ -101,6 +102,7 @@ class ControlPlane:
             home, self.store, lambda name: self.jobs.ref(name).folder, partial(self.workspace.purge, SYSTEM)
         )
         self.captured = CapturedData(home)
+        self.exporter = Exporter(self)
         self._swept_at = time.monotonic() + _FIRST_SWEEP - _SWEEP
         self.exit = asyncio.Event()
         self._drivers: dict[str, ComputeDriver] = {}

@@ -126,7 +126,8 @@ def verb_parser(name: str, face: str = "magic") -> ArgumentParser:
     )
     verb.build(parser)
     if face == "magic":
-        parser.add_argument("-o", "--out", metavar="VAR", help="store the result in this variable")
+        short = ("-o",) if "-o" not in parser._option_string_actions else ()
+        parser.add_argument(*short, "--out", metavar="VAR", help="store the result in this variable")
     else:
         if verb.file:
             parser.add_argument("-o", dest="out", metavar="FILE", help=verb.file)

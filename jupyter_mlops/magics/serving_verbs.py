@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import batch
+from . import batch, export
 from .arguments import Verb, amount, count, pair, part, percent, ratio, seconds, share, span, whole, words
 
 
@@ -115,4 +115,5 @@ VERBS = (
           "endpoint truth digits labels.csv"), file="data: write all rows to this .parquet or .csv file"),
     Verb("apply", "make endpoints and deployments as YAML files say", "apply:apply", _apply,
          ("apply -f endpoint.yml blue.yml", "apply -f blue.yml --dry-run")),
+    *export.VERBS,
 )

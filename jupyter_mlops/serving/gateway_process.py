@@ -37,8 +37,13 @@ POLL, DRAIN = 0.1, 10.0
 log = logging.getLogger(__name__)
 
 
-async def serve(places: Places, address: str = "", port: int = 0, certfile: str = "", keyfile: str = "") -> None:
+async def serve(places: Places, address: str = "", port: int = 0, certfile: str = "", keyfile: str = "",
+                local_port: int = 0, plain: bool = False) -> None:
     """Run until SIGTERM.
+
+    Args:
+        local_port: a port on 127.0.0.1 that must be the one; 0: the one that is kept.
+        plain: no TLS at ``address``: inside of a container, whose network others cannot listen to.
 
     Raises:
         Refused: an address that others can reach, without a certificate that can be used.
@@ -48,23 +53,23 @@ async def serve(places: Places, address: str = "", port: int = 0, certfile: str 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     certificate = Certificate(certfile, keyfile) if certfile else None
-    if address and certificate is None:
+    if address and certificate is None and not plain:
         raise Refused(f"the gateway listens at {address} with TLS only", "give a certificate, or leave the address out")
     gateway = Gateway(places, AccessLog(str(places.logs / "gateway-access.log")))
     gateway.routes.reload()
     gateway.routes.tend()
     scaler = Scaler(Scorers(places), places)
     gateway.attach(scaler)
-    local = bind_tcp(places.gateway_port)
+    local = bind_tcp(places.gateway_port, wanted=local_port)
     gateway.port = local.getsockname()[1]
     listeners = [(local, Server(gateway), None), (bind_unix(places.gateway_socket), Server(gateway, public=True), None),
                  (bind_unix(places.admin_socket), Server(gateway, admin=True), None)]
     url = f"http://127.0.0.1:{gateway.port}"
     if address:
         outside = bind_tcp(places.home / "gateway-tls.port", address, port)
-        listeners.append((outside, Server(gateway), certificate.context))  # type: ignore[union-attr, arg-type]
+        listeners.append((outside, Server(gateway), certificate.context if certificate else None))  # type: ignore[arg-type]
         shown = f"[{address}]" if ":" in address else address
-        url = f"https://{shown}:{outside.getsockname()[1]}"
+        url = f"{'https' if certificate else 'http'}://{shown}:{outside.getsockname()[1]}"
     for listener, server, tls in listeners:
         await server.listen(listener, tls)
     write_json(places.gateway_json, {
@@ -85,6 +90,8 @@ async def serve(places: Places, address: str = "", port: int = 0, certfile: str 
     await asyncio.gather(*(server.close(DRAIN) for _, server, _ in listeners))
     watching.cancel()
     gateway.close()
+    with contextlib.suppress(OSError):  # for whoever adds up the counters of several gateways
+        write_json(places.home / "gateway-stats.json", gateway.stats())
 
 
 async def watch(gateway: Gateway, certificate: Certificate | None) -> None:
@@ -113,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--certfile", default="")
     parser.add_argument("--keyfile", default="")
+    parser.add_argument("--local-port", type=int, default=0)
+    parser.add_argument("--plain", action="store_true")
     args = parser.parse_args(argv)
     places = Places(args.home, args.runtime_dir)
     os.umask(0o077)
@@ -123,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError:
         return LOCKED
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    work = serve(places, args.address, args.port, args.certfile, args.keyfile)
+    work = serve(places, args.address, args.port, args.certfile, args.keyfile, args.local_port, args.plain)
     try:
         try:
             import uvloop

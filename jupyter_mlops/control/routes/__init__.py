@@ -1,7 +1,8 @@
 """The routes, grouped by what they are about; importing a module registers its operations."""
 
-from . import batch, blobs, data, delivery, endpoints, jobs, logs, models, retention, runs, workspace
+from . import batch, blobs, data, delivery, endpoints, jobs, logs, models, records, retention, runs, workspace
 
 __all__ = [
-    "batch", "blobs", "data", "delivery", "endpoints", "jobs", "logs", "models", "retention", "runs", "workspace",
+    "batch", "blobs", "data", "delivery", "endpoints", "jobs", "logs", "models", "records",
+    "retention", "runs", "workspace",
 ]

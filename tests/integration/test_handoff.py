@@ -1,0 +1,253 @@
+"""Hand-off: a deployment exported by a real control plane serves with the network cut, and its record comes home."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Plane, make_home, processes_of, wait_for
+
+from jupyter_mlops.client.sync import Client
+from jupyter_mlops.core.errors import Conflict, NotFound, ParameterError
+from jupyter_mlops.magics import commands, parser
+from jupyter_mlops.magics.context import Context
+from jupyter_mlops.serving import manifest
+
+MLMODEL = """\
+flavors:
+  python_function: {loader_module: mlflow.sklearn, model_path: model.pkl, predict_fn: predict, env: {}}
+  sklearn: {pickled_model: model.pkl, serialization_format: pickle, sklearn_version: '1'}
+signature:
+  inputs: '[{"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, 2]}}]'
+  outputs: '[{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}]'
+"""
+ARTIFACTS = "/mlflow/api/2.0/mlflow-artifacts/artifacts/0"
+
+
+def register(plane: Plane) -> str:
+    """A real classifier, registered as ``spots``; its alias is champion."""
+    import pickle
+
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression().fit([[0.0, 0.0], [1.0, 0.0], [0.1, 0.0], [0.9, 0.0]], [0, 1, 0, 1])
+    run = plane.post("/mlflow/api/2.0/mlflow/runs/create", {"experiment_id": "0"})["run"]["info"]["run_id"]
+    files = {"MLmodel": MLMODEL.encode(), "model.pkl": pickle.dumps(model),
+             "requirements.txt": b"mlflow==3.17.2\nscikit-learn\n# a remark\n"}
+    for file, data in files.items():
+        status, body, _ = plane.call("PUT", f"{ARTIFACTS}/{run}/artifacts/model/{file}", data)
+        assert status == 200, body
+    plane.post("models/spots/versions", {"run_id": run, "artifact": "model", "alias": "champion",
+                                         "tags": {"mlops.interpreter": sys.executable}})
+    return "spots/1"
+
+
+class Home:
+    """A control plane with the endpoint ``spots``, whose deployment captures all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plane = Plane(make_home()).start().mlflow_ready()
+        self.folder = folder
+        model = register(self.plane)
+        self.key = self.plane.put("endpoints/spots", {}, 201)["keys"]["primary"]
+        self.plane.put("endpoints/spots/deployments/v1", {
+            "model": model, "data_collector": {"sampling_rate": 1.0},
+            "environment_variables": {"COLOUR": "red", "SERVICE_TOKEN": "hush"},
+        }, 201)
+        wait_for(lambda: self.plane.get("endpoints/spots/deployments/v1")["status"]["phase"] in ("Ready", "Failed"), 60)
+        assert self.plane.get("endpoints/spots/deployments/v1")["status"]["phase"] == "Ready"
+        self.client = Client(self.plane.place)
+
+    def run(self, line: str, face: str = "magic"):
+        return commands.run(parser.parse(parser.split(line), face), Context(face, {}, where=self.plane.place))
+
+    def stop(self) -> None:
+        self.client.close()
+        self.plane.stop()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    found = Home(tmp_path_factory.mktemp("handoff"))
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def exported(home):
+    """The bundle, made once and left as it is."""
+    return home.run(f"export spots -o {home.folder / 'made'}")
+
+
+class Site:
+    """A place where a bundle serves: another folder, an empty home, and where the kernel lets us no network at all."""
+
+    def __init__(self, made: Path, folder: Path, key: str) -> None:
+        self.bundle = folder / "bundle"
+        shutil.copytree(made, self.bundle)
+        self.key = key
+        self.env = {"HOME": str(folder / "nobody"), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "TMPDIR": str(folder),
+                    "SERVICE_TOKEN": "hush", "OMP_NUM_THREADS": "1", "XDG_RUNTIME_DIR": "/nowhere"}
+        self.process: subprocess.Popen | None = None
+        self.out = folder / "out.log"
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(self.bundle / "serve.py"), *arguments]
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(self.command(*arguments), env=self.env, cwd="/", capture_output=True, text=True,
+                              timeout=120)
+
+    def start(self, *arguments: str) -> Site:
+        cut = ["unshare", "-n", "--"] if no_network() else []
+        with open(self.out, "ab") as out:
+            self.process = subprocess.Popen([*cut, *self.command(*arguments)], env=self.env, cwd="/", stdout=out,
+                                            stderr=out)
+        return self
+
+    def ready(self) -> Site:
+        wait_for(self._ready, 90, 0.2)
+        return self
+
+    def _ready(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, self.out.read_text()
+        return self.ask("GET", "/endpoints/spots/health")[0] == 200
+
+    @property
+    def sockets(self) -> Path:
+        from jupyter_mlops.runtime import locate
+
+        return Path("/tmp") / f"jupyter-mlops-{os.getuid()}" / Path(
+            locate.Place(str(self.bundle / "state"), "bundle").runtime_dir).name.removeprefix("jupyter-mlops-")
+
+    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, dict, dict]:
+        """By the socket of Jupyter's route, which wants the key as the port does: the port is in another network."""
+        connection = http.client.HTTPConnection("site", timeout=30)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(30)
+        try:
+            connection.sock.connect(str(self.sockets / "gateway.sock"))
+            connection.request(method, path, body, {"Authorization": f"Bearer {self.key}",
+                                                    "Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read() or b"null"), dict(answer.headers)
+        except (OSError, http.client.HTTPException):
+            return 0, {}, {}
+        finally:
+            connection.close()
+
+    def score(self, *rows: float) -> list:
+        status, body, _ = self.ask("POST", "/endpoints/spots/invocations",
+                                   json.dumps({"inputs": [[r, 0.0] for r in rows]}).encode())
+        assert status == 200, body
+        return body["predictions"]
+
+    def state(self, name: str) -> dict:
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.bundle / "state" / name).read_text())
+        return {}
+
+    def counted(self) -> int:
+        return ((self.state("record.json").get("deployments") or {}).get("v1") or {}).get("requests", 0)
+
+    def record(self, name: str) -> Path:
+        path = self.bundle.parent / name
+        done = self.call("--record", str(path))
+        assert done.returncode == 0, done.stderr
+        return path
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            finally:
+                self.process.kill()
+                for pid in processes_of(self.bundle):
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+                shutil.rmtree(self.sockets, ignore_errors=True)
+
+
+def no_network() -> bool:
+    """Whether we may cut a process off from every network."""
+    return shutil.which("unshare") is not None and subprocess.run(
+        ["unshare", "-n", "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def site(exported, tmp_path_factory):
+    found = Site(exported.path, tmp_path_factory.mktemp("site"), exported.key)
+    yield found
+    found.stop()
+
+
+def test_a_bundle_holds_what_it_needs_and_no_secret(home, exported):
+    about = manifest.verify(exported.path)
+    assert about["endpoint"] == "spots" and (about["model"], about["version"]) == ("spots", "1")
+    told = ("endpoint.json", "run.json", "README.md", "manifest.json")
+    text = "\n".join((exported.path / name).read_text() for name in told)
+    assert exported.key not in text and home.key not in text and "hush" not in text
+    assert exported.key not in exported.text() + exported.html() + repr(exported)
+    run = json.loads((exported.path / "run.json").read_text())
+    assert run["env"] == {"COLOUR": "red"} and run["needed"] == ["SERVICE_TOKEN"]
+    lines = (exported.path / "requirements.txt").read_text().splitlines()
+    names = {line.partition("==")[0] for line in lines}
+    assert all("==" in line for line in lines) and "mlflow" not in names
+    assert names >= {"scikit-learn", "numpy", "httptools", "orjson", "pysimdjson", "uvloop"}
+    audit = home.plane.get("audit")["items"]
+    assert [a["detail"]["digest"] for a in audit if a["action"] == "endpoints/export"] == [exported["digest"]]
+    assert not list((home.plane.home / "tmp").glob("bundle-*"))
+
+
+def test_what_cannot_be_handed_off_is_refused(home, exported):
+    with pytest.raises(ParameterError, match="is not empty"):
+        home.run(f"export spots -o {exported.path}")
+    target = home.folder / "refused"
+    home.plane.put("endpoints/idle", {}, 201)
+    for line, error, message in (
+        ("export nothing", NotFound, "nothing"), ("export idle", Conflict, "no deployment that is ready"),
+        ("export spots -d v9", NotFound, "no deployment 'v9'"), ("export spots@nobody", NotFound, "no alias 'nobody'"),
+        ("export spots@champion --keys same", ParameterError, "no keys of its own"),
+        ("export Spots", ParameterError, "neither an endpoint"),
+    ):
+        with pytest.raises(error, match=message):
+            home.run(f"{line} -o {target}")
+        assert not target.exists() and not list(home.folder.glob(".refused-*"))
+    status, body, _ = home.plane.call("POST", "actions/export", {"source": "spots"}, token=home.plane.token("reader"))
+    assert status == 403, body
+
+
+def test_it_serves_elsewhere_without_network_and_survives_kills(site):
+    site.start("--port", "18088").ready()
+    assert site.score(0.0, 1.0) == [0, 1]
+    assert site.ask("POST", "/endpoints/spots/invocations", b"{}")[0] == 400
+    key, site.key = site.key, "jmk_wrong"
+    assert site.ask("POST", "/endpoints/spots/invocations", b"{}")[0] == 401
+    site.key = key
+    if no_network():
+        net = [os.readlink(f"/proc/{pid}/ns/net") for pid in processes_of(site.bundle)]
+        assert len(net) >= 3 and os.readlink("/proc/self/ns/net") not in net
+    wait_for(lambda: site.counted() == 2, 20)
+    # A scorer dies: the gateway starts another. The gateway dies: serve.py does.
+    scorer = site.state("endpoints/spots/v1/instances/0/scorer.json")["pid"]
+    gateway = site.state("gateway.json")["pid"]
+    os.kill(scorer, signal.SIGKILL)
+    os.kill(gateway, signal.SIGKILL)
+    site.ready()
+    assert site.score(1.0) == [1]
+    assert site.state("endpoints/spots/v1/instances/0/scorer.json")["pid"] != scorer
+    wait_for(lambda: site.counted() == 3, 20)
+    assert "hush" not in site.out.read_text() and (site.bundle / "lib" / "jupyter_mlops").is_dir()
+    assert site.call("--health").returncode == site.call("--verify").returncode == 0
+    again = site.call("--port", "18089")
+    assert again.returncode == 1 and "serves already" in again.stderr
