@@ -201,10 +201,10 @@ def deploy(model: Path, X: Any) -> None:
             client.deploy(f"digits/{n + 1}", "digits")
             client.invoke("digits", X[:1])
             took.append(time.perf_counter() - begin)
-        shell.push({"model": fitted, "X": X})
+        shell.push({"fitted": fitted, "X": X})
         for n in range(REPEAT):
             begin = time.perf_counter()
-            shell.run_line_magic("mlops", f"deploy model -e fresh{n} --sample X[:5]")
+            shell.run_line_magic("mlops", f"deploy fitted -e fresh{n} --sample X[:5]")
             client.invoke(f"fresh{n}", X[:1])
             (first if n == 0 else variable).append(time.perf_counter() - begin)
         for _ in range(REPEAT):
