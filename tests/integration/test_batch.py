@@ -96,7 +96,7 @@ def plane():
 
 
 def start(plane, tmp_path, source, endpoint="doubles", expect=201, **more):
-    settings = {"max_concurrency_per_instance": 2, "retry_settings": {"max_retries": 1}, **more.pop("settings", {})}
+    settings = {"max_concurrency_per_instance": 1, "retry_settings": {"max_retries": 1}, **more.pop("settings", {})}
     body = {"input": str(tmp_path / source), "output": str(tmp_path / "scores"), "settings": settings, **more}
     return plane.post(f"endpoints/{endpoint}/actions/batch", body, expect)
 
@@ -181,7 +181,8 @@ def test_images_and_json_lines_by_the_python_client(plane, tmp_path, monkeypatch
 
 def test_a_worker_that_dies_and_a_mini_batch_that_takes_too_long(plane, tmp_path):
     table(tmp_path / "in.csv", ["1,", f"2,die {tmp_path}/died", "3,", "4,sleep 60", "5,", "6,"])
-    settings = {"mini_batch_size": 2, "retry_settings": {"max_retries": 1, "timeout": 2}}
+    settings = {"mini_batch_size": 2, "retry_settings": {"max_retries": 1, "timeout": 2},
+                "max_concurrency_per_instance": 2}
     _, log = finished(plane, start(plane, tmp_path, "in.csv", settings=settings))
     assert "killed by signal 9): try 2 of 2" in log
     frame = pd.read_csv(tmp_path / "scores" / "predictions.csv")
@@ -194,7 +195,7 @@ def parts(plane, job) -> list[Path]:
 
 
 def test_stop_kill_and_resume_lose_nothing_and_do_nothing_twice(plane, tmp_path):
-    table(tmp_path / "in.csv", [f"{i},sleep 0.02" for i in range(100)])
+    table(tmp_path / "in.csv", [f"{i},sleep 0.01" for i in range(100)])
     job = start(plane, tmp_path, "in.csv", settings={"mini_batch_size": 5})
     wait_for(lambda: len(parts(plane, job)) > 2, 30)
     plane.post(f"jobs/{job['name']}/actions/stop")
