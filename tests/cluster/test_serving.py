@@ -325,10 +325,22 @@ def test_tls_with_the_operators_certificate(cluster, namespace, tmp_path):
 
 
 def test_a_private_endpoint_has_no_address_outside(namespace, tmp_path):
-    bench = Bench(tmp_path, namespace, "private", service_type="ClusterIP")
+    bench = Bench(tmp_path, namespace, "private")
     try:
         bench.deploy()
+        outside = bench.url()
+        assert bench.call({"numbers": [1]}, outside)[0] == 200
+        bench.config["public"] = False  # public_network_access: disabled
+        bench.publish()
         assert bench.url().endswith(f".{namespace}.svc")
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                assert bench.call({"numbers": [1]}, outside, timeout=2.0)[0] == 200
+            except OSError:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
         status, _, _ = asyncio.run(bench.driver.invoke("private", b'{"numbers": [1]}'))
         assert status == 200
     finally:

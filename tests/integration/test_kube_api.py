@@ -144,6 +144,11 @@ def test_the_gateway_gets_what_it_needs(server, driver, model):
         "generation"] == generation
     assert ("POST", "/api/v1/namespaces/team/secrets") not in server.calls
     assert driver.ensure_gateway("digits")["url"].startswith("http://digits-")
+    for public, kind in ((True, "NodePort"), (False, "ClusterIP")):
+        driver.gateways.options.service_type = "NodePort"
+        driver.publish("digits", {**CONFIG, "public": public})
+        services = {s["spec"]["ports"][0]["name"]: s["spec"]["type"] for s in server.of("services")}
+        assert services == {"http": kind, "trunk": "ClusterIP"}
     driver.unpublish("digits")
     assert not [o for o in server.objects.values() if "gateway" in json.dumps(o["metadata"]["labels"])]
 

@@ -85,7 +85,8 @@ class Gateways:
         if routed:
             self._route(objects, config, scopes, owner)
         else:
-            objects.apply(manifests.public_service(names, self.options, owner))
+            private = {"service_type": "ClusterIP", "node_port": 0} if config.get("public") is False else {}
+            objects.apply(manifests.public_service(names, self.options.model_copy(update=private), owner))
         self._known.pop(endpoint, None)
         return self._wait(names, {scope: self._digest(config, scope) for scope in scopes})
 
