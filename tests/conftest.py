@@ -30,7 +30,10 @@ REPO = Path(__file__).resolve().parent.parent
 LONGEST = (
     "faults/test_matrix.py", "browser/test_lab.py", "integration/test_plugin.py", "browser/test_live_output.py",
     "integration/test_quickstart.py", "integration/test_job_store.py", "integration/test_shipper.py",
+    "integration/test_gateway.py", "integration/test_serving_notebook.py", "integration/test_serving.py",
     "integration/test_endpoints.py", "integration/test_batch.py", "integration/test_deploy_variables.py",
+    "integration/test_flavours.py", "integration/test_captured.py", "integration/test_instances.py",
+    "integration/test_scaler.py",
     "integration/test_kube_api.py", "integration/test_kube_pods.py",
     "integration/test_attacks.py", "integration/test_distributed_notebook.py", "drivers/test_local.py",
     "drivers/test_warm.py", "integration/test_job_life.py", "faults/test_misbehaviour.py", "faults/test_survival.py",
