@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-
 import nbformat
 import pytest
-from conftest import REPO, Plane, make_home
+from conftest import Plane, make_home
 
-NOTEBOOK = REPO / "notebooks" / "serving.ipynb"
+from notebooks import execute
+from notebooks import text_of as _text
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """(the executed notebook, the workspace's control plane)."""
-    from nbclient import NotebookClient
-
-    folder = tmp_path_factory.mktemp("serving")
     plane = Plane(make_home()).start()
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "MLFLOW", "JPY_"))}
-    env = {**clean, "JUPYTER_MLOPS_HOME": str(plane.home), "PYTHONPATH": str(REPO),
-           "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]}
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}})
-
-    async def run() -> None:
-        async with client.async_setup_kernel(env=env):
-            for index, cell in enumerate(notebook.cells):
-                if cell.cell_type == "code":
-                    await client.async_execute_cell(cell, index)
-
     try:
-        asyncio.run(run())
-        yield notebook, plane
+        yield execute("serving.ipynb", tmp_path_factory.mktemp("serving"), plane), plane
     finally:
         for endpoint in plane.get("endpoints")["items"]:
             plane.call("DELETE", f"/api/v1/workspaces/default/endpoints/{endpoint['name']}")
         plane.stop()
-
-
-def _text(notebook) -> str:
-    return "\n".join(
-        o.get("text", "") or str(o.get("data", {}).get("text/plain", ""))
-        for c in notebook.cells if c.cell_type == "code" for o in c.outputs
-    )
 
 
 def test_proven_rolled_back_and_told(executed):
