@@ -418,7 +418,10 @@ class Client:
             stats: dict[str, Any] | None = self.endpoint_stats(name)
         except Unavailable:
             stats = None
-        return Traffic(self, endpoint, list(self.deployments(name)), stats, detailed)
+        view = Traffic(self, endpoint, list(self.deployments(name)), stats, detailed)
+        if detailed:
+            view.records = self.call(self.aio.endpoint_records(name))
+        return view
 
     def endpoint_stats(self, name: str) -> dict[str, Any]:
         """What the gateway has counted since its start, by deployment."""

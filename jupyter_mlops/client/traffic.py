@@ -10,6 +10,7 @@ from . import render
 from .record import Record
 
 if TYPE_CHECKING:
+    from .report import Report
     from .serving import Deployment, Endpoint
 
 #: Colours of deployments in the order of their table.
@@ -113,6 +114,8 @@ class Traffic(Record):
         self.deployments = sorted(deployments, key=lambda d: str(d._data.get("created_at") or ""))
         self.stats = stats
         self.detailed = detailed
+        #: What bundles of it did elsewhere, as far as their records were merged.
+        self.records: list[dict[str, Any]] = []
 
     @property
     def name(self) -> str:
@@ -245,7 +248,14 @@ class Traffic(Record):
     def text(self) -> str:
         """Several lines for a terminal."""
         table = render.text_table(self._columns(), self._rows(False), "no deployments behind this endpoint")
-        return f"{super().text()}\n\n{table}"
+        return f"{super().text()}\n\n{table}" + (f"\n\n{self._elsewhere().text()}" if self.records else "")
+
+    def _elsewhere(self) -> Report:
+        """The records of bundles, as a table."""
+        from .export import COLUMNS, row
+        from .report import Report
+
+        return Report(self.records).table(COLUMNS, [row(r) for r in self.records], "Served elsewhere, by bundles")
 
     def html(self) -> str:
         """The shares as a bar, canary and mirror, and the figures."""
@@ -255,13 +265,14 @@ class Traffic(Record):
         table = render.table(
             self._columns(), self._rows(True), empty="no deployments behind this endpoint"
         )
-        return f'<div style="display:grid;gap:8px">{super().html()}{drawn}{table}</div>'
+        elsewhere = self._elsewhere().html() if self.records else ""
+        return f'<div style="display:grid;gap:8px">{super().html()}{drawn}{table}{elsewhere}</div>'
 
     def to_dict(self) -> dict[str, Any]:
         """Endpoint, deployments and counters as the REST API has them."""
         return {
             "endpoint": self.endpoint._data, "deployments": [d._data for d in self.deployments], "stats": self.stats,
-            "figures": self.figures(),
+            "figures": self.figures(), "records": self.records,
         }
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..core.errors import BackendTimeout, MlopsError, NotFound, Refused, from_body
 from ..serving import segments
+from ..serving.places import read_json
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,25 @@ class CapturedData:
             return 0
         self._infos.pop(endpoint, None)
         return int((await self._run(endpoint, "clear", f"--before={before!r}"))["rows"])
+
+    async def merge(self, endpoint: str, record: Path) -> dict[str, Any]:
+        """Merge what a bundle captured and counted; what ``merge.merge`` returns.
+
+        Raises:
+            Refused: the record is none, or is not safe.
+        """
+        folder = self.folder(endpoint)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError:
+            raise NotFound(f"endpoint {endpoint!r} does not exist") from None
+        self._infos.pop(endpoint, None)
+        return await self._run(endpoint, "merge", f"--record={record}")
+
+    def records(self, endpoint: str) -> list[dict[str, Any]]:
+        """The records that were merged, as they are kept; the newest first."""
+        found = [read_json(path) for path in self.folder(endpoint).glob("records/*.json")]
+        return sorted((r for r in found if r), key=lambda r: r.get("merged_at") or 0, reverse=True)
 
     async def tell(self, endpoint: str, rows: list[dict[str, Any]]) -> None:
         """Keep ground truth, on disk when this returns.

@@ -52,4 +52,6 @@ def _import(p: argparse.ArgumentParser) -> None:
 VERBS = (
     Verb("export", "hand a deployment off as a folder that serves without network", "export:export", _export,
          ("export digits@champion -o bundle/", "export digits -o bundle/ --wheels")),
+    Verb("import-record", "merge what a bundle captured and counted", "export:import_record", _import,
+         ("import-record record.zip",)),
 )

@@ -7,6 +7,7 @@ is larger than gateway and control plane together. The control plane starts it e
     read --out F …             rows as one Parquet file (extract.py)
     info                       what there is
     clear --before SECONDS     delete what is older
+    merge --record ZIP         what a bundle captured and counted elsewhere (merge.py)
 
 Each prints one line of JSON; exit code 2 and ``{"message", "hint"}`` for what the caller got wrong.
 
@@ -22,6 +23,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -200,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     verbs.add_parser("collect").add_argument("--everything", action="store_true")
     verbs.add_parser("info")
     verbs.add_parser("clear").add_argument("--before", type=float, required=True)
+    verbs.add_parser("merge").add_argument("--record", type=Path, required=True)
     reading = verbs.add_parser("read")
     reading.add_argument("--out", type=Path, required=True)
     reading.add_argument("--deployment", default="")
@@ -226,6 +229,11 @@ def _run(options: argparse.Namespace) -> Any:
     with locked(folder):
         if options.verb == "clear":
             return clear(folder, options.before)
+        if options.verb == "merge":
+            from . import merge
+
+            resource.setrlimit(resource.RLIMIT_AS, (merge.MAX_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+            return merge.merge(folder, options.record)
         outcome = collect(folder, everything=options.verb != "collect" or options.everything)
         if options.verb == "collect":
             return {"segments": outcome.segments, "rows": outcome.rows}

@@ -19,6 +19,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,3 +171,17 @@ def described(record: dict[str, Any]) -> dict[str, Any]:
         told["scored"] += counts.get("rows") or 0
         told["captured"] += counts.get("captured") or 0
     return told
+
+
+def told(kept: dict[str, Any]) -> dict[str, Any]:
+    """A kept record for people: counters over its deployments, times as ISO 8601."""
+    named = {k: kept.get(k) or "" for k in ("bundle", "site", "endpoint", "deployment", "model", "version", "run_id")}
+    times = {k: _iso(kept.get(k)) for k in ("since", "until", "merged_at")}
+    return {**named, **described(kept), **times, "starts": kept.get("starts") or 0,
+            "deployments": kept.get("deployments") or {}}
+
+
+def _iso(seconds: Any) -> str:
+    if not isinstance(seconds, int | float) or not seconds:
+        return ""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

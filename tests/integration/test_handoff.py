@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import shutil
@@ -11,16 +12,18 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import Plane, make_home, processes_of, wait_for
 
 from jupyter_mlops.client.sync import Client
-from jupyter_mlops.core.errors import Conflict, NotFound, ParameterError
+from jupyter_mlops.core.errors import Conflict, NotFound, ParameterError, Refused
 from jupyter_mlops.magics import commands, parser
 from jupyter_mlops.magics.context import Context
-from jupyter_mlops.serving import manifest
+from jupyter_mlops.serving import manifest, merge
 
 MLMODEL = """\
 flavors:
@@ -251,3 +254,163 @@ def test_it_serves_elsewhere_without_network_and_survives_kills(site):
     assert site.call("--health").returncode == site.call("--verify").returncode == 0
     again = site.call("--port", "18089")
     assert again.returncode == 1 and "serves already" in again.stderr
+
+
+def test_its_record_comes_home_once(home, site):
+    site.ready()
+    first = site.record("first.zip")
+    report = home.run(f"import-record {first}")
+    assert (report["rows"], report["requests"], report["newer"]) == (3, site.counted(), True), report.to_dict()
+    again = home.run(f"import-record {first}")
+    assert (again["rows"], again["newer"]) == (0, False) and again["known"] == again["files"] == report["files"]
+    # More is answered, the gateway is killed again, and what was captured becomes Parquet there; then it ends.
+    site.score(0.1, 0.9)
+    wait_for(lambda: site.counted() == report["requests"] + 1, 20)
+    os.kill(site.state("gateway.json")["pid"], signal.SIGKILL)
+    site.ready()
+    site.score(0.2)
+    place = site.bundle / "state" / "endpoints" / "spots" / "capture"
+    wait_for(lambda: site.counted() == report["requests"] + 2, 20)
+    subprocess.run([sys.executable, "-m", "jupyter_mlops.serving.collector", "--folder", str(place), "collect"],
+                   env={**site.env, "PYTHONPATH": str(site.bundle / "lib")}, check=True, capture_output=True)
+    assert list(place.glob("data/*/*/*/*.parquet"))
+    site.process.terminate()
+    assert site.process.wait(60) == 0, site.out.read_text()
+    wait_for(lambda: not processes_of(site.bundle), 20)
+    second = site.record("second.zip")
+    names = zipfile.ZipFile(second).namelist()
+    assert any(n.endswith(".parquet") for n in names) and any(n.endswith(".rec") for n in names)
+    later = home.run(f"import-record {second} -e spots")
+    assert (later["rows"], later["requests"], later["newer"]) == (3, report["requests"] + 2, True)
+    assert home.run(f"import-record {first}")["newer"] is False  # an earlier state changes nothing
+    rows = home.run("endpoint data spots")
+    assert len(rows) == 6 and not rows.duplicated(["correlation_id", "row"]).any()
+    assert sorted(rows["prediction"]) == [0, 0, 0, 1, 1, 1] and set(rows["deployment"]) == {"v1"}
+    view = home.run("endpoints spots --stats")
+    assert [r["requests"] for r in view.records] == [report["requests"] + 2]
+    assert "Served elsewhere" in view.text() and "Served elsewhere" in view.html()
+    audit = [a["detail"] for a in home.plane.get("audit")["items"] if a["action"] == "endpoints/records/write"]
+    assert [a["rows"] for a in audit] == [0, 3, 0, 3]
+    # Started again it goes on counting where it was.
+    site.start("--port", "18088").ready()
+    site.score(1.0)
+    wait_for(lambda: site.counted() == report["requests"] + 3, 20)
+    site.process.terminate()
+    site.process.wait(60)
+
+
+def test_a_record_without_its_endpoint_makes_one_to_keep_it(home, site, capsys):
+    record = home.folder / "renamed.zip"
+    manifest_of = lambda e: {**json.loads(e["manifest.json"]), "endpoint": "gone"}  # noqa: E731
+    record.write_bytes(altered(site.bundle.parent / "second.zip",
+                               lambda e: {**e, "manifest.json": json.dumps(manifest_of(e)).encode()}))
+    with pytest.raises(NotFound):
+        home.run(f"import-record {record} -e nothing")
+    found = home.run(f"import-record {record}")
+    assert found["rows"] == 6 and "it was made, without a deployment" in capsys.readouterr().out
+    assert [r["site"] for r in home.plane.get("endpoints/gone/records")["items"]] == [found["site"]]
+    assert len(home.run("endpoint data gone")) == 6
+
+
+def test_what_was_changed_does_not_serve(site):
+    for name, message in (("model/model.pkl", "has changed"), ("lib/jupyter_mlops/extra.py", "was added")):
+        path = site.bundle / name
+        kept = path.read_bytes() if path.exists() else None
+        path.write_bytes((kept or b"") + b"x")
+        for arguments in (("--verify",), ("--port", "18088")):
+            done = site.call(*arguments)
+            assert done.returncode == 1 and f"{name} {message}" in done.stderr, done
+        path.write_bytes(kept) if kept is not None else path.unlink()
+    for arguments, message in (
+        (("--address", "0.0.0.0"), "clear text"), (("--port", "0"), "--port is from"),
+        (("--certfile", "/nothing.pem"), "cannot be used"), (("--instances", "0"), "--instances is from"),
+    ):
+        done = site.call(*arguments)
+        assert done.returncode == 1 and message in done.stderr, done
+    token = site.env.pop("SERVICE_TOKEN")
+    done = site.call("--port", "18088")
+    site.env["SERVICE_TOKEN"] = token
+    assert done.returncode == 1 and "the model wants SERVICE_TOKEN" in done.stderr
+
+
+def altered(record: Path, change) -> bytes:
+    """A record with other entries; ``change`` takes and returns {name: bytes}."""
+    with zipfile.ZipFile(record) as archive:
+        entries = change({n: archive.read(n) for n in archive.namelist()})
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            info = name if isinstance(name, zipfile.ZipInfo) else zipfile.ZipInfo(name)
+            archive.writestr(info, data, zipfile.ZIP_DEFLATED)
+    return out.getvalue()
+
+
+def linked(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o120777 << 16
+    return info
+
+
+def edited(entries: dict, **changes) -> dict:
+    record = {**json.loads(entries["record.json"]), **changes}
+    return {**entries, "record.json": json.dumps(record).encode()}
+
+
+SEGMENT = "2026010203-7-0123456789ab"
+
+
+def test_attacks_by_a_record_are_refused_and_change_nothing(home, site, tmp_path, monkeypatch):
+    record = site.bundle.parent / "second.zip"
+    capture = home.plane.home / "endpoints" / "spots" / "capture"
+    part = next(n for n in zipfile.ZipFile(record).namelist() if n.endswith(".parquet"))
+    other = part.replace("deployment=v1", "deployment=v2")
+    monkeypatch.setattr(merge, "SMALL", 1 << 20)
+
+    def files(folder):
+        return {str(p): p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.name != "collect.lock"}
+
+    def table(**columns):
+        import pyarrow as pa
+
+        out = io.BytesIO()
+        pq.write_table(pa.table(columns), out)
+        return out.getvalue()
+
+    segment = f"capture/spool/v1/{SEGMENT}.rec"
+    cases = {
+        "which no record has": [
+            lambda e: {**e, f"capture/spool/../../{SEGMENT}.rec": b"x"}, lambda e: {**e, "/etc/passwd": b"x"},
+            lambda e: {**e, "capture/data/evil.parquet": b"x"}, lambda e: {**e, part.replace("v1", "V1"): b"x"}],
+        "no plain file": [lambda e: {**e, linked(segment): b"/etc/passwd"}],
+        "more than is taken": [lambda e: {**e, segment: bytes(8 << 20)}],
+        "is no segment": [lambda e: {**e, segment: b"JMCAP\x00\x00\x01" + b"\xff" * 99},
+                          lambda e: {**e, segment: b"elf"}],
+        "is damaged": [lambda e: {**e, part: e[part][:-9]}, lambda e: {**e, "record.json": b"[" * 100_000}],
+        "another hour or deployment": [lambda e: {**e, other: e[part]}],
+        "other columns": [lambda e: {**e, part: table(a=[1])}],
+        "counters are none": [
+            lambda e: edited(e, deployments={"v1": {"requests": -1}}), lambda e: edited(e, deployments=[]),
+            lambda e: edited(e, deployments={"v1": {"requests": float("inf")}})],
+        "of which bundle": [lambda e: edited(e, site="../../../x"), lambda e: edited(e, bundle="0" * 16)],
+        "no record of a bundle": [lambda e: {k: v for k, v in e.items() if k != "manifest.json"}],
+    }
+    shutil.copytree(capture, tmp_path / "capture")
+    before = files(tmp_path)
+    path = home.folder / "attack.zip"
+    for message, changes in cases.items():
+        for change in changes:
+            path.write_bytes(altered(record, change))
+            with pytest.raises(Refused, match=message):
+                merge.merge(tmp_path / "capture", path)
+            assert files(tmp_path) == before, message
+    assert merge.merge(tmp_path / "capture", record)["rows"] == 0
+    # The same through everything.
+    before = files(capture)
+    for data, error in ((b"PK none", ParameterError), (altered(record, cases["no plain file"][0]), Refused)):
+        path.write_bytes(data)
+        with pytest.raises(error):
+            home.run(f"import-record {path}")
+        assert files(capture) == before
+    status, _, _ = home.plane.call("POST", "endpoints/spots/actions/merge-record", {"blob": "0" * 64})
+    assert status == 404 and home.plane.call(
+        "POST", "endpoints/spots/actions/merge-record", {"blob": "0" * 64}, token=home.plane.token("reader"))[0] == 403
