@@ -104,7 +104,7 @@ def export(
         if wheels:
             told("downloading its packages")
             about["wheels"] = _download(new, about["python"])
-            (new / MANIFEST).write_text(json.dumps(about, indent=1), encoding="utf-8")
+            (new / "wheels.json").write_text(json.dumps(about["wheels"], indent=1), encoding="utf-8")
         digest = parcel.sha256(str(new / MANIFEST))
         _put(new, target)
     except parcel.ParcelError as error:

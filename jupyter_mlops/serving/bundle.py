@@ -7,7 +7,7 @@
     model/ model.json      the model; its signature and how it is loaded
     code/                  of a scoring script
     lib/                   the part of this package that runs there
-    wheels/                when they were asked for
+    wheels/ wheels.json    its packages with their digests, when they were asked for
     state/                 made by serve.py: capture, counters, logs (bundle_server.py)
 
 A bundle comes as one zip (``pack``), which whoever asked for it unpacks.

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import Refused
+from .places import read_json
 
 NAME = "manifest.json"
 FORMAT = "jupyter-mlops-bundle"
 SCHEMA = 1
+#: Digests of the packages that whoever asked for the bundle has put beside it.
+WHEELS = "wheels.json"
 #: What a bundle gets when it serves; never digested.
 STATE = "state"
 #: Folders in which a file that the manifest does not know would be run or loaded.
@@ -71,7 +74,7 @@ def problems(bundle: Path, about: dict[str, Any]) -> list[str]:
                 told.append(f"{name} has changed")
         except OSError as error:
             told.append(f"{name} cannot be read: {error.strerror}")
-    for name, entry in sorted((about.get("wheels") or {}).items()):  # gone once they are installed
+    for name, entry in sorted(read_json(bundle / WHEELS).items()):  # gone once they are installed
         path = bundle / "wheels" / name
         if path.is_file() and sha256_of(path) != entry.get("sha256"):
             told.append(f"wheels/{name} has changed")

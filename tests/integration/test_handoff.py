@@ -23,7 +23,7 @@ from jupyter_mlops.client.sync import Client
 from jupyter_mlops.core.errors import Conflict, NotFound, ParameterError, Refused
 from jupyter_mlops.magics import commands, parser
 from jupyter_mlops.magics.context import Context
-from jupyter_mlops.serving import manifest, merge
+from jupyter_mlops.serving import keys, manifest, merge
 
 MLMODEL = """\
 flavors:
@@ -209,7 +209,25 @@ def test_a_bundle_holds_what_it_needs_and_no_secret(home, exported):
     assert names >= {"scikit-learn", "numpy", "httptools", "orjson", "pysimdjson", "uvloop"}
     audit = home.plane.get("audit")["items"]
     assert [a["detail"]["digest"] for a in audit if a["action"] == "endpoints/export"] == [exported["digest"]]
+    assert manifest.sha256_of(exported.path / "manifest.json") == exported["digest"]
     assert not list((home.plane.home / "tmp").glob("bundle-*"))
+
+
+def test_it_may_keep_the_keys_and_replace_a_bundle_but_not_its_state(home, exported):
+    target = home.folder / "again"
+    (target / "state").mkdir(parents=True)
+    (target / "state" / "record.json").write_text("{}")
+    (target / "model").mkdir()
+    (target / "model" / "old.pkl").write_text("old")
+    made = home.run(f"export spots -o {target} --keys same --force")
+    assert (target / "state" / "record.json").read_text() == "{}" and not (target / "model" / "old.pkl").exists()
+    config = json.loads((manifest.verify(target) and target / "endpoint.json").read_text())
+    assert keys.check(home.key, config["keys"]) and made.keys == {}
+    with pytest.raises(Refused, match="keys of the endpoint open"):
+        _ = made.key
+    named = home.run(f"export spots@champion -o {home.folder / 'named'} --name other", "cli")
+    assert named.manifest["endpoint"] == "other" and named.key in named.text()
+    assert keys.check(named.key, json.loads((named.path / "endpoint.json").read_text())["keys"])
 
 
 def test_what_cannot_be_handed_off_is_refused(home, exported):
