@@ -121,11 +121,12 @@ class Connection:
         reader = frames.Reader()
         try:
             self.send(frames.pack(frames.HELLO, 0, self.scorer.hello))
+            buffer = memoryview(bytearray(1 << 18))  # the same one each time: no megabyte is asked for and given back
             while True:
-                data = self.sock.recv(1 << 20)
-                if not data:
+                size = self.sock.recv_into(buffer)
+                if not size:
                     break
-                for kind, ident, body in reader.feed(data):
+                for kind, ident, body in reader.feed(buffer[:size]):
                     self._take(kind, ident, body)
         except (OSError, frames.FrameError):
             pass

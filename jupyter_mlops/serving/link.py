@@ -12,6 +12,8 @@ from ..runtime import frames
 
 #: Seconds until a scorer that took the connection must have said HELLO.
 CONNECT_TIMEOUT = 5.0
+#: Bytes of a batch up to which it is written as one piece.
+JOIN_BELOW = 4 << 20
 
 
 class Item(Protocol):
@@ -100,7 +102,12 @@ class Link(asyncio.Protocol):
             self.busy_since = time.monotonic()
         self.batches[ident] = dict(enumerate(items))
         self.in_flight += len(items)
-        self._transport.writelines(frames.pack_batch(ident, [item.score for item in items]))
+        parts = frames.pack_batch(ident, [item.score for item in items])
+        # One call into the kernel where copying is cheaper than several of them.
+        if sum(map(len, parts)) < JOIN_BELOW:
+            self._transport.write(b"".join(parts))
+        else:
+            self._transport.writelines(parts)
 
     def _take(self, ident: int, answers: list[tuple[int, int, bytes]]) -> None:
         batch = self.batches.get(ident)
