@@ -24,6 +24,7 @@ def test_a_token_opens_its_endpoint_until_it_expires():
 @pytest.mark.parametrize(
     ("endpoint", "secret"),
     [("other", SECRET), ("digits", OTHER), ("digits", ""), ("digits", "no hex"), ("digits", "00")],
+    ids=["another endpoint", "another secret", "no secret", "no hexadecimal", "too short"],  # the same in each worker
 )
 def test_it_opens_nothing_else(endpoint, secret):
     assert not tokens.check(TOKEN, endpoint, secret, NOW)
