@@ -6,7 +6,7 @@ All of it is below ``state/``, laid out as a workspace is:
 
     record.json  serve.lock  gateway.json  gateway-stats.json  logs/
     endpoints/<e>/endpoint.json  endpoints/<e>/capture/
-    endpoints/<e>/<d>/model -> the bundle's     run.json  model.json  instances/
+    endpoints/<e>/<d>/model/ code/ of the bundle     run.json  model.json  instances/
 
 Killed with SIGKILL, it leaves gateway and scorers serving; started again, it takes the scorers over.
 """
@@ -103,7 +103,7 @@ class Bundle:
                  "probes": run.get("probes") or {}, "count": count}
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("model", "code"):
-            _link(self.folder / name, place / name)
+            self._bring(name, place / name)
         if read_json(place / "model.json") != about:
             write_json(place / "model.json", about)
         if read_json(place / "run.json").get("count") != count:
@@ -112,13 +112,35 @@ class Bundle:
         write_json(self.places.config(self.endpoint), config)
         locate.private_dir(str(self.places.runtime))
 
+    def _bring(self, name: str, target: Path) -> None:
+        """Have a folder of the bundle in the state: the same files where the file system can, else copies.
 
-def _link(target: Path, link: Path) -> None:
-    """A link to a folder of the bundle, wherever that has been moved; none where there is no such folder."""
-    if link.is_symlink() or link.is_file():
-        link.unlink()
-    if target.is_dir():
-        link.symlink_to(target)
+        Not a link to the folder: loaders look where a path leads, and refuse what is outside of theirs.
+        """
+        files = [file for file in self.about["files"] if file.startswith(f"{name}/")]
+        if all(self._same(file, target / file[len(name) + 1:]) for file in files) and len(files) == sum(
+                1 for _ in manifest.files_of(target)):
+            return
+        new = target.with_name(f".{name}-new")
+        shutil.rmtree(new, ignore_errors=True)
+        for file in files:
+            to = new / file[len(name) + 1:]
+            to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                os.link(self.folder / file, to)
+            except OSError:  # another file system, or one without
+                shutil.copyfile(self.folder / file, to)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(new, target)
+
+    def _same(self, file: str, there: Path) -> bool:
+        """Whether a file in the state is that of the bundle."""
+        try:
+            if os.path.samefile(self.folder / file, there):
+                return True
+            return manifest.sha256_of(there) == self.about["files"][file]["sha256"]
+        except OSError:
+            return False
 
 
 class Server:

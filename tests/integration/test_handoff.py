@@ -259,6 +259,9 @@ def test_it_serves_elsewhere_without_network_and_survives_kills(site):
         net = [os.readlink(f"/proc/{pid}/ns/net") for pid in processes_of(site.bundle)]
         assert len(net) >= 3 and os.readlink("/proc/self/ns/net") not in net
     wait_for(lambda: site.counted() == 2, 20)
+    # Loaders refuse what leads out of their folder.
+    model = site.bundle / "state" / "endpoints" / "spots" / "v1" / "model" / "model.pkl"
+    assert model.resolve() == model.absolute() and model.read_bytes() == (site.bundle / "model/model.pkl").read_bytes()
     # A scorer dies: the gateway starts another. The gateway dies: serve.py does.
     scorer = site.state("endpoints/spots/v1/instances/0/scorer.json")["pid"]
     gateway = site.state("gateway.json")["pid"]
