@@ -43,6 +43,10 @@ def deploy(a: argparse.Namespace, context: Context) -> Deployment:
     from .display import Progress
 
     _check(a, context)
+    if a.endpoint:  # before anything is looked up, logged or made
+        from ..core.resources import check_name
+
+        check_name(a.endpoint, "endpoint name")
     script = code.of_script(a.script) if a.script else []
     source = _source(a, context) if a.model else Source()
     if a.onnx and not source.variable:

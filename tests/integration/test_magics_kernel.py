@@ -210,7 +210,7 @@ def test_a_foreign_tracking_uri_is_named_and_obeyed(kernel, folder) -> None:
 
 
 def test_completion(kernel) -> None:
-    assert kernel.complete("%mlops tr") == ["train"]
+    assert kernel.complete("%mlops tr") == ["traffic", "train"]
     assert "--processes" in kernel.complete("%%mlops train --pro")
     assert kernel.complete("x = 1\n%mlops mod") == ["models"]
     deadline = time.monotonic() + 20

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = ROOT / "jupyter_mlops" / "runtime"
 #: Loaded in any case, but their functions may import what a foreign interpreter has.
 LAZY = {"mlflow_plugin.py", "scorer.py"}
+#: What an interpreter that serves a model may have; imported when a model or its data want it.
+OF_MODELS = ("numpy", "pandas", "pyarrow", "scipy", "sklearn", "skops", "xgboost", "lightgbm", "onnxruntime", "PIL")
 #: Loaded only by MLflow itself, or behind it.
 BEHIND_MLFLOW = {"mlflow_artifacts.py", "mlflow_http.py", "mlflow_job.py", "mlflow_models.py", "mlflow_stores.py"}
 
@@ -148,5 +150,5 @@ def test_runtime_is_old_syntax_and_standard_library(path):
             if name in ("jupyter_mlops", "jupyter_mlops.runtime") or top in sys.stdlib_module_names:
                 continue
             inner = isinstance(node, (ast.Import, ast.ImportFrom)) and node not in tree.body
-            lazy = ("mlflow", "torch", "psutil", "jupyter_core", "cloudpickle")
+            lazy = ("mlflow", "torch", "psutil", "jupyter_core", "cloudpickle", *OF_MODELS)
             assert inner and top in lazy, f"{path.name}:{node.lineno} {name}"
