@@ -59,7 +59,7 @@ def get(port: int, path: str, token: str = "") -> tuple[int, bytes]:
         connection.close()
 
 
-def until(what, seconds: float = 20.0, pause: float = 0.05):
+def until(what, seconds: float = 90.0, pause: float = 0.05):
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline
