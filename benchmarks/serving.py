@@ -100,7 +100,8 @@ def wrk(port: int, path: str, body: bytes, key: str = "", seconds: float = SECON
         f.write(f"wrk.method = 'POST'\nwrk.body = [==[{body.decode()}]==]\nwrk.headers['Content-Type'] = "
                 f"'application/json'\n" + (f"wrk.headers['Authorization'] = 'Bearer {key}'\n" if key else ""))
         f.flush()
-        out = subprocess.run(["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency", "-s", f.name,
+        span = f"-d{max(1, round(seconds))}s"  # wrk takes whole seconds
+        out = subprocess.run(["wrk", "-t1", f"-c{CONNECTIONS}", span, "--latency", "-s", f.name,
                               f"http://127.0.0.1:{port}{path}"], capture_output=True, text=True, check=True).stdout
     rate = float(re.search(r"Requests/sec:\s+([0-9.]+)", out)[1])  # type: ignore[index]
     value, unit = re.search(r"99%\s+([0-9.]+)(us|ms|s)", out).groups()  # type: ignore[union-attr]
