@@ -236,6 +236,7 @@ def call(connection, key: str, body: dict) -> tuple[int, dict]:
     return response.status, json.loads(response.read())
 
 
+@pytest.mark.faults  # passes alone; beside other tests its processes are starved, so it belongs to the long form
 def test_a_pod_is_replaced_under_load_and_nothing_is_lost(pods):
     first = pods.doorway("one", COLOUR="blue")
     key = keys.new_key()
