@@ -9,10 +9,12 @@ import asyncio
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -59,7 +61,7 @@ def get(port: int, path: str, token: str = "") -> tuple[int, bytes]:
         connection.close()
 
 
-def until(what, seconds: float = 90.0, pause: float = 0.05):
+def until(what, seconds: float = 20.0, pause: float = 0.05):
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline
@@ -184,10 +186,13 @@ class Pods:
 
 
 @pytest.fixture
-def pods(tmp_path):
-    pods = Pods(tmp_path)
+def pods():
+    # Not pytest's folder: beside other workers its path is too long for the sockets in it.
+    home = Path(tempfile.mkdtemp(prefix="mlops-pods-"))
+    pods = Pods(home)
     yield pods
     pods.end()
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def ready(port: int) -> bool:
@@ -236,7 +241,6 @@ def call(connection, key: str, body: dict) -> tuple[int, dict]:
     return response.status, json.loads(response.read())
 
 
-@pytest.mark.faults  # passes alone; beside other tests its processes are starved, so it belongs to the long form
 def test_a_pod_is_replaced_under_load_and_nothing_is_lost(pods):
     first = pods.doorway("one", COLOUR="blue")
     key = keys.new_key()
@@ -259,7 +263,7 @@ def test_a_pod_is_replaced_under_load_and_nothing_is_lost(pods):
         until(lambda: ready(second))
         until(lambda: len(callers.pids) == 2, 30)  # a pod that comes gets its share without anybody's doing
         pods.processes["one"].send_signal(signal.SIGTERM)
-        until(lambda: not ready(first), 20)
+        until(lambda: not ready(first), 5)
         assert pods.processes["one"].wait(15) == 0
         time.sleep(0.5)
     assert set(callers.seen) == {200} and callers.seen[200] > 200, callers.seen
@@ -281,7 +285,7 @@ def test_a_pod_is_replaced_under_load_and_nothing_is_lost(pods):
     until(lambda: call(connection, "another", {"numbers": [1]})[0] == 200)
     gate = pods.processes["gate"]
     gate.send_signal(signal.SIGTERM)
-    until(lambda: not ready(admin), 20)
+    until(lambda: not ready(admin), 5)
     assert call(connection, "another", {"numbers": [1]})[0] == 200  # whoever is still sent here is answered
 
 
