@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import resource
@@ -33,14 +32,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..core.errors import MlopsError, Unavailable
+from ..core.errors import MlopsError
 from . import segments, truth
 from .columns import sound
 from .parts import PartWriter, cut, remove, source_bytes, sync
 from .places import read_json, write_json
 
-#: Seconds for which another collector is waited for.
-PATIENCE = 120.0
 #: Seconds after which an empty segment that nobody writes is a leftover.
 _LEFTOVER = 60.0
 
@@ -52,29 +49,6 @@ class Outcome:
     segments: int = 0
     rows: int = 0
     losses: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """One collector at a time.
-
-    Raises:
-        Unavailable: another one has not ended after ``patience`` seconds.
-    """
-    fd = os.open(folder / "collect.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise Unavailable("captured data is being collected", "try again in a minute") from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
 
 
 def collect(folder: Path, everything: bool = False) -> Outcome:
@@ -226,7 +200,7 @@ def _run(options: argparse.Namespace) -> Any:
     from . import extract
 
     folder = options.folder
-    with locked(folder):
+    with segments.locked(folder):
         if options.verb == "clear":
             return clear(folder, options.before)
         if options.verb == "merge":

@@ -18,12 +18,11 @@ import re
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import Refused, Unavailable
+from ..core.errors import Refused
 from . import manifest, segments
 from .places import read_json
 from .tally import COUNTED
@@ -64,10 +63,12 @@ def pack(bundle: Bundle, out: Path, access_log: bool = False) -> dict[str, int]:
         with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
             archive.write(bundle.folder / manifest.NAME, manifest.NAME)
             archive.writestr(RECORD, json.dumps(known))
-            with _collected(place / segments.FOLDER):
-                for name, path, size in _files(place):
-                    _add(archive, name, path, size)
-                    count += 1
+            captured = place / segments.FOLDER
+            if captured.is_dir():
+                with segments.locked(captured, _PATIENCE):
+                    for name, path, size in _files(place):
+                        _add(archive, name, path, size)
+                        count += 1
             if access_log:
                 archive.writestr("access.log", _tail(bundle.places.logs / "gateway-access.log"))
         os.replace(new, out)
@@ -88,28 +89,6 @@ def _serves(state: Path) -> bool:
         return False
     except OSError:
         return True
-
-
-@contextmanager
-def _collected(folder: Path) -> Iterator[None]:
-    """No collector works meanwhile. Raises Unavailable when one does not end."""
-    if not folder.is_dir():
-        yield
-        return
-    fd = os.open(folder / "collect.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise Unavailable("captured data is being collected", "try again in a minute") from None
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _files(place: Path) -> Iterator[tuple[str, Path, int]]:

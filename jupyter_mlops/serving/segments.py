@@ -30,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import Unavailable
+
 MAGIC = b"JMCAP\x00\x00\x01"
 HEAD = struct.Struct(">IIB")
 DESCRIPTION, CALL, TRUTH = 1, 2, 3
@@ -39,6 +41,8 @@ MAX_RECORD = 1 << 30
 _CALL = struct.Struct(">ddBHII")
 _NO_INPUT, _NO_OUTPUT, _RAW = 1, 2, 4
 FOLDER = "capture"
+#: Seconds for which another collector is waited for.
+PATIENCE = 120.0
 #: Bytes that a deployment keeps on disk unless ``max_bytes`` says otherwise.
 DEFAULT_MAX_BYTES = 1024 * 1024 * 1024
 
@@ -282,6 +286,29 @@ def make_room(folder: Path, deployments: Sequence[str], limit: int, spare: Path 
     for deployment, lost in losses.items():
         count_lost(folder, deployment, lost)
     return total
+
+
+@contextlib.contextmanager
+def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Nobody else collects meanwhile.
+
+    Raises:
+        Unavailable: another one has not ended after ``patience`` seconds.
+    """
+    fd = os.open(folder / "collect.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise Unavailable("captured data is being collected", "try again in a minute") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
 
 
 def being_written(path: Path) -> bool:

@@ -106,7 +106,7 @@ def bench(tmp_path_factory):
 
 def captured(bench, tmp_path):
     """Rows by request, as they are read."""
-    with collector.locked(bench.capture):
+    with segments.locked(bench.capture):
         collector.collect(bench.capture, everything=True)
         extract.read(bench.capture, tmp_path / "rows.parquet", extract.Wanted())
     found: dict[str, list[dict]] = {}

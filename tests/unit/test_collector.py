@@ -387,7 +387,7 @@ def test_deployments_that_are_gone_share_one_bound(folder):
 
 
 def test_one_collector_at_a_time(folder):
-    with collector.locked(folder), pytest.raises(Unavailable), collector.locked(folder, patience=0.1):
+    with segments.locked(folder), pytest.raises(Unavailable), segments.locked(folder, patience=0.1):
         pass
 
 
