@@ -42,10 +42,7 @@ class Api(ls.LitAPI):
         return self.model.predict(x)
 
     def unbatch(self, output):
-        at = 0
-        for count in self.counts:
-            yield output[at:at + count]
-            at += count
+        return np.split(output, np.cumsum(self.counts)[:-1])
 
     def encode_response(self, output):
         return {"predictions": output.tolist()}
@@ -120,13 +117,19 @@ class Peer:
         self.process.wait()
 
 
-def mlflow_serve(model: Path, body: bytes) -> Peer:
+def mlflow_serve(model: Path, body: bytes, name: str = "mlflow") -> Peer:
     """``mlflow models serve`` with one worker."""
     port = free_port()
     env = {"PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],
            "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return Peer("mlflow", [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "-h", "127.0.0.1",
-                           "-p", str(port), "--env-manager", "local", "-w", "1"], port, "/invocations", body, env)
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "-h", "127.0.0.1", "-p", str(port),
+               "--env-manager", "local", "-w", "1"]
+    return Peer(name, command, port, "/invocations", body, env)
+
+
+def mlflow_unchecked(model: Path, body: bytes) -> Peer:
+    """The same, with the model that has no signature: it lies beside the other one."""
+    return mlflow_serve(model.with_name("unchecked"), body, "mlflow without check")
 
 
 def bare(model: Path, body: bytes) -> Peer:
