@@ -17,6 +17,7 @@ from typing import Any
 
 from ..core.errors import BackendTimeout, MlopsError, ModelError, ParameterError, TooManyRequests, Unavailable
 from ..runtime import frames
+from .instances import MAX_INSTANCES
 from .link import CONNECT_TIMEOUT, Link
 from .stats import Stats
 
@@ -28,8 +29,6 @@ HOLD = 30.0
 DEPTH = 2
 #: Requests that wait at most before mirrored ones are left out.
 MIRROR_QUEUE = 16
-#: Most instances of one deployment.
-MAX_INSTANCES = 64
 
 
 class ScorerDown(Unavailable):
@@ -97,6 +96,13 @@ class Limits:
         self.batch_wait = float(settings.get("max_batch_wait_ms") or 0) / 1000
         self.batching = batching and settings.get("batching") is not False
         self.retry = settings.get("retry") is not False
+
+
+def most_instances(settings: dict[str, Any]) -> int:
+    """How many instances there may be of a deployment, by its entry in ``endpoint.json``."""
+    scale = settings.get("scale_settings") or {}
+    most = scale.get("max_instances") if scale.get("type") == "target_utilization" else 0
+    return min(MAX_INSTANCES, max(1, int(settings.get("instance_count") or 1), int(most or 0)))
 
 
 class Dispatcher:

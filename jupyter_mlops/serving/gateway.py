@@ -260,17 +260,19 @@ class Gateway:
     def _submit(self, request: Request, deployment: Deployment, score: bytes) -> None:
         call: Call = request.context
         call.wall = time.time()
+        rows = rows_of(score)
 
         def done(answer: bytes | None, error: MlopsError | None) -> None:
             if answer is None:
                 assert error is not None
                 self.refuse(request, error)
             else:
-                self._answer(request, call, deployment, score, answer)
+                self._answer(request, call, deployment, score, answer, rows)
 
-        deployment.dispatcher.submit(Pending(score, done, time.monotonic(), rows_of(score)))
+        deployment.dispatcher.submit(Pending(score, done, time.monotonic(), rows))
 
-    def _answer(self, request: Request, call: Call, deployment: Deployment, score: bytes, answer: bytes) -> None:
+    def _answer(self, request: Request, call: Call, deployment: Deployment, score: bytes, answer: bytes,
+                rows: int) -> None:
         body = answer
         if call.inference is not None:
             try:
@@ -283,7 +285,7 @@ class Gateway:
             body = json.dumps(value).encode("ascii")
         took = self.reply(request, 200, body)
         stats = deployment.dispatcher.stats
-        stats.rows += rows_of(score)
+        stats.rows += rows
         collector = deployment.collector
         if collector is not None and self.recorder.wants(collector):
             self.recorder.take(call.name, deployment.name, collector, request.id, request.body, score, answer,
@@ -404,7 +406,8 @@ class Gateway:
                 "rss_bytes": resident()}
 
 
-_ROWS = re.compile(rb'"rows":(\d{1,9})')
+#: The forms that tell their rows do so in the second place; a parameter may be called ``rows``, too.
+_ROWS = re.compile(rb'\{"form":"[a-z]+","rows":(\d{1,9})')
 _WIDTHS: dict[bytes, int] = {}
 
 
@@ -414,7 +417,7 @@ def rows_of(score: bytes) -> int:
     head = score[4:size]
     width = _WIDTHS.get(head)
     if width is None:
-        match = _ROWS.search(head)
+        match = _ROWS.match(head)
         if match is not None:
             return int(match[1])
         header = frames.load_header(head)

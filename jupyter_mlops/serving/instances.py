@@ -30,6 +30,7 @@ from .places import Places, read_json, write_json
 STOP_GRACE = 10.0
 #: The scorer itself goes on answering for so long after TERM; whoever ends it sets the real bound.
 DRAIN_LIMIT = 600.0
+#: Most instances of one deployment.
 MAX_INSTANCES = 64
 LOG_LIMIT = 10_000_000
 

@@ -12,7 +12,7 @@ from typing import Any
 from zlib import crc32
 
 from ..core.errors import MlopsError, NotFound, Unavailable
-from .dispatch import MAX_INSTANCES, Dispatcher, Limits
+from .dispatch import Dispatcher, Limits, most_instances
 from .fastpath import Fast, fast_path
 from .places import NAME, Places, read_json
 from .signature import Signature, from_document
@@ -24,16 +24,20 @@ _SPREAD = 0.6180339887498949
 class Deployment:
     """A published deployment. Its dispatcher outlives changes of everything but its name."""
 
-    def __init__(self, name: str, signature: Signature, settings: dict[str, Any], dispatcher: Dispatcher,
-                 about: dict[str, Any]) -> None:
+    #: Attached once the whole file is known to be good.
+    dispatcher: Dispatcher
+
+    def __init__(self, name: str, signature: Signature, settings: dict[str, Any], about: dict[str, Any]) -> None:
         self.name = name
         self.signature = signature
         #: One for the event loop, one for the thread that takes large bodies: a parser is not to be shared.
         self.fast: Fast | None = fast_path(signature)
         self.fast_large: Fast | None = fast_path(signature)
-        self.dispatcher = dispatcher
-        self.limits = dispatcher.limits
+        self.limits = Limits(settings.get("request_settings") or {}, settings.get("batching") is not False)
         self.settings = settings
+        #: Instances that there are without scaling, and that there may be.
+        self.least = max(1, int(settings.get("instance_count") or 1))
+        self.instances = most_instances(settings)
         #: Reachable for the control plane only: it has not been proven yet.
         self.proving = bool(settings.get("proving"))
         self.scale = scale = settings.get("scale_settings") or {}
@@ -207,10 +211,13 @@ class Routes:
             # The old one stays in force: a broken file must not take an endpoint down.
             self._state[name] = {"digest": digest, "error": f"{type(error).__name__}: {error}"[:300]}
             return
+        for deployment in endpoint.deployments.values():
+            self._attach(name, deployment)
         self._endpoints[name] = endpoint
         self._state[name] = {"digest": digest, "error": ""}
 
     def _parse(self, name: str, config: dict[str, Any]) -> Endpoint:
+        """What a file says; nothing is changed by it yet."""
         deployments = {}
         for deployment, settings in config.get("deployments", {}).items():
             if not NAME.match(deployment):
@@ -219,20 +226,14 @@ class Routes:
             if not about.get("signature") and not about.get("script"):
                 raise ValueError(f"deployment {deployment} is not prepared")
             signature = from_document(about.get("signature") or {"inputs": []})
-            deployments[deployment] = Deployment(
-                deployment, signature, settings, self._dispatcher(name, deployment, settings), about)
+            deployments[deployment] = Deployment(deployment, signature, settings, about)
         return Endpoint(name, config, deployments)
 
-    def _dispatcher(self, name: str, deployment: str, settings: dict[str, Any]) -> Dispatcher:
-        limits = Limits(settings.get("request_settings") or {}, settings.get("batching") is not False)
-        found = self._dispatchers.get((name, deployment))
+    def _attach(self, name: str, deployment: Deployment) -> None:
+        key = (name, deployment.name)
+        found = self._dispatchers.get(key)
         if found is None:
-            found = Dispatcher(partial(self.places.scorer_socket, name, deployment), limits,
-                               partial(self.wake, name, deployment))
-            self._dispatchers[name, deployment] = found
-        found.limits = limits
-        scale = settings.get("scale_settings") or {}
-        most = scale.get("max_instances") if scale.get("type") == "target_utilization" else 0
-        found.least = max(1, int(settings.get("instance_count") or 1))
-        found.instances = min(MAX_INSTANCES, max(1, int(settings.get("instance_count") or 1), int(most or 0)))
-        return found
+            found = self._dispatchers[key] = Dispatcher(
+                partial(self.places.scorer_socket, *key), deployment.limits, partial(self.wake, *key))
+        found.limits, found.least, found.instances = deployment.limits, deployment.least, deployment.instances
+        deployment.dispatcher = found
