@@ -195,6 +195,7 @@ async def test_calls_through_a_gateway(server, driver, model):
     stats = driver.stats("digits")
     blue = stats["endpoints"]["digits"]["deployments"]["blue"]
     assert stats["requests"] == 4 and blue["requests"] == 4 and blue["latency_ms"]["buckets"] == [[1, 2], [2, 4]]
+    assert [one["requests"] for one in stats["gateways"]] == [2, 2]
 
 
 def test_another_ones_object_is_never_taken_over(server, driver, model):

@@ -205,6 +205,31 @@ def test_a_gateway_that_begins_at_zero_loses_nothing_that_was_counted(trial):
     assert trial.canary["candidate"]["requests"] == 19, "counted once"
 
 
+def test_each_of_several_gateways_is_counted_from_where_it_was(trial):
+    def told(*gateways):
+        return {**gateways[0], "started_at": max(g["started_at"] for g in gateways), "gateways": list(gateways)}
+
+    def counted():
+        return trial.canary["candidate"]["requests"], trial.canary["baseline"]["requests"]
+
+    one, other = stats(1.0, blue=(5000, 0, 0, 4), green=(5, 0, 0, 4)), stats(2.0, blue=(7000, 0, 0, 4))
+    trial.look(told(one, other))
+    assert counted() == (0, 0)
+    one = stats(1.0, blue=(5010, 0, 0, 4), green=(6, 0, 0, 4))
+    trial.look(told(one))  # the other is not ready for a moment
+    assert counted() == (1, 10)
+    other = stats(2.0, blue=(7030, 0, 0, 4), green=(2, 0, 0, 4))
+    trial.look(told(one, other))
+    assert counted() == (3, 40)
+    new = stats(3.0, blue=(4, 0, 0, 4), green=(1, 0, 0, 4))
+    trial.look(told(other, new))  # it takes the place of the first
+    assert counted() == (4, 44)
+    trial.look(told(other, new))
+    assert counted() == (4, 44)
+    trial.look(told(one, other, new))
+    assert counted() == (4, 44), "what was seen of it once is counted already"
+
+
 def test_a_candidate_that_failed_is_rolled_back_whoever_answers(trial):
     trial.run(lambda tx: tx.set_status("deployment", "green", {"phase": "Failed", "reason": "crash loop"}, "digits"))
     assert trial.look(None)

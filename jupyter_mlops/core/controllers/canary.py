@@ -1,8 +1,8 @@
 """Canary controller: watches what the gateway counts of a deployment on trial, and promotes it or rolls it back.
 
-Counts are those since the canary's start. What was counted so far and the gateway's counters as they were last seen are
-in the store, written together: neither a killed control plane nor a gateway that begins at zero again loses or doubles
-a request that was counted.
+Counts are those since the canary's start. What was counted so far and each gateway's counters as they were last seen
+are in the store, written together: neither a killed control plane nor a gateway that begins at zero again, or does not
+answer for a while beside others that do, loses or doubles a request that was counted.
 """
 
 from __future__ import annotations
@@ -200,25 +200,27 @@ class CanaryController(Controller):
         name = endpoint.name
         private = tx.private("endpoint", name)
         kept = private.get("canary")
-        deployments = ((stats.get("endpoints") or {}).get(name) or {}).get("deployments") or {}
-        now = {d: Counts.of(counted) for d, counted in deployments.items()}
-        fresh = kept is None
-        kept = kept or {"gateway": None, "seen": {}, "candidate": None, "baseline": None}
-        again = kept["gateway"] != stats.get("started_at")
-        totals = {"candidate": Counts.load(kept["candidate"]), "baseline": Counts.load(kept["baseline"])}
-        for d, counts in now.items():
-            if fresh:
-                continue  # whatever was counted so far was before the canary
-            seen = Counts() if again else Counts.load(kept["seen"].get(d))
-            side = "candidate" if d == candidate else "baseline"
-            totals[side] += counts.since(seen)
-        kept = {
-            "gateway": stats.get("started_at"), "seen": {d: counts.dump() for d, counts in now.items()},
-            **{side: counts.dump() for side, counts in totals.items()},
+        now = {
+            str(gateway.get("started_at")): {
+                d: Counts.of(told).dump() for d, told in _deployments(gateway, name).items()
+            } for gateway in stats.get("gateways") or [stats]
         }
+        # At the first look whatever was counted so far was before the canary. Later a gateway that is new began at
+        # zero, and one that did not answer for a while goes on from where it was seen last.
+        before = now if kept is None else kept["seen"]
+        totals = {side: Counts.load((kept or {}).get(side)) for side in ("candidate", "baseline")}
+        for gateway, counted in now.items():
+            for d, counts in counted.items():
+                side = "candidate" if d == candidate else "baseline"
+                totals[side] += Counts.load(counts).since(Counts.load(before.get(gateway, {}).get(d)))
+        kept = {"seen": {**before, **now}, **{side: counts.dump() for side, counts in totals.items()}}
         if kept != private.get("canary"):
             tx.set_private("endpoint", name, {**private, "canary": kept})
         return totals["candidate"], totals["baseline"]
+
+
+def _deployments(stats: dict[str, Any], endpoint: str) -> dict[str, dict[str, Any]]:
+    return ((stats.get("endpoints") or {}).get(endpoint) or {}).get("deployments") or {}
 
 
 def _epoch(at: str) -> float:

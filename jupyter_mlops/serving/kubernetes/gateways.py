@@ -263,13 +263,13 @@ class Gateways:
         return status, answer
 
     def stats(self, endpoint: str) -> dict[str, Any] | None:
-        """What ``/admin/stats`` says, of all gateways together; None while none answers."""
+        """What ``/admin/stats`` says, of all gateways together, and of each in ``gateways``; None while none answers."""
         answers = []
         for pod in self.pods(endpoint):
             status, answer = self.ask(pod["metadata"]["name"], "GET", "/admin/stats", endpoint)
             if status == 200:
                 answers.append(json.loads(answer))
-        return merged(answers) if answers else None
+        return {**merged(answers), "gateways": answers} if answers else None
 
     def page(self, endpoint: str, what: str, timeout: float) -> tuple[int, bytes, dict[str, str]]:
         """``metrics``, ``openapi.json`` or ``docs`` as a gateway shows them, without a key: (status, body, headers).
