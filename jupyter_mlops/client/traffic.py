@@ -129,9 +129,9 @@ class Traffic(Record):
 
     def refresh(self) -> Traffic:
         """Ask again."""
-        new = self._client.traffic(self.name)
+        new = self._client.traffic(self.name, self.detailed)
         self._data, self.endpoint = new._data, new.endpoint
-        self.deployments, self.stats = new.deployments, new.stats
+        self.deployments, self.stats, self.records = new.deployments, new.stats, new.records
         return self
 
     def set(self, mirror: dict[str, int] | None = None, **shares: int) -> Traffic:

@@ -33,12 +33,12 @@ class Plane:
         self.canary: dict = {}
         self.calls: list = []
 
-    def traffic(self, name: str) -> Traffic:
+    def traffic(self, name: str, detailed: bool = False) -> Traffic:
         data = {"name": name, "spec": {"traffic": self.shares}, "status": {
             "phase": "Ready", "traffic": dict(self.shares), "canary": self.canary, "previous_traffic": {"v1": 100}}}
         behind = [Deployment(self, {"name": d, "parent": name, "spec": {"model": "m/1"}, "status": {"phase": "Ready"},
                                     "created_at": d}) for d in self.shares]
-        return Traffic(self, Endpoint(self, data), behind, {})
+        return Traffic(self, Endpoint(self, data), behind, {}, detailed)
 
     def route(self, name: str, shares: dict) -> None:
         self.calls.append(("route", dict(shares)))

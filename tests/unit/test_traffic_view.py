@@ -71,6 +71,23 @@ def test_shares_and_figures_read_as_text_and_as_html() -> None:
     assert list(view().df()["requests"]) == [90, 10, 0]
 
 
+def test_a_look_again_shows_as_much_as_the_first() -> None:
+    class Plane(Off):
+        def traffic(self, name, detailed=False):
+            made = view(detailed)
+            made.records = [{"id": "b1", "deployment": "v1", "requests": 5}] if detailed else []
+            return made
+
+    plane = Plane()
+    first = plane.traffic("digits", True)
+    for detailed in (True, False):
+        again = plane.traffic("digits", detailed)
+        again._client, again.stats, again.records = plane, None, []
+        assert again.refresh() is again and again.detailed is detailed
+        assert again.records == (first.records if detailed else []) and again.stats == first.stats
+        assert ("p99" in again._columns()) is detailed
+
+
 def test_nothing_of_a_name_gets_into_the_page() -> None:
     html = view(name=TEXT).html()
     assert "<b>" not in html and "\x1b" not in html.replace("\x1b", "") and "&lt;b&gt;" in html
