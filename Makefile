@@ -37,8 +37,9 @@ lint: setup
 front-end: setup
 	$(BIN)/jlpm test
 
+# Real servers, browsers and jobs share the processors: what fails is tried once more, and the summary names it (RERUN).
 test: setup chromium lint front-end
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1
 
 # The long form of the fault matrix: more faults, each several times; writes the table of docs/reliability.md.
 FAULTS_REPEAT ?= 3

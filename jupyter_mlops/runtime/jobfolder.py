@@ -265,6 +265,19 @@ class Attempt:
         finally:
             os.close(fd)
 
+    def sweep(self):
+        """Remove what was being written by those that were killed; only when none of the attempt runs any more."""
+        try:
+            names = os.listdir(self.path)
+        except OSError:
+            return
+        for name in names:
+            if name.endswith(".tmp"):
+                try:
+                    os.unlink(os.path.join(self.path, name))
+                except OSError:
+                    pass
+
     def read_log(self, rank, offset, limit):
         """Up to ``limit`` bytes of a rank's log from ``offset``; a negative offset counts from the end.
 

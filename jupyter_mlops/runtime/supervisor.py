@@ -400,6 +400,7 @@ class Supervisor:
     def _finish(self):
         """Draw the conclusion of how the ranks ended, and write it."""
         self._measure(last=True)  # nobody looks again
+        self.attempt.sweep()
         for rank in self.ranks:
             self._read_exit(rank)
         codes = [rank.exit_code for rank in self.ranks]

@@ -175,6 +175,12 @@ class Conformance:
         assert (seen.phase, seen.exit_code) == ("failed", -9)
         assert "killed by signal 9 (SIGKILL)" in seen.reason and seen.cause == "", "and nothing of lack of memory"
 
+    def test_what_a_killed_rank_was_writing_is_swept(self, bench: Bench) -> None:
+        attempt = JobFolder(bench.home / "jobs" / "a").attempt(1)
+        half = f"{attempt.exit_path(0)}.1.1.tmp"
+        job = bench.cell("a", f"import os, signal\nopen({half!r}, 'w').close()\nos.kill(os.getpid(), signal.SIGKILL)")
+        assert bench.ended(job).phase == "failed" and not os.path.exists(half)
+
     def test_starting_again_runs_once(self, bench: Bench, tmp_path: Path) -> None:
         count = tmp_path / "count"
         job = bench.cell("a", f"open({str(count)!r}, 'a').write('x')\nimport time\ntime.sleep(0.5)")

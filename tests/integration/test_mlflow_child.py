@@ -45,7 +45,8 @@ async def make(folders):
         await one.stop()
 
 
-async def test_a_killed_child_comes_back_with_everything(make, folders):
+async def test_a_killed_child_comes_back_with_everything(make, folders, monkeypatch):
+    monkeypatch.setattr("jupyter_mlops.tracking.api.WAIT", 60.0)  # a busy machine takes longer than a user would
     home, _ = folders
     states = []
     child = make(lambda c: states.append(c.state))

@@ -158,3 +158,14 @@ def test_log_is_no_link(tmp_path):
 def test_json_reader_takes_anything(tmp_path):
     assert read_json(str(tmp_path / "no")) == {}
     assert read_json(str(tmp_path)) == {}
+
+
+def test_what_the_killed_were_writing_is_swept(tmp_path):
+    attempt = JobFolder(tmp_path).attempt(1)
+    attempt.sweep()
+    jobfolder.private_folder(attempt.path)
+    attempt.write_state({"phase": "running"})
+    for name in ("rank-1.exit.12.34.tmp", "usage.jsonl"):
+        (tmp_path / "attempts" / "1" / name).write_text("{")
+    attempt.sweep()
+    assert sorted(os.listdir(attempt.path)) == ["state.json", "usage.jsonl"]

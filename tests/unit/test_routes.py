@@ -80,7 +80,8 @@ async def test_there_may_be_as_many_instances_as_the_settings_say(places):
 def test_a_parameter_may_be_called_rows(inputs, params):
     signature = sig.from_document({"inputs": inputs, "params": PARAMS})
     if inputs in (COLUMNS, MIXED):
-        form = {"dataframe_split": {"columns": [c["name"] for c in inputs], "data": [[1.5, 2.5, "x"][:len(inputs)]] * 3}}
+        rows = [[1.5, 2.5, "x"][:len(inputs)]] * 3
+        form = {"dataframe_split": {"columns": [c["name"] for c in inputs], "data": rows}}
     elif len(inputs) == 2:
         form = {"inputs": {"a": [1.0, 2.0, 3.0], "b": [1.0, 2.0, 3.0]}}
     else:

@@ -10,6 +10,7 @@ from tornado import web
 from ...core.blobs import MAX_BLOB, Upload, check_digest
 from ...core.errors import MlopsError, NotFound, ParameterError, TooLarge
 from ...core.resources import TERMINAL
+from ...streaming import DRAIN_BYTES
 from ..base import OperationHandler
 from ..operations import Answer, Call, operation
 
@@ -27,12 +28,21 @@ class BlobHandler(OperationHandler):
         super().prepare()
         if self.request.method != "PUT":
             return
-        self.request.connection.set_max_body_size(MAX_BLOB)  # type: ignore[union-attr]
-        self.require("jobs/write")
+        connection: Any = self.request.connection
+        connection.set_max_body_size(MAX_BLOB)
         length = self.request.headers.get("Content-Length", "")
-        if length.isascii() and length.isdigit() and int(length) > MAX_BLOB:
+        size = int(length) if length.isascii() and length.isdigit() else 0
+        if size > MAX_BLOB:
             raise TooLarge(f"a blob has at most {MAX_BLOB} bytes", "put the data into a file and read that")
-        self.upload = self.plane.blobs.receive(check_digest(self.path_args[-1]))
+        try:
+            self.require("jobs/write")
+            self.upload = self.plane.blobs.receive(check_digest(self.path_args[-1]))
+        except MlopsError as error:
+            # An answer before the end of the body would close the connection under the client that still sends.
+            if size > DRAIN_BYTES:
+                raise
+            connection.set_max_body_size(DRAIN_BYTES)
+            self._failure = error
 
     async def data_received(self, chunk: bytes) -> None:
         if self.upload is None or self._failure is not None:

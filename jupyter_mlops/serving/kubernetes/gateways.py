@@ -263,7 +263,7 @@ class Gateways:
         return status, answer
 
     def stats(self, endpoint: str) -> dict[str, Any] | None:
-        """What ``/admin/stats`` says, of all gateways together, and of each in ``gateways``; None while none answers."""
+        """What ``/admin/stats`` says, of all gateways together, and of each in ``gateways``; None: none answers."""
         answers = []
         for pod in self.pods(endpoint):
             status, answer = self.ask(pod["metadata"]["name"], "GET", "/admin/stats", endpoint)
