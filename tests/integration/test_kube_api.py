@@ -187,11 +187,15 @@ async def test_calls_through_a_gateway(server, driver, model):
                 "requests": 2, "latency_ms": {"p95": len(pod), "buckets": [[1, 1], [2, 2]]}}}}}})
         assert request.path.endswith("/proxy/endpoints/digits/invocations")
         return web.json_response({"got": body.decode(), "for": request.headers.get("azureml-model-deployment"),
-                                  "type": request.headers["Content-Type"]}, status=400)
+                                  "type": request.headers["Content-Type"]}, status=400,
+                                 headers={"X-Deployment": "blue", "X-Request-Id": "r-1", "Retry-After": "2"})
 
     server.proxied = proxied
-    code, answer, _ = await driver.invoke("digits", b"x\n1\n", "text/csv", deployment="blue")
+    code, answer, headers = await driver.invoke("digits", b"x\n1\n", "text/csv", deployment="blue")
     assert code == 400 and json.loads(answer) == {"got": "x\n1\n", "for": "blue", "type": "text/csv"}
+    # As those of this machine's gateway: whoever calls as the owner sees which deployment answered.
+    assert (headers["X-Deployment"], headers["X-Request-Id"], headers["Retry-After"]) == ("blue", "r-1", "2")
+    assert headers["Content-Type"].startswith("application/json")
     stats = driver.stats("digits")
     blue = stats["endpoints"]["digits"]["deployments"]["blue"]
     assert stats["requests"] == 4 and blue["requests"] == 4 and blue["latency_ms"]["buckets"] == [[1, 2], [2, 4]]

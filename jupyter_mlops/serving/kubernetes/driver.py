@@ -237,7 +237,7 @@ class KubernetesServing:
         """What the scorer in a pod imports, and how long it took to load; asked once a pod."""
         if pod not in self._packages:
             try:
-                status, answer = self.gateways.ask(pod, "GET", "/state", endpoint, timeout=3.0, port=TRUNK)
+                status, answer, _ = self.gateways.ask(pod, "GET", "/state", endpoint, timeout=3.0, port=TRUNK)
                 scorer = json.loads(answer).get("scorer") or {} if status == 200 else {}
             except (MlopsError, ValueError):
                 return {}, None

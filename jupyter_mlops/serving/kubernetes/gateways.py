@@ -176,7 +176,7 @@ class Gateways:
                 if scope not in wanted:
                     continue
                 try:
-                    status, answer = self.ask(name, "GET", "/ready", names.endpoint, timeout=3.0)
+                    status, answer, _ = self.ask(name, "GET", "/ready", names.endpoint, timeout=3.0)
                     current = status == 200 and json.loads(answer).get("digest") == wanted[scope]
                 except (MlopsError, ValueError):
                     current = False
@@ -249,24 +249,25 @@ class Gateways:
     # -- what they tell --------------------------------------------------------------------
 
     def ask(self, pod: str, method: str, path: str, endpoint: str, body: bytes | None = None,
-            headers: dict[str, str] | None = None, timeout: float = 10.0, port: int = ADMIN) -> tuple[int, bytes]:
-        """A call to a pod, through the API's proxy.
+            headers: dict[str, str] | None = None, timeout: float = 10.0,
+            port: int = ADMIN) -> tuple[int, bytes, dict[str, str]]:
+        """A call to a pod, through the API's proxy: (status, body, headers).
 
         Raises:
             BackendTimeout, BackendUnreachable: there was no answer.
         """
         sent = {"X-Mlops-Token": self._token_of(endpoint), **(headers or {})}
         content_type = sent.pop("Content-Type", "application/json")
-        status, _, answer = self.kube.request(
+        status, given, answer = self.kube.request(
             method, f"{self.kube.path('Pod', f'{pod}:{port}', 'proxy')}{path}", body, content_type=content_type,
             headers=sent, timeout=timeout)
-        return status, answer
+        return status, answer, {k.title(): v for k, v in given.items()}
 
     def stats(self, endpoint: str) -> dict[str, Any] | None:
         """What ``/admin/stats`` says, of all gateways together, and of each in ``gateways``; None: none answers."""
         answers = []
         for pod in self.pods(endpoint):
-            status, answer = self.ask(pod["metadata"]["name"], "GET", "/admin/stats", endpoint)
+            status, answer, _ = self.ask(pod["metadata"]["name"], "GET", "/admin/stats", endpoint)
             if status == 200:
                 answers.append(json.loads(answer))
         return {**merged(answers), "gateways": answers} if answers else None
@@ -277,14 +278,8 @@ class Gateways:
         Raises:
             Unavailable: no gateway is ready.
         """
-        pods = self.pods(endpoint)
-        if not pods:
-            raise Unavailable("the endpoint's gateway is not ready", self.info(endpoint)["reason"] or "try again")
-        path = self.kube.path("Pod", f"{pods[0]['metadata']['name']}:{ADMIN}", "proxy")
-        status, headers, answer = self.kube.request(
-            "GET", f"{path}/endpoints/{quote(endpoint)}/{what}",
-            headers={"X-Mlops-Token": self._token_of(endpoint), "Accept": "*/*"}, timeout=timeout)
-        return status, answer, {k.title(): v for k, v in headers.items()}
+        return self.ask(self._ready(endpoint), "GET", f"/endpoints/{quote(endpoint)}/{what}", endpoint,
+                        headers={"Accept": "*/*"}, timeout=timeout)
 
     def invoke(self, endpoint: str, body: bytes, content_type: str, timeout: float, deployment: str,
                headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
@@ -294,21 +289,28 @@ class Gateways:
             Unavailable: no gateway is ready.
             BackendTimeout: it did not answer in time.
         """
+        pod = self._ready(endpoint, deployment)
+        sent = {"Content-Type": content_type, **headers}
+        if deployment:
+            sent["azureml-model-deployment"] = deployment
+        try:
+            return self.ask(pod, "POST", f"/endpoints/{quote(endpoint)}/invocations", endpoint, body, sent, timeout)
+        except BackendTimeout:
+            raise BackendTimeout(f"the endpoint did not answer within {timeout:g} s") from None
+
+    def _ready(self, endpoint: str, deployment: str = "") -> str:
+        """The name of a gateway's pod that is ready; that of the deployment's own gateway where it has one.
+
+        Raises:
+            Unavailable: there is none.
+        """
         pods = self.pods(endpoint)
         scoped = [p for p in pods if self._scope(p) == deployment]
         chosen = (scoped if deployment and scoped else pods)[:1]
         if not chosen:
-            info = self.info(endpoint)
-            raise Unavailable("the endpoint's gateway is not ready", info["reason"] or "try again in a moment")
-        sent = {"Content-Type": content_type, **headers}
-        if deployment:
-            sent["azureml-model-deployment"] = deployment
-        pod, path = chosen[0]["metadata"]["name"], f"/endpoints/{quote(endpoint)}/invocations"
-        try:
-            status, answer = self.ask(pod, "POST", path, endpoint, body, sent, timeout)
-        except BackendTimeout:
-            raise BackendTimeout(f"the endpoint did not answer within {timeout:g} s") from None
-        return status, answer, {"Content-Type": "application/json"}
+            reason = self.info(endpoint)["reason"]
+            raise Unavailable("the endpoint's gateway is not ready", reason or "try again in a moment")
+        return str(chosen[0]["metadata"]["name"])
 
 
 def slots(settings: dict[str, Any]) -> int:
