@@ -158,7 +158,7 @@ class Gateways:
         else:
             self.kube.delete("HTTPRoute", objects.names.anchor)
         for item in self.kube.list("Deployment", objects.names.ours(component="gateway")):
-            scope = (item["metadata"].get("labels") or {}).get(f"{DOMAIN}/deployment") or ""
+            scope = self._scope(item)
             if scope not in scopes:
                 for kind in ("Deployment", "Service", "PodDisruptionBudget"):
                     self.kube.delete(kind, item["metadata"]["name"])
@@ -172,7 +172,7 @@ class Gateways:
             behind = 0
             for pod in self.pods(names.endpoint):
                 name = pod["metadata"]["name"]
-                scope = pod["metadata"]["labels"].get(f"{DOMAIN}/deployment") or ""
+                scope = self._scope(pod)
                 if scope not in wanted:
                     continue
                 try:
@@ -213,20 +213,21 @@ class Gateways:
             return known
         names = Names(self.workspace, endpoint)
         pods = self.pods(endpoint, ready=False)
-        found = [look(self.kube.get("Deployment", names.gateway(s)), [p for p in pods if self._scope(p) == s], [])
+        made = {d["metadata"]["name"]: d for d in self.kube.list("Deployment", names.ours(component="gateway"))}
+        found = [look(made.get(names.gateway(s)), [p for p in pods if self._scope(p) == s], [])
                  for s in (sorted({self._scope(p) for p in pods}) if self.routed() else [""])]
         worst = next((s for phase in ("failed", "starting", "absent") for s in found if s.phase == phase), None)
-        made = self.kube.list("Deployment", names.ours(component="gateway"))
         known = {"url": self._url(names, pods), "phase": worst.phase if worst else "ready",
                  "reason": worst.reason if worst and worst.phase != "absent" else "",
                  "pods": [p["metadata"]["name"] for p in pods],
-                 "pid": ",".join(sorted(str(d["metadata"].get("uid")) for d in made)) or None}
+                 "pid": ",".join(sorted(str(d["metadata"].get("uid")) for d in made.values())) or None}
         self._known[endpoint] = (time.monotonic(), known)
         return known
 
     @staticmethod
-    def _scope(pod: dict[str, Any]) -> str:
-        return (pod["metadata"].get("labels") or {}).get(f"{DOMAIN}/deployment") or ""
+    def _scope(item: dict[str, Any]) -> str:
+        """The deployment that a gateway, or its pod, is of alone; empty: it serves all."""
+        return (item["metadata"].get("labels") or {}).get(f"{DOMAIN}/deployment") or ""
 
     def _url(self, names: Names, pods: list[dict[str, Any]]) -> str:
         scheme = "https" if self.options.tls_secret else "http"
