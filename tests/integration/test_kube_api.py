@@ -365,6 +365,23 @@ def test_a_large_model_is_brought_by_exec_and_resumed(server, driver, model, tmp
     assert any("bringing the model (9 MB)" in r for r in reasons)
 
 
+def test_events_are_read_of_pods_that_wait_for_a_while(server, driver, model):
+    driver.prepare("digits", "blue", model)
+    driver.start("digits", "blue")
+    made = server.of("deployments")[0]["spec"]["template"]["metadata"]
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 2))
+    pod = server.put("pods", {"metadata": {"name": "p-1", "labels": made["labels"], "creationTimestamp": now,
+                                           "annotations": made["annotations"]}, "spec": {"nodeName": "n-1"},
+                              "status": {"phase": "Pending", "conditions": []}})
+    server.put("events", {"metadata": {"name": "e-1"}, "involvedObject": {"name": "p-1"}, "type": "Warning",
+                          "reason": "FailedMount", "message": "no such volume"})
+    events = ("GET", "/api/v1/namespaces/team/events")
+    server.calls.clear()
+    assert driver.observe("digits", "blue").reason.startswith("its node pulls") and events not in server.calls
+    pod["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    assert "no such volume" in driver.observe("digits", "blue").reason and events in server.calls
+
+
 def test_logs_of_pods(server, driver):
     labels = driver.gateways.objects("digits").names.labels("scorer", "blue")
     server.put("pods", {"metadata": {"name": "p-1", "labels": labels}})

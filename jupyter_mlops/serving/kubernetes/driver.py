@@ -27,6 +27,7 @@ from ...core.resources.compute import ComputeSpec
 from ...kube.client import Kube
 from ...kube.errors import Absent
 from ...kube.exec import send_parcel
+from ...kube.pods import age
 from ..local import LocalServing
 from ..observation import ScorerObservation, load_limit
 from ..places import read_json, write_json
@@ -41,8 +42,8 @@ log = logging.getLogger(__name__)
 TAIL_LINES = 20
 #: Bytes of a pod's log that are read at most; nodes keep about 10 MB of it.
 LOG_LIMIT = 16 * 1024 * 1024
-
-
+#: Seconds for which nobody asks what a new pod waits for: a start is looked at twice a second.
+MOMENT = 2.0
 
 
 class KubernetesServing:
@@ -225,7 +226,7 @@ class KubernetesServing:
 
     def _events(self, pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Events of pods that wait for more than a moment: what their status does not tell."""
-        names = {p["metadata"]["name"] for p in pods}
+        names = {p["metadata"]["name"] for p in pods if age(p) > MOMENT}
         try:
             found = self.kube.list("Event", fields="involvedObject.kind=Pod,type=Warning") if names else []
         except MlopsError:
