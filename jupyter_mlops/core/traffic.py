@@ -49,6 +49,12 @@ def running_canary(endpoint: Resource) -> dict[str, Any] | None:
     return canary if canary and canary.get("phase") == "Running" else None
 
 
+def staying(tx: Transaction, name: str) -> list[Resource]:
+    """The endpoint's deployments that are not being deleted, newest first."""
+    going = set(tx.deleting_keys("deployment"))
+    return [d for d in tx.page("deployment", parent=name)[0] if (name, d.name) not in going]
+
+
 def describe(shares: Shares) -> str:
     """``blue 90 %, green 10 %`` for people."""
     return ", ".join(f"{d} {share} %" for d, share in shares.items() if share) or "none"
@@ -157,7 +163,7 @@ def rollback(tx: Transaction, name: str, identity: Identity, reason: str = "") -
     endpoint = tx.get("endpoint", name)
     canary = running_canary(endpoint)
     earlier = canary["previous"] if canary else endpoint.status.get("previous_traffic") or {}
-    there = {d.name for d in tx.page("deployment", parent=name)[0] if not tx.deleting("deployment", d.name, name)}
+    there = {d.name for d in staying(tx, name)}
     traffic = spread({d: share for d, share in earlier.items() if d in there}, 100)
     reason = reason or f"rolled back by {identity.user}"
     status: dict[str, Any] = {}
@@ -182,8 +188,7 @@ def leave(tx: Transaction, endpoint: str, deployment: str, identity: Identity) -
     if at is None or tx.deleting("endpoint", endpoint):
         return
     found = tx.get("deployment", deployment, endpoint)
-    others = [d.name for d in tx.page("deployment", parent=endpoint)[0]
-              if d.name != deployment and not tx.deleting("deployment", d.name, endpoint)]
+    others = [d.name for d in staying(tx, endpoint) if d.name != deployment]
     share = effective(at).get(deployment, 0)
     if share and others and found.status.get("phase") != "Failed":
         canary = running_canary(at)

@@ -92,6 +92,12 @@ def test_what_is_in_force_adds_up_and_serves(asked, serving):
     assert set(found) <= serving and sum(found.values()) in (0, 100)
 
 
+def test_what_is_being_deleted_does_not_stay(do):
+    assert [d.name for d in do(traffic.staying)] == ["grey", "green", "blue"]
+    do(lambda tx, name: tx.mark_deleting("deployment", "green", identity=ANN, parent=name))
+    assert [d.name for d in do(traffic.staying)] == ["grey", "blue"]
+
+
 # -- changes
 
 

@@ -186,9 +186,8 @@ class EndpointController(Controller):
         store = self.workspace.store
 
         def look(tx: Any) -> tuple[Resource | None, bool, dict[str, Any], list[Resource]]:
-            deployments, _ = tx.page("deployment", parent=name, limit=200)
-            kept = [d for d in deployments if not tx.deleting("deployment", d.name, name)]
-            return tx.find("endpoint", name), tx.deleting("endpoint", name), tx.private("endpoint", name), kept
+            return (tx.find("endpoint", name), tx.deleting("endpoint", name), tx.private("endpoint", name),
+                    traffic.staying(tx, name))
 
         endpoint, deleting, private, deployments = await store.read(look)
         if endpoint is None:
