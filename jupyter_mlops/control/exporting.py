@@ -66,14 +66,10 @@ class Exporter:
             raise Refused(f"the files of deployment {name}/{chosen.name} are not here",
                           f"export the model itself: {chosen.status.get('model_name')}/"
                           f"{chosen.status.get('model_version')}")
-        scale = spec.scale_settings
-        asked = spec.model_dump(mode="json")
-        least = max(1, scale.min_instances) if scale.type == "target_utilization" else spec.instance_count
         subject = bundle.Subject(
             about, model, folder / "code" if spec.code_configuration else None, chosen.status.get("interpreter") or "",
             config,
-            {"count": least, "env": spec.environment_variables,
-             "probes": {p: asked[p] for p in ("readiness_probe", "liveness_probe") if asked.get(p)}},
+            {"count": spec.first_instances, "env": spec.environment_variables, "probes": spec.probes},
             self._about(name, chosen.name, chosen.status),
             await asyncio.to_thread(_imported, folder),
         )
@@ -101,14 +97,11 @@ class Exporter:
         endpoint = name or (model if NAME.match(model) else generate_name(model).rpartition("-")[0])
         deployment = _MODEL_DEPLOYMENT.format(version["version"])
         spec = DeploymentSpec(model=f"{model}/{version['version']}")
-        settings = spec.model_dump(
-            mode="json", include={"instance_count", "scale_settings", "request_settings", "data_collector"})
         shown, kept = keys.new_keys()
         config = {
             "name": endpoint, "auth_mode": "key", "public": True, "keys": kept, "token_secret": "",
             "traffic": {deployment: 100}, "mirror_traffic": {}, "sticky_header": "",
-            "deployments": {deployment: {
-                "model": {"name": model, "version": version["version"]}, "batching": True, **settings}},
+            "deployments": {deployment: spec.served(model, version["version"])},
         }
         status = {"model_name": model, "model_version": version["version"], "run_id": version.get("run_id") or ""}
         subject = bundle.Subject(about, folder, None, interpreter, config, {"count": 1, "env": {}, "probes": {}},

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_mlops.core.errors import ParameterError
-from jupyter_mlops.core.resources import NAME, check_name, generate_name
+from jupyter_mlops.core.resources import NAME, DeploymentSpec, check_name, generate_name
 from jupyter_mlops.core.resources.endpoint import spread
 from jupyter_mlops.core.workspace import parse_spec
 
@@ -85,6 +85,16 @@ def test_bad_specs_name_the_field_in_one_line(kind, spec, word):
 )
 def test_how_a_deployment_may_name_its_model(given, kept):
     assert parse_spec("deployment", {"model": given}).model == kept
+
+
+def test_how_many_run_at_first_and_which_probes():
+    scale = {"type": "target_utilization", "min_instances": 0, "max_instances": 3}
+    assert DeploymentSpec(model="m/1", instance_count=2).first_instances == 2
+    assert DeploymentSpec(model="m/1", instance_count=5, scale_settings=scale).first_instances == 1
+    assert DeploymentSpec(model="m/1", scale_settings={**scale, "min_instances": 2}).first_instances == 2
+    assert DeploymentSpec(model="m/1").probes == {}
+    found = DeploymentSpec(model="m/1", readiness_probe={"period": 3}).probes
+    assert list(found) == ["readiness_probe"] and found["readiness_probe"]["period"] == 3
 
 
 def test_a_deployment_tells_what_it_ignores():

@@ -244,16 +244,11 @@ class DeploymentController(Controller):
 
     async def _start(self, d: Resource, key: Key, serving: Any) -> None:
         spec = DeploymentSpec.model_validate(d.spec)
-        scale = spec.scale_settings
-        scaled = scale.type == "target_utilization"
-        asked = spec.model_dump(mode="json")
-        more: dict[str, Any] = {
-            # What scales goes on from here by itself; at first one is there even where none shall be when nobody asks.
-            "count": max(1, scale.min_instances) if scaled else spec.instance_count,
-            "probes": {p: asked[p] for p in ("readiness_probe", "liveness_probe") if asked[p]},
-        }
+        # What scales goes on from here by itself.
+        more: dict[str, Any] = {"count": spec.first_instances, "probes": spec.probes}
         if getattr(serving, "remote", False):
-            more.update(image=spec.environment, resources=asked["resources"], scale=asked["scale_settings"])
+            more.update(image=spec.environment, resources=spec.resources.model_dump(mode="json"),
+                        scale=spec.scale_settings.model_dump(mode="json"))
         try:
             await asyncio.to_thread(
                 partial(serving.start, d.parent, d.name, d.status["interpreter"], spec.environment_variables, **more)

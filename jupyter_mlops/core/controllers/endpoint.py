@@ -275,13 +275,7 @@ def published(
         if not proven(d) and d.status.get("phase") != "Proving":
             continue
         spec = DeploymentSpec.model_validate(d.spec)
-        told[d.name] = {
-            "model": {"name": d.status.get("model_name", ""), "version": d.status.get("model_version", "")},
-            "batching": spec.request_settings.batching,
-            **spec.model_dump(
-                mode="json", include={"instance_count", "scale_settings", "request_settings", "data_collector"}
-            ),
-        }
+        told[d.name] = spec.served(d.status.get("model_name", ""), d.status.get("model_version", ""))
         if not proven(d):  # its sample is nobody's request: it is not captured
             told[d.name].update(proving=True, data_collector=None)
     asked = EndpointSpec.model_validate(endpoint.spec)

@@ -15,6 +15,8 @@ from .base import Model, Spec, Status
 MUTABLE = frozenset({
     "description", "tags", "instance_count", "scale_settings", "request_settings", "data_collector",
 })
+#: Fields of Azure ML that are accepted, and on which nothing depends here.
+IGNORED = ("app_insights_enabled", "egress_public_network_access", "model_mount_path")
 #: Bytes of request and expected answer of a proof, as JSON.
 MAX_PROOF = 4_000_000
 
@@ -219,8 +221,25 @@ class DeploymentSpec(Spec):
     @property
     def ignored(self) -> list[str]:
         """Fields that were given and on which nothing depends here."""
-        names = ("app_insights_enabled", "egress_public_network_access", "model_mount_path")
-        return [name for name in names if getattr(self, name) is not None]
+        return [name for name in IGNORED if getattr(self, name) is not None]
+
+    @property
+    def first_instances(self) -> int:
+        """How many run at first; one also where none shall be while nobody asks."""
+        scale = self.scale_settings
+        return max(1, scale.min_instances) if scale.type == "target_utilization" else self.instance_count
+
+    @property
+    def probes(self) -> dict[str, Any]:
+        """Those that were given, as drivers take them."""
+        return self.model_dump(mode="json", include={"liveness_probe", "readiness_probe"}, exclude_none=True)
+
+    def served(self, name: str, version: str) -> dict[str, Any]:
+        """What a gateway is told of it: how it serves, and which model this is."""
+        settings = self.model_dump(
+            mode="json", include={"instance_count", "scale_settings", "request_settings", "data_collector"}
+        )
+        return {"model": {"name": name, "version": version}, "batching": self.request_settings.batching, **settings}
 
 
 class Instances(Model):

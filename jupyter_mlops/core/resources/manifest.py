@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ..errors import ParameterError, Refused
 from .base import check_name, parameter_error
-from .deployment import DeploymentSpec
+from .deployment import IGNORED, DeploymentSpec
 from .endpoint import EndpointSpec
 
 #: (kind, parent, name, spec, ignored): ``parent`` is a deployment's endpoint; ``ignored`` names fields with their path.
@@ -111,7 +111,7 @@ def _deployment(given: dict[str, Any], ignored: list[str]) -> dict[str, Any]:
                 del spec[field]
             else:
                 spec[field] = value
-    for field in ("app_insights_enabled", "egress_public_network_access", "model_mount_path"):
+    for field in IGNORED:
         if spec.pop(field, None) is not None:
             ignored.append(field)
     _strings(spec, "tags")
