@@ -274,7 +274,8 @@ def published(
     for d in deployments:
         if not proven(d) and d.status.get("phase") != "Proving":
             continue
-        spec = DeploymentSpec.model_validate(d.spec)
+        # Without its proof: a sample of megabytes would be checked anew on every pass.
+        spec = DeploymentSpec.model_validate({**d.spec, "proof": None})
         told[d.name] = spec.served(d.status.get("model_name", ""), d.status.get("model_version", ""))
         if not proven(d):  # its sample is nobody's request: it is not captured
             told[d.name].update(proving=True, data_collector=None)
