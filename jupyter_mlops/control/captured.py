@@ -50,24 +50,19 @@ class CapturedData:
         """Where an endpoint's captured requests lie; it may not be there."""
         return self._endpoints / endpoint / segments.FOLDER
 
-    def has_any(self, endpoint: str) -> bool:
-        """Whether anything was captured that is not deleted."""
-        return bool(self.deployments(endpoint))
-
     def deployments(self, endpoint: str) -> list[str]:
-        """Names of the deployments that have captured something."""
+        """Names of the deployments that have captured something that is not deleted; looks at every file."""
         folder = self.folder(endpoint)
         return [name for name in segments.deployments(folder) if segments.kept(folder, name)]
 
     async def read(self, endpoint: str, wanted: dict[str, Any]) -> Path:
         """The wanted rows in a new Parquet file, which the caller removes; arguments as ``extract.Wanted``.
 
+        The endpoint must have captured something, see :meth:`deployments`.
+
         Raises:
             ParameterError: there is no such column.
-            NotFound: nothing was captured.
         """
-        if not self.has_any(endpoint):
-            raise NotFound(f"endpoint {endpoint!r} has captured nothing")
         self._temporary.mkdir(mode=0o700, exist_ok=True)
         out = self._temporary / f"captured-{os.urandom(8).hex()}.parquet"
         arguments = [f"--{name}={value}" for name, value in wanted.items() if value not in (None, "")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
@@ -127,13 +128,12 @@ async def get_endpoint_data(call: Call) -> Answer:
         "deployment": query.deployment, "since": moment(query.since, "since"), "until": moment(query.until, "until"),
         "columns": query.columns, "limit": query.limit,
     }
-    if not call.plane.captured.has_any(name):
+    known = await asyncio.to_thread(call.plane.captured.deployments, name)
+    if not known:
         raise await _nothing(call, name)
-    if query.deployment:
-        known = call.plane.captured.deployments(name)
-        if query.deployment not in known:
-            raise NotFound(f"deployment {name}/{query.deployment} has captured nothing",
-                           "there is data of " + ", ".join(known))
+    if query.deployment and query.deployment not in known:
+        raise NotFound(f"deployment {name}/{query.deployment} has captured nothing",
+                       "there is data of " + ", ".join(known))
     path = await call.plane.captured.read(name, wanted)
     disposition = f'attachment; filename="{name}.parquet"'
     return Answer(file=path, temporary=True, content_type="application/vnd.apache.parquet",
