@@ -47,6 +47,12 @@ def quota(message: str) -> str:
     return ""
 
 
+def pod_security(message: str) -> str:
+    """One line on a pod that Pod Security does not let in, or ``""`` when the message is of something else."""
+    _, found, rule = message.partition("violates PodSecurity")
+    return f"the namespace's security level forbids it: {rule[:300]}" if found else ""
+
+
 def from_answer(status: int, body: bytes | str, what: str, cluster: str) -> MlopsError:
     """The error that an answer other than 2xx stands for.
 
@@ -96,9 +102,8 @@ def _forbidden(message: str, what: str, where: str) -> MlopsError:
     over = quota(message)
     if over:
         return OverQuota(over, "delete what is not needed, ask for less, or have an operator raise the quota")
-    if "violates PodSecurity" in message:
-        return Refused(f"the namespace's security level forbids it: {message.split('violates PodSecurity')[1][:300]}",
-                       "an operator changes the compute's options or the namespace's level")
+    if level := pod_security(message):
+        return Refused(level, "an operator changes the compute's options or the namespace's level")
     if match := _LIMIT_RANGE.search(message):
         return Refused(f"the namespace's limits forbid it: {match[0]}", "change `resources` of the deployment")
     if "is being terminated" in message:

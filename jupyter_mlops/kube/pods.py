@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from .errors import quota
+from .errors import pod_security, quota
 
 #: The image is not there, or not for us: nothing to wait for.
 _FINAL_PULL = ("not found", "manifest unknown", "pull access denied", "unauthorized", "denied", "no such host",
@@ -110,9 +110,8 @@ def creation(message: str) -> Trouble:
     over = quota(message)
     if over:
         return Trouble(over)  # another's end gives room
-    if "violates PodSecurity" in message:
-        return Trouble(f"the namespace's security level forbids it: {message.split('violates PodSecurity')[1][:300]}",
-                       final=True)
+    if level := pod_security(message):
+        return Trouble(level, final=True)
     if "is being terminated" in message:
         return Trouble("the namespace is being deleted", final=True)
     return Trouble(f"the cluster does not create it: {_short(message)}", final="is invalid" in message)

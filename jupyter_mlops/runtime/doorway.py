@@ -209,24 +209,24 @@ class Doorway:
             headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
             path = path.partition("?")[0]
             if method != "GET":
-                self._say(writer, 405, {"message": "GET is the method here"})
+                say(writer, 405, {"message": "GET is the method here"})
             elif path == "/live":
                 hung = self.phase == "ready" and not self.draining and time.monotonic() - self.heard > SILENCE
-                self._say(writer, 503 if hung else 200, {"pid": os.getpid()})
+                say(writer, 503 if hung else 200, {"pid": os.getpid()})
             elif path == "/ready":
                 ready = not self.draining and self.phase == "ready" and await self._answers()
-                self._say(writer, 200 if ready else 503, {"ready": ready, "reason": self.reason})
+                say(writer, 200 if ready else 503, {"ready": ready, "reason": self.reason})
             elif not self._known(headers):
-                self._say(writer, 401, {"message": "a token is needed"})
+                say(writer, 401, {"message": "a token is needed"})
             elif path == "/state":
-                self._say(writer, 200, {"phase": self.phase, "reason": self.reason, "restarts": self.restarts,
-                                        "draining": self.draining, "scorer": self._status()})
+                say(writer, 200, {"phase": self.phase, "reason": self.reason, "restarts": self.restarts,
+                                  "draining": self.draining, "scorer": self._status()})
             elif path == "/parcel/" + self.about["sha256"] and os.path.exists(self.parcel):
                 await self._send_parcel(writer)
             elif path == "/trunk":
                 await self._trunk(reader, writer)
             else:
-                self._say(writer, 404, {"message": "there is nothing here"})
+                say(writer, 404, {"message": "there is nothing here"})
             await writer.drain()
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError, ConnectionError):
             pass
@@ -237,11 +237,6 @@ class Doorway:
         # The API's proxy keeps Authorization to itself, hence the other one.
         given = headers.get("x-mlops-token") or headers.get("authorization", "").replace("Bearer ", "", 1)
         return hmac.compare_digest(given.encode("utf-8"), self.token.encode("ascii"))
-
-    def _say(self, writer, status, value):
-        body = json.dumps(value).encode("ascii")
-        writer.write(b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n"
-                     b"\r\n%s" % (status, _REASONS[status].encode(), len(body), body))
 
     async def _send_parcel(self, writer):
         loop = asyncio.get_event_loop()
@@ -265,8 +260,7 @@ class Doorway:
                 connection.settimeout(PING_TIMEOUT)
                 connection.connect(self.socket)
                 connection.sendall(frames.pack(frames.PING, 1))
-                while frames.receive(connection)[0] != frames.PONG:
-                    pass  # a scorer may say something first
+                frames.await_pong(connection)
                 self.heard = time.monotonic()
                 return True
         except (OSError, frames.FrameError):
@@ -277,16 +271,23 @@ class Doorway:
         try:
             inner_reader, inner_writer = await asyncio.open_unix_connection(self.socket, limit=1 << 20)
         except OSError:
-            self._say(writer, 503, {"message": "the scorer is not ready"})
+            say(writer, 503, {"message": "the scorer is not ready"})
             return
         writer.write(("HTTP/1.1 101 %s\r\nUpgrade: mlops-frames\r\nConnection: Upgrade\r\nX-Pod: %s\r\n\r\n"
                       % (_REASONS[101], os.environ.get("HOSTNAME") or socket.gethostname())).encode("ascii", "replace"))
         await splice((reader, writer), (inner_reader, inner_writer))
 
 
+def say(writer, status, value):
+    """Answer a request with JSON; the connection is for one."""
+    body = json.dumps(value).encode("ascii")
+    writer.write(b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n"
+                 b"\r\n%s" % (status, _REASONS[status].encode(), len(body), body))
+
+
 async def splice(one, other):
     """Copy bytes both ways between two (reader, writer) pairs until either side ends."""
-    ways = [asyncio.ensure_future(_copy(one[0], other[1])), asyncio.ensure_future(_copy(other[0], one[1]))]
+    ways = [asyncio.ensure_future(copy(one[0], other[1])), asyncio.ensure_future(copy(other[0], one[1]))]
     try:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -296,7 +297,8 @@ async def splice(one, other):
             writer.close()
 
 
-async def _copy(reader, writer):
+async def copy(reader, writer):
+    """Copy bytes until either ends."""
     with contextlib.suppress(ConnectionError, OSError):
         while True:
             data = await reader.read(1 << 18)

@@ -68,7 +68,7 @@ class LocalServing(Scorers):
         Raises:
             Refused: it cannot be served (no signature, no python_function flavour); the hint says what to do.
         """
-        return _public(describe_model(Path(model_dir))["signature"])
+        return public(describe_model(Path(model_dir))["signature"])
 
     def check_script(self, code_zip: Path, script: str, model_dir: Path | None = None) -> dict[str, Any]:
         """The signature of a model beside a scoring script, empty when there is none; see :func:`describe_script`.
@@ -76,7 +76,7 @@ class LocalServing(Scorers):
         Raises:
             Refused: the zip is none, is not safe, or does not hold the script.
         """
-        return _public(describe_script(code_zip, script, model_dir)["signature"])
+        return public(describe_script(code_zip, script, model_dir)["signature"])
 
     def check_names(self, endpoint: str, deployment: str) -> None:
         """Raise ParameterError unless both are names that a deployment can have here."""
@@ -116,7 +116,7 @@ class LocalServing(Scorers):
                 if source is not None:
                     copy_model(source, folder / "model")
                 write_json(folder / "model.json", about)
-        return _public(about["signature"])
+        return public(about["signature"])
 
     # -- scorers -------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class LocalServing(Scorers):
     def observe(self, endpoint: str, deployment: str) -> ScorerObservation:
         """What is so now; answers within about a second."""
         folder = self._folder(endpoint, deployment)
-        signature = _public(read_json(folder / "model.json").get("signature") or {})
+        signature = public(read_json(folder / "model.json").get("signature") or {})
         group = self.group(endpoint, deployment)
         if not group.order():
             former = (folder / "launch.json").exists()
@@ -307,7 +307,8 @@ def _discard(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _public(signature: dict[str, Any]) -> dict[str, Any]:
+def public(signature: dict[str, Any]) -> dict[str, Any]:
+    """A model's signature as MLflow writes it, without what only its loading needs."""
     return {k: v for k, v in signature.items() if k != "type_hint"}
 
 

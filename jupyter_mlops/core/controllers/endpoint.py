@@ -317,7 +317,7 @@ def state(endpoint: Resource, deployments: list[Resource], shares: dict[str, int
     if len(shares) == 1:
         only = by_name[next(iter(shares))]
         return "Ready", f"{only.name} serves {_what(only)}"
-    return "Ready", ", ".join(f"{d} {share} %" for d, share in shares.items())
+    return "Ready", traffic.describe(shares)
 
 
 def _what(deployment: Resource) -> str:

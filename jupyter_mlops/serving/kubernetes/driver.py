@@ -28,7 +28,7 @@ from ...kube.client import Kube
 from ...kube.errors import Absent
 from ...kube.exec import send_parcel
 from ...kube.pods import age
-from ..local import LocalServing
+from ..local import LocalServing, public
 from ..observation import ScorerObservation, load_limit
 from ..places import read_json, write_json
 from . import manifests, packing
@@ -156,7 +156,7 @@ class KubernetesServing:
     def _apply(self, endpoint: str, deployment: str, order: Order, path: Path, about: dict[str, Any]) -> None:
         objects = self._objects(endpoint)
         names, name = objects.names, objects.names.deployment(deployment)
-        count = -(-about["size"] // packing.PART)
+        count = packing.part_count(about["size"])
         delivery = Delivery(about["sha256"], about["size"])
         if count <= packing.MAX_PARTS:
             delivery.parts = [f"{name}-m-{about['sha256'][:10]}-{i:02d}" for i in range(count)]
@@ -200,7 +200,7 @@ class KubernetesServing:
         """
         folder = self._folder(endpoint, deployment)
         about, asked = read_json(folder / "model.json"), read_json(folder / "order.json")
-        signature = {k: v for k, v in (about.get("signature") or {}).items() if k != "type_hint"}
+        signature = public(about.get("signature") or {})
         objects = self._objects(endpoint)
         found = self.kube.get("Deployment", objects.names.deployment(deployment))
         pods: list[dict[str, Any]] = []
@@ -267,7 +267,7 @@ class KubernetesServing:
         key = (endpoint, deployment)
         folder = self._folder(endpoint, deployment)
         about = read_json(folder / "parcel.json")
-        if not seen.waiting or -(-int(about.get("size") or 0) // packing.PART) <= packing.MAX_PARTS:
+        if not seen.waiting or packing.part_count(int(about.get("size") or 0)) <= packing.MAX_PARTS:
             return
         running = self._deliveries.get(key)
         if running is not None and running.is_alive():

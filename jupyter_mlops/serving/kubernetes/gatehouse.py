@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime import parcel
-from ...runtime.doorway import splice
+from ...runtime.doorway import say, splice
 
 #: Seconds: between looks at the Secret; until nobody is sent here any more; for callers that keep a connection; for
 #: what is under way at the end.
@@ -230,14 +230,14 @@ class Gatehouse:
             path = [*line.split(" "), ""][1].partition("?")[0]
             headers = {k.strip().lower(): v.strip() for k, _, v in (entry.partition(":") for entry in rest)}
             if path == "/live":
-                _say(writer, 200, {"pid": os.getpid()})
+                say(writer, 200, {"pid": os.getpid()})
             elif path == "/ready":
-                _say(writer, 503 if self.draining or not self.ready else 200, {"digest": self.config.digest})
+                say(writer, 503 if self.draining or not self.ready else 200, {"digest": self.config.digest})
             elif not hmac.compare_digest(headers.get("x-mlops-token", "").encode(), self.config.token.encode()):
-                _say(writer, 401, {"message": "a token is needed"})
+                say(writer, 401, {"message": "a token is needed"})
             elif path == "/digest":
-                _say(writer, 200, {"digest": self.config.digest,
-                                   "pods": {d: sorted(set(t.pods.values())) for d, (_, t) in self._trunks.items()}})
+                say(writer, 200, {"digest": self.config.digest,
+                                  "pods": {d: sorted(set(t.pods.values())) for d, (_, t) in self._trunks.items()}})
             else:
                 kept = [e for e in rest if e.partition(":")[0].strip().lower() not in ("connection", "x-mlops-token")]
                 inner = await asyncio.open_unix_connection(str(self.places.admin_socket), limit=1 << 20)
@@ -248,13 +248,6 @@ class Gatehouse:
             pass
         finally:
             writer.close()
-
-
-def _say(writer: asyncio.StreamWriter, status: int, value: dict[str, Any]) -> None:
-    body = json.dumps(value).encode("ascii")
-    word = {200: "OK", 401: "Unauthorized", 503: "Service Unavailable"}[status]
-    writer.write(f"HTTP/1.1 {status} {word}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-                 "Connection: close\r\n\r\n".encode("ascii") + body)
 
 
 def _bind(port: int) -> Any:

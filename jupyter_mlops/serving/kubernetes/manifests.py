@@ -10,6 +10,7 @@ from typing import Any
 
 from ...core.resources.compute import ServingOptions
 from ...kube.names import DOMAIN
+from ...runtime.parcel import PART
 from .plan import ADMIN, BOOT, CONFIG, DRAIN, GRACE, HTTP, HTTPS, PARTS, TLS, TRUNK, WORK, Delivery, Names, Order
 
 #: What a scorer asks for when the deployment does not say; without a request no autoscaler could tell its use.
@@ -18,8 +19,6 @@ GATEWAY_RESOURCES = {"requests": {"cpu": "100m", "memory": "96Mi"}, "limits": {"
 #: Seconds and counts of probes where the deployment does not say.
 READINESS = {"periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 3}
 LIVENESS = {"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6}
-
-_PART = "part-%05d"
 
 
 def meta(name: str, labels: dict[str, str], owner: dict[str, Any] | None = None, **annotations: str) -> dict[str, Any]:
@@ -282,7 +281,7 @@ def _secret_volume(name: str, secret_name: str) -> dict[str, Any]:
 def _parts_volume(parts: list[str]) -> dict[str, Any]:
     """One folder with the parts of all these Secrets, in their order."""
     return {"name": "parts", "projected": {"defaultMode": 0o440, "sources": [
-        {"secret": {"name": part, "items": [{"key": "part", "path": _PART % number}]}}
+        {"secret": {"name": part, "items": [{"key": "part", "path": PART % number}]}}
         for number, part in enumerate(parts)]}}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...core.errors import Refused
 from ...runtime import bundle, parcel
+from ..bundle import GATEWAY
 from ..places import read_json, write_json
 from .gatehouse import platform
 
@@ -21,8 +22,6 @@ from .gatehouse import platform
 PART = 960 * 1024
 #: A parcel of more parts than this is brought by exec: nodes hold mounted Secrets in memory.
 MAX_PARTS = 16
-#: Distributions that the gateway imports and that hold compiled modules.
-LIBRARIES = ("httptools", "orjson", "pysimdjson", "uvloop")
 _PACKAGES = ("core", "runtime", "serving", "compute")
 
 
@@ -51,6 +50,11 @@ def model_parcel(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise Refused(f"the model cannot be sent: {error}", "a model is plain files; log it again") from error
     write_json(note, known)
     return target, known
+
+
+def part_count(size: int) -> int:
+    """In how many parts so many bytes go."""
+    return -(-size // PART)
 
 
 def parts(data: bytes) -> list[bytes]:
@@ -101,7 +105,7 @@ def libraries() -> tuple[bytes, dict[str, Any]]:
     """A parcel of the compiled modules that this interpreter has, and ``about.json`` of it."""
     result = io.BytesIO()
     with zipfile.ZipFile(result, "w") as archive:
-        for name in LIBRARIES:
+        for name in GATEWAY:
             try:
                 distribution = metadata.distribution(name)
             except metadata.PackageNotFoundError:
@@ -113,7 +117,7 @@ def libraries() -> tuple[bytes, dict[str, Any]]:
                 if path.is_file():
                     _write(archive, file.as_posix(), path.read_bytes())
     data = result.getvalue()
-    return data, {"platform": platform(), "sha256": sha256(data).hexdigest(), "parts": len(parts(data))}
+    return data, {"platform": platform(), "sha256": sha256(data).hexdigest(), "parts": part_count(len(data))}
 
 
 def digest(*values: Any) -> str:

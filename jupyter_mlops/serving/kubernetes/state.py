@@ -7,10 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...kube import pods as reading
-from ...kube.names import DOMAIN
-
-#: Seconds in which a model must have been loaded, where the deployment has no ``readiness_probe``.
-LOAD_LIMIT = 300.0
+from ..observation import LOAD_LIMIT
+from .objects import digest_of
 
 
 @dataclass
@@ -45,13 +43,13 @@ def look(deployment: dict[str, Any] | None, pods: list[dict[str, Any]], events: 
     if deployment is None:
         return Seen("absent", "not started")
     spec, status = deployment.get("spec") or {}, deployment.get("status") or {}
-    digest = _digest(spec.get("template") or {})
+    digest = digest_of(spec.get("template") or {})
     seen = Seen("starting", wanted=int(spec.get("replicas") or 0))
     live = [p for p in pods if not p["metadata"].get("deletionTimestamp")]
-    current = [p for p in live if _digest(p) == digest]
+    current = [p for p in live if digest_of(p) == digest]
     ready = [p for p in live if reading.ready(p)]
     seen.ready = len(ready)
-    seen.ready_pod = next((p["metadata"]["name"] for p in ready if _digest(p) == digest), "")
+    seen.ready_pod = next((p["metadata"]["name"] for p in ready if digest_of(p) == digest), "")
     seen.restarts = sum(int(c.get("restartCount") or 0) for p in live for c in reading.containers(p))
     seen.settled = bool(ready) and len(live) == len(current) == len(ready) == seen.wanted and _followed(deployment)
     seen.waiting = [p["metadata"]["name"] for p in current if _started(p) is not None and not reading.ready(p)]
@@ -110,10 +108,6 @@ def _started(pod: dict[str, Any]) -> float | None:
             at = datetime.fromisoformat(running["startedAt"].replace("Z", "+00:00"))
             return max(0.0, (datetime.now(UTC) - at).total_seconds())
     return None
-
-
-def _digest(thing: dict[str, Any]) -> str:
-    return str(((thing.get("metadata") or {}).get("annotations") or {}).get(f"{DOMAIN}/digest") or "")
 
 
 def _followed(deployment: dict[str, Any]) -> bool:

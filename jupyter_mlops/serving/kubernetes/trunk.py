@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime import frames
+from ...runtime.doorway import copy
 
 #: Seconds for a connection to a pod, and between looks for pods that came.
 CONNECT, LOOK = 3.0, 2.0
@@ -88,7 +89,7 @@ class Trunk:
             pod, (inner_reader, inner_writer) = found
             self.pods[number] = pod
             carrier = self._moves[number] = _Carrier(writer)
-            ways = [asyncio.ensure_future(_copy(reader, inner_writer)),
+            ways = [asyncio.ensure_future(copy(reader, inner_writer)),
                     asyncio.ensure_future(carrier.carry(inner_reader))]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -195,10 +196,3 @@ class _Carrier:
             if not self._left and not self._head:
                 border = at
         return border
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(1 << 18):
-            writer.write(data)
-            await writer.drain()
