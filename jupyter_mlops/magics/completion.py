@@ -140,12 +140,11 @@ def complete(before: str, names: Callable[[str], list[str]]) -> tuple[str, list[
     if verb == "apply" and not fragment.startswith("-"):
         return None  # files: IPython completes paths
     endpoint = next((w for w in given if not w.startswith("-")), "")
-    behind = [n.partition("/")[2] for n in names("deployment") if n.startswith(endpoint + "/")]
     if waiting is not None and waiting.dest == "deployment":
-        return fragment, [b for b in behind if b.startswith(fragment)]
+        return fragment, [b for b in _behind(endpoint, names) if b.startswith(fragment)]
     if verb == "traffic" and (previous == "--mirror" or (endpoint and not fragment.startswith("-"))):
         taken = {w.partition("=")[0] for w in given}
-        return fragment, [f"{b}=" for b in behind if b not in taken and f"{b}=".startswith(fragment)]
+        return fragment, [f"{b}=" for b in _behind(endpoint, names) if b not in taken and f"{b}=".startswith(fragment)]
     if waiting is not None and waiting.nargs != 0:
         found = _of_option(verb, waiting, names)
         return None if found is None else (fragment, [f for f in found if f.startswith(fragment)])
@@ -168,6 +167,11 @@ def complete(before: str, names: Callable[[str], list[str]]) -> tuple[str, list[
     else:
         candidates = _of_kind(_POSITIONAL.get((verb, place), ""), names)
     return fragment, [c for c in candidates if c.startswith(fragment)]
+
+
+def _behind(endpoint: str, names: Callable[[str], list[str]]) -> list[str]:
+    """Names of an endpoint's deployments."""
+    return [n.partition("/")[2] for n in names("deployment") if n.startswith(endpoint + "/")]
 
 
 def _words(before: str) -> tuple[list[str], str]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from ..client import export as handoff
-from ..client.report import Report
 from .arguments import Verb
 from .context import Context
 
+if TYPE_CHECKING:
+    from ..client.export import Exported
+    from ..client.report import Report
 
-def export(a: argparse.Namespace, context: Context) -> Report:
+
+def export(a: argparse.Namespace, context: Context) -> Exported:
     """Make a bundle. Its keys are shown in a terminal only: a notebook would save them."""
-    made = handoff.export(context.client, a.source, a.folder, a.deployment or "", a.name or "", a.keys, a.wheels,
-                          a.force, context.say)
+    from ..client.export import export as hand_off
+
+    made = hand_off(context.client, a.source, a.folder, a.deployment or "", a.name or "", a.keys, a.wheels,
+                    a.force, context.say)
     if made.keys and context.face == "cli":
         made._data["keys"] = made.keys
         made.facts([(f"{name} key", value) for name, value in made.keys.items()]).note(
@@ -27,7 +32,9 @@ def export(a: argparse.Namespace, context: Context) -> Report:
 
 def import_record(a: argparse.Namespace, context: Context) -> Report:
     """Merge the record of a bundle."""
-    report = handoff.import_record(context.client, a.file, a.endpoint or "", context.say)
+    from ..client.export import import_record as merge
+
+    report = merge(context.client, a.file, a.endpoint or "", context.say)
     return report.note(f"all of them: {context.command('endpoints ' + report['endpoint'] + ' --stats')}")
 
 

@@ -75,7 +75,8 @@ from IPython.core.interactiveshell import InteractiveShell
 ip = InteractiveShell.instance()
 before = set(sys.modules)
 ip.run_line_magic("load_ext", "jupyter_mlops")
-heavy = {"mlflow", "torch", "kubernetes", "pandas", "numpy", "pydantic", "aiohttp", "tornado", "sqlalchemy"}
+heavy = {"mlflow", "torch", "kubernetes", "pandas", "numpy", "pydantic", "aiohttp", "tornado", "sqlalchemy", "zipfile",
+         "jupyter_mlops.client"}
 print(sorted(heavy & (set(sys.modules) - before)))
 """
 
