@@ -62,8 +62,10 @@ def given(value: Any, source: str, model: Any, flavour: Flavour, names: Mapping[
     return sample
 
 
-def search(model: Any, flavour: Flavour, name: str, names: Mapping[str, Any], answers: Callable[[Any], Any]) -> Sample:
-    """The first rows of a variable that fits the model and that it answers.
+def search(
+    model: Any, flavour: Flavour, name: str, names: Mapping[str, Any], answers: Callable[[Any], Any]
+) -> tuple[Sample, Any]:
+    """The first rows of a variable that fits the model and that it answers, and the answer.
 
     Args:
         answers: asks the model; what does not fit raises.
@@ -86,10 +88,9 @@ def search(model: Any, flavour: Flavour, name: str, names: Mapping[str, Any], an
             picked, source = picked[columns], f"{key}[{columns}][:{FOUND_ROWS}]" if len(columns) < 5 else source
         try:
             sample = given(picked, source, model, flavour, names)
-            answers(sample.data)
+            return sample, answers(sample.data)
         except Exception:  # the model's own word that it does not fit
             continue
-        return sample
     what = f"columns {', '.join(columns[:4])}{' …' if len(columns) > 4 else ''}" if columns else (
         f"{width} columns" if width else "an input that can be recognised")
     raise ParameterError(

@@ -158,8 +158,7 @@ def answer(
                 "give rows in the form in which it was fitted",
             ) from error
     else:
-        rows = sample.search(model, kind, name, names, ask)
-        output = ask(rows.data)
+        rows, output = sample.search(model, kind, name, names, ask)
         rows.remarks.insert(0, f"the sample is {rows.source}, {rows.rows} rows that fit {name}")
     try:
         as_answer(output)

@@ -85,7 +85,9 @@ def test_what_is_not_fitted_or_no_model_is_refused() -> None:
 
 def search(model, names):
     kind = flavour.detect(model)
-    return sample.search(model, kind, "m", names, lambda data: flavour.predict(model, kind, data))
+    found, answer = sample.search(model, kind, "m", names, lambda data: flavour.predict(model, kind, data))
+    assert np.array_equal(answer, model.predict(found.data))
+    return found
 
 
 def test_the_sample_is_found_by_the_models_own_columns() -> None:
