@@ -38,7 +38,8 @@ _STATES = {
 #: MLflow's states of a run in our words.
 _WORDS = {"FINISHED": "Completed", "KILLED": "Canceled", "SCHEDULED": "Queued"}
 
-_SERIES = (BRAND, WARN, GOOD, "#ab47bc", "#00acc1", "#8d6e63")
+#: Colours of what is told apart, such as curves and deployments, in their order.
+SERIES = (BRAND, WARN, GOOD, "#ab47bc", "#00acc1", "#8d6e63")
 
 
 def number(value: Any, digits: int = 5) -> str:
@@ -301,7 +302,7 @@ def curve(
                 f'style="stroke:{WARN};stroke-dasharray:2 2"><title>a further attempt</title></line>'
             )
     for index, points in enumerate(drawn.values()):
-        colour = _SERIES[index % len(_SERIES)]
+        colour = SERIES[index % len(SERIES)]
         if len(points) == 1:
             x, y = place(points[0]).split(",")
             shapes.append(f'<circle cx="{x}" cy="{y}" r="2.5" style="fill:{colour}"/>')
@@ -329,7 +330,7 @@ def curve(
 def legend(names: Sequence[str]) -> Raw:
     """Names in the colours of :func:`curve`."""
     parts = (
-        f'<span style="white-space:nowrap"><span aria-hidden="true" style="color:{_SERIES[i % len(_SERIES)]}">━</span> '
+        f'<span style="white-space:nowrap"><span aria-hidden="true" style="color:{SERIES[i % len(SERIES)]}">━</span> '
         f"{escape(short(name, 30))}</span>"
         for i, name in enumerate(names)
     )

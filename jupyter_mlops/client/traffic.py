@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from .report import Report
     from .serving import Deployment, Endpoint
 
-#: Colours of deployments in the order of their table.
-_COLOURS = (render.BRAND, render.WARN, render.GOOD, "#ab47bc", "#00acc1", "#8d6e63")
-
 
 def shared(shares: Mapping[str, int], name: str, percent: int) -> dict[str, int]:
     """Shares in which ``name`` has ``percent`` and the others keep their proportions; they add up to 100.
@@ -204,11 +201,18 @@ class Traffic(Record):
 
         return pd.DataFrame(self.figures())
 
-    def _columns(self) -> list[str]:
+    def _table(self, html: bool) -> tuple[list[str], list[list[Any]]]:
+        """Columns and rows."""
+        figures = self.figures()
         columns = ["deployment", "model", "state", "traffic", "instances", "requests", "errors", "p50", "p95"]
         if self.detailed:
             columns += ["p99", "rows", "batches", "queued", "4xx", "429"]
-        return [*columns, "mirrored"] if any(r["mirrored"].get("compared") for r in self.figures()) else columns
+        most = {key: max((f[key] or 0.0 for f in figures), default=0.0) for key in ("requests", "p95")}
+        rows = [self._row(row, place, html, most) for place, row in enumerate(figures)]
+        if any(f["mirrored"].get("compared") for f in figures):
+            columns.append("mirrored")
+            rows = [[*row, _compared(f["mirrored"])] for row, f in zip(rows, figures, strict=True)]
+        return columns, rows
 
     def _row(self, row: dict[str, Any], place: int, html: bool, most: Mapping[str, float]) -> list[Any]:
         errors = f"{row['errors']} ({percentage(row['rate'])})" if row["errors"] else "0" if row["requests"] else ""
@@ -218,7 +222,7 @@ class Traffic(Record):
         p95: Any = milliseconds(row["p95"])
         state: Any = row["state"]
         if html:
-            colour = _COLOURS[place % len(_COLOURS)]
+            colour = render.SERIES[place % len(render.SERIES)]
             name = render.Raw(f'<span aria-hidden="true" style="color:{colour}">■</span> {render.code(name)}')
             requests = meter(row["requests"], most["requests"], str(row["requests"]), colour)
             p95 = meter(row["p95"], most["p95"], p95, colour) if p95 else ""
@@ -232,22 +236,11 @@ class Traffic(Record):
         if self.detailed:
             shown += [milliseconds(row["p99"]), row["rows"], row["batches"], row["queued"], row["callers"],
                       row["rejected"]]
-        compared = row["mirrored"]
-        if "mirrored" in self._columns():
-            shown.append(
-                f"{compared['compared']} compared, {compared.get('different') or 0} different"
-                if compared.get("compared") else ""
-            )
         return shown
-
-    def _rows(self, html: bool) -> list[list[Any]]:
-        rows = self.figures()
-        most = {key: max((r[key] or 0.0 for r in rows), default=0.0) for key in ("requests", "p95")}
-        return [self._row(row, place, html, most) for place, row in enumerate(rows)]
 
     def text(self) -> str:
         """Several lines for a terminal."""
-        table = render.text_table(self._columns(), self._rows(False), "no deployments behind this endpoint")
+        table = render.text_table(*self._table(False), "no deployments behind this endpoint")
         return f"{super().text()}\n\n{table}" + (f"\n\n{self._elsewhere().text()}" if self.records else "")
 
     def _elsewhere(self) -> Report:
@@ -259,12 +252,10 @@ class Traffic(Record):
 
     def html(self) -> str:
         """The shares as a bar, canary and mirror, and the figures."""
-        colours = {d.name: _COLOURS[i % len(_COLOURS)] for i, d in enumerate(self.deployments)}
+        colours = {d.name: render.SERIES[i % len(render.SERIES)] for i, d in enumerate(self.deployments)}
         order = [*colours, *(name for name in self.shares if name not in colours)]
         drawn = bar([(name, self.shares.get(name, 0), colours.get(name, render.IDLE)) for name in order])
-        table = render.table(
-            self._columns(), self._rows(True), empty="no deployments behind this endpoint"
-        )
+        table = render.table(*self._table(True), empty="no deployments behind this endpoint")
         elsewhere = self._elsewhere().html() if self.records else ""
         return f'<div style="display:grid;gap:8px">{super().html()}{drawn}{table}{elsewhere}</div>'
 
@@ -274,6 +265,12 @@ class Traffic(Record):
             "endpoint": self.endpoint._data, "deployments": [d._data for d in self.deployments], "stats": self.stats,
             "figures": self.figures(), "records": self.records,
         }
+
+
+def _compared(mirrored: Mapping[str, Any]) -> str:
+    """How many answers to copies of requests were compared, and differ."""
+    compared = mirrored.get("compared")
+    return f"{compared} compared, {mirrored.get('different') or 0} different" if compared else ""
 
 
 _WORDS = {"Running": "is on trial", "Promoted": "was promoted", "RolledBack": "was rolled back", "Stopped": "was ended"}
