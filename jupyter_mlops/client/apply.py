@@ -33,7 +33,8 @@ class Item:
         ignored: fields that decide nothing here.
         action: ``create``, ``change`` or ``unchanged``.
         changed: names of fields that change.
-        code: files of the script; model: path of a local model, with the name that it is registered under.
+        code: files of the script; model: path of a local model, with the name that it is registered under
+            and the hash of its files once that is known.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Item:
     code: list[tuple[str, Path]] = field(default_factory=list)
     model: Path | None = None
     model_name: str = ""
+    model_sha256: str = ""
 
     @property
     def title(self) -> str:
@@ -257,7 +259,8 @@ def _plan_deployment(client: Client, item: Item, there: Deployment | None) -> No
         item.spec["model"] = _resolved(client, str(reference))
     known = item.spec.get("model")
     if item.model is not None:
-        version = files.find(client, item.model_name, files.digest(files.listed(item.model)))
+        item.model_sha256 = files.digest(files.listed(item.model))
+        version = files.find(client, item.model_name, item.model_sha256)
         known = version.reference if version else f"{item.model_name}/0"
         if version is None:
             item.remarks.append(f"{item.model.name} is registered as {item.model_name}")
@@ -353,7 +356,7 @@ def _deploy(client: Client, item: Item, experiment: str, interpreter: str) -> De
 
     spec = dict(item.spec)
     if item.model is not None:
-        version = files.register(client, item.model_name, item.model, experiment)
+        version = files.register(client, item.model_name, item.model, experiment, item.model_sha256)
         spec["model"] = version.reference
         item.remarks = [f"model {version.reference}"]
     if item.code:

@@ -65,8 +65,11 @@ def find(client: Client, name: str, sha256: str) -> ModelVersion | None:
     return None
 
 
-def register(client: Client, name: str, path: Path, experiment: str) -> ModelVersion:
+def register(client: Client, name: str, path: Path, experiment: str, sha256: str = "") -> ModelVersion:
     """Upload a local model into a run of its own and register it; the same files give the version that is there.
+
+    Args:
+        sha256: the :func:`digest` of its files, where it is known.
 
     Raises:
         Refused: there is nothing in it.
@@ -74,7 +77,7 @@ def register(client: Client, name: str, path: Path, experiment: str) -> ModelVer
     files = listed(path)
     if not files:
         raise Refused(f"the folder {path} is empty", "a model has at least one file")
-    sha256 = digest(files)
+    sha256 = sha256 or digest(files)
     there = find(client, name, sha256)
     if there is not None:
         return there
@@ -89,14 +92,13 @@ def register(client: Client, name: str, path: Path, experiment: str) -> ModelVer
     })["run"]["info"]["run_id"]
     status = "FAILED"
     try:
-        for below, file in files:
-            client.put_artifact(run_id, f"model/{below}", file)
-        if not is_mlflow(path):
-            with tempfile.TemporaryDirectory(prefix="mlops-model-") as folder:
+        with tempfile.TemporaryDirectory(prefix="mlops-model-") as folder:
+            if not is_mlflow(path):
                 about = Path(folder) / "MLmodel"
                 # What is no model of MLflow is served by a script alone; the file says that there is nothing to load.
                 about.write_text(f"flavors:\n  files: {{}}\nmodel_uuid: {sha256[:32]}\n")
-                client.put_artifact(run_id, "model/MLmodel", about)
+                files.append(("MLmodel", about))
+            client.put_artifacts(run_id, [(f"model/{below}", file) for below, file in files])
         status = "FINISHED"
     finally:
         client.mlflow("POST", "runs/update", {

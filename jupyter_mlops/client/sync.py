@@ -9,7 +9,7 @@ import functools
 import os
 import secrets
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -213,16 +213,16 @@ class Client:
 
     def log_artifact(self, run_id: str, path: str | os.PathLike[str]) -> None:
         """Upload a file, or a folder with all that is in it, as artifacts of a run."""
-        root = self.artifact_path(run_id)
         source = Path(path)
         files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-        for file in files:
-            name = file.relative_to(source.parent if source.is_file() else source).as_posix()
-            self.call(self.aio.artifact("PUT", f"{root}/{name}", functools.partial(_reader, file)))
+        root = source.parent if source.is_file() else source
+        self.put_artifacts(run_id, [(file.relative_to(root).as_posix(), file) for file in files])
 
-    def put_artifact(self, run_id: str, name: str, file: Path) -> None:
-        """Upload one file as the artifact ``name`` of a run."""
-        self.call(self.aio.artifact("PUT", f"{self.artifact_path(run_id)}/{name}", functools.partial(_reader, file)))
+    def put_artifacts(self, run_id: str, files: Iterable[tuple[str, Path]]) -> None:
+        """Upload files as artifacts of a run: (name of the artifact, file)."""
+        root = self.artifact_path(run_id)
+        for name, file in files:
+            self.call(self.aio.artifact("PUT", f"{root}/{name}", functools.partial(_reader, file)))
 
     # -- models ---------------------------------------------------------------------------------------------------
 
