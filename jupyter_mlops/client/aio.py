@@ -12,7 +12,6 @@ from typing import Any, BinaryIO
 
 from ..core.errors import Gone, MlopsError, Unavailable
 from ..runtime.locate import Place, Session
-from .captured import query
 from .logs import follow
 from .transport import Transport, segment
 
@@ -280,7 +279,8 @@ class AsyncClient:
 
     async def download_captured(self, name: str, file: BinaryIO, **wanted: Any) -> None:
         """Write captured requests into a file as Parquet; ``deployment, since, until, columns, limit`` choose."""
-        await self.transport.download(f"/endpoints/{segment(name)}/data{query(**wanted)}", file)
+        given = {key: value for key, value in wanted.items() if value not in (None, "", [], ())}
+        await self.transport.download(f"/endpoints/{segment(name)}/data", file, params=given)
 
     async def captured_info(self, name: str) -> Json:
         """How much an endpoint has captured, by deployment."""

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlencode
 
 from ..core.errors import ParameterError, Refused
 from .payload import plain
@@ -19,13 +18,6 @@ CHUNK, CHUNK_BYTES = 20_000, 4_000_000
 VALUES = ("value", "truth")
 FORMS = ("a DataFrame with the columns correlation_id, row (if a request has several) and value; a Series whose index "
          "is correlation_id or (correlation_id, row); or a dict {correlation_id: value}")
-
-
-def query(**options: Any) -> str:
-    """A query string of what is given."""
-    joined = {k: ",".join(v) if isinstance(v, (list, tuple)) else v for k, v in options.items()}
-    given = {k: v for k, v in joined.items() if v not in (None, "")}
-    return f"?{urlencode(given)}" if given else ""
 
 
 def frame(file: BinaryIO) -> Any:

@@ -189,7 +189,8 @@ class Transport:
             raise failure
 
     async def download(
-        self, path: str, file: BinaryIO, timeout: float = 3600.0, method: str = "GET", body: Any = None
+        self, path: str, file: BinaryIO, timeout: float = 3600.0, method: str = "GET", body: Any = None,
+        params: dict[str, Any] | None = None,
     ) -> Any:
         """Write a reply into a file, in flat memory; that to a GET is begun anew when the connection breaks.
 
@@ -206,7 +207,7 @@ class Transport:
             file.seek(0)
             file.truncate()
             try:
-                async with self.open(method, path, session, body=body, timeout=timeout) as response:
+                async with self.open(method, path, session, params=params, body=body, timeout=timeout) as response:
                     if response.status < 400:
                         async for piece in response.content.iter_chunked(1 << 20):
                             file.write(piece)
