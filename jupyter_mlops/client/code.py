@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import NotFound, ParameterError, Refused
+from ..shipping.modules import imports
 
 if TYPE_CHECKING:
     from .sync import Client
@@ -36,11 +37,12 @@ def of_script(path: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     found: dict[Path, str] = {script.resolve(): script.name}
     todo = [script.resolve()]
     while todo:
-        for name in _imported(todo.pop()):
-            for file in _beside(root, name):
+        for name in imports(todo.pop().read_bytes()):
+            for file in _beside(root, name.partition(".")[0]):
                 if file not in found and len(found) < MOST_FILES:
                     found[file] = file.relative_to(root).as_posix()
-                    todo.append(file)
+                    if file.suffix == ".py":
+                        todo.append(file)
     return [(name, file) for file, name in found.items()]
 
 
@@ -56,18 +58,6 @@ def check_script(path: Path) -> None:
     names |= {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
     if "run" not in names:
         raise ParameterError(f"{path.name} has no function run(data)", "it is called with each request; init() once")
-
-
-def _imported(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError, OSError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (a.name.partition(".")[0] for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0]
 
 
 def _beside(root: Path, name: str) -> Iterator[Path]:

@@ -6,10 +6,14 @@ compared with it.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import logging
 import sys
 import types
+import warnings
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,3 +241,20 @@ def _by_pyfunc(model: Any, data: Any) -> Any:
     parameters = list(inspect.signature(model.predict).parameters)
     arguments = [data] if "context" not in parameters else [context, data]
     return model.predict(*arguments)
+
+
+@contextlib.contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Without warnings and advice of libraries about choices that are made here, such as pickling."""
+    kept = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # MLflow's coloured warnings set filters of their own.
+            warnings.showwarning = lambda *_, **__: None  # type: ignore[assignment]
+            yield
+    finally:
+        for name, level in kept.items():
+            logging.getLogger(name).setLevel(level)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BackendTimeout, MlopsError, NotFound
 from . import render
-from .record import Record, Table
+from .record import Failed, Record, Table
 from .terminal import rendered
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TERMINAL = frozenset({"Completed", "Failed", "Canceled"})
 
 
-class JobFailed(MlopsError):
+class JobFailed(Failed):
     """A job that was waited for ended as Failed or Canceled; carries the job and its last log lines."""
 
     code = "job_failed"
@@ -37,10 +37,6 @@ class JobFailed(MlopsError):
         )
         self.job = job
         self.lines = lines
-
-    def _render_traceback_(self) -> list[str]:
-        head, *rest = super()._render_traceback_()
-        return [head, *(f"  | {render.clean(line)}" for line in self.lines), *rest]
 
 
 class Job(Record):

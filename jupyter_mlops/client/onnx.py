@@ -7,18 +7,16 @@ its metadata tells the scorer so. What cannot be converted, differs, or is not f
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import logging
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .flavour import quiet
 from .onnxgraph import Unconvertible, candidates, first_line
 
 #: Bytes of a pickled model beyond which converting takes too long to be tried unasked.
@@ -70,7 +68,8 @@ def offer(
     """
     tell = told or (lambda reason: None)
     try:
-        with _quiet():
+        # Converters warn a lot, of what is checked here anyway.
+        with quiet("skl2onnx", "torch.onnx", "onnxscript", "mlflow"):
             return _Attempt(model, sample, expected, method).run()
     except Unconvertible as error:
         tell(str(error))
@@ -322,19 +321,3 @@ def _microseconds(call: Callable[[Any], Any], data: Any) -> float:
         call(data)
         took.append(time.perf_counter() - begun)
     return min(took) * 1e6
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Converters warn a lot, of what is checked here anyway."""
-    names = ("skl2onnx", "torch.onnx", "onnxscript", "mlflow")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)

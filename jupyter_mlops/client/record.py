@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from ..core.errors import MlopsError
 from . import render
 
 if TYPE_CHECKING:
@@ -54,6 +55,16 @@ class Record:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": self.text(), "text/html": self.html()}
+
+
+class Failed(MlopsError):
+    """What was waited for did not come about; ``lines`` are shown with it, such as the end of its log."""
+
+    lines: Sequence[str] = ()
+
+    def _render_traceback_(self) -> list[str]:
+        head, *rest = super()._render_traceback_()
+        return [head, *(f"  | {render.clean(line)}" for line in self.lines), *rest]
 
 
 class Table(Generic[T]):

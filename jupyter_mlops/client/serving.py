@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-from ..core.errors import BackendTimeout, MlopsError, Refused
+from ..core.errors import BackendTimeout, Refused
 from . import calls, payload, render
-from .record import Record, Table
+from .record import Failed, Record, Table
 from .traffic import Traffic, canary_line, versus
 
 
-class DeploymentFailed(MlopsError):
+class DeploymentFailed(Failed):
     """A deployment that was waited for did not become ready; carries its last log lines."""
 
     code = "deployment_failed"
@@ -37,12 +37,8 @@ class DeploymentFailed(MlopsError):
             self.hint = f"{' and '.join(others)} {'go' if len(others) > 1 else 'goes'} on serving; {self.hint}"
         return self
 
-    def _render_traceback_(self) -> list[str]:
-        head, *rest = super()._render_traceback_()
-        return [head, *(f"  | {render.clean(line)}" for line in self.lines), *rest]
 
-
-class CanaryFailed(MlopsError):
+class CanaryFailed(Failed):
     """A canary that was waited for was rolled back, or ended by somebody."""
 
     code = "canary_failed"
@@ -58,10 +54,6 @@ class CanaryFailed(MlopsError):
         )
         self.canary = canary
         self.lines = [versus(canary)] if canary.get("reason") else []
-
-    def _render_traceback_(self) -> list[str]:
-        head, *rest = super()._render_traceback_()
-        return [head, *(f"  | {render.clean(line)}" for line in self.lines), *rest]
 
 
 def package_line(package: dict[str, Any]) -> str:

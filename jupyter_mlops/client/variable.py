@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import re
 import sys
@@ -24,7 +23,7 @@ from ..core.errors import BackendUnreachable, MlopsError, ParameterError, Refuse
 from ..runtime import loading, scorer
 from . import flavour as flavours
 from . import payload, sample
-from .flavour import PYFUNC, PYTORCH, Flavour
+from .flavour import PYFUNC, PYTORCH, Flavour, quiet
 from .pins import Needs, needs, version_of
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def answer(
         as_answer(output)
     except Exception as error:
         raise ParameterError(f"the answer of {name} cannot be written as JSON: {_line(error)}") from error
-    with _quiet():
+    with quiet("mlflow"):
         from mlflow.models import infer_signature
 
         try:
@@ -188,7 +187,7 @@ def answer_of_version(
     Raises:
         ParameterError: it cannot be loaded here, or does not answer the sample.
     """
-    with _quiet():
+    with quiet("mlflow"):
         import mlflow.artifacts
         import mlflow.pyfunc
 
@@ -241,7 +240,7 @@ def log(
     proven = answered.proof()  # what it refuses is refused before anything is made
     with tempfile.TemporaryDirectory(prefix="mlops-model-") as folder:
         tell("saving the model")
-        with _quiet():
+        with quiet("mlflow"):
             from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient
 
@@ -396,19 +395,3 @@ def _as_pinned() -> Iterator[None]:
         yield
     finally:
         setattr(environment, name, kept)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without MLflow's advice about choices that are made here, such as pickling and integer columns."""
-    logger = logging.getLogger("mlflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # MLflow's coloured warnings set filters of their own.
-            warnings.showwarning = lambda *_, **__: None  # type: ignore[assignment]
-            yield
-    finally:
-        logger.setLevel(level)

@@ -104,7 +104,7 @@ class Sources:
             self._files |= files
             for path, data in files.items():
                 if path.endswith(".py"):
-                    todo += _imports(data)
+                    todo += imports(data)
 
     def _read(self, name: str, place: str, files: dict[str, bytes]) -> None:
         if os.path.isfile(place):
@@ -152,7 +152,8 @@ def _pruned(folder: str, name: str) -> bool:
     return name in _PRUNED or name.startswith(".") or os.path.exists(os.path.join(folder, name, "pyvenv.cfg"))
 
 
-def _imports(source: bytes) -> list[str]:
+def imports(source: bytes) -> list[str]:
+    """Names of the modules that source imports; none where it is no Python."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
