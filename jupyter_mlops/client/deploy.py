@@ -152,12 +152,14 @@ def check_compute(client: Client, endpoint: str, compute: str | None) -> bool:
     Raises:
         Conflict: it is, and serves elsewhere than on ``compute``.
     """
-    there = next((e for e in client.endpoints() if e.name == endpoint), None)
-    serves = (there.spec.get("compute") or "local") if there is not None else None
-    if serves and compute and serves != compute:
+    try:
+        serves = client.endpoint(endpoint).spec.get("compute") or "local"
+    except NotFound:
+        return False
+    if compute and serves != compute:
         raise Conflict(f"endpoint {endpoint} serves on {serves}",
                        "an endpoint stays where it is: give this one another name")
-    return there is not None
+    return True
 
 
 def remove_older(client: Client, endpoint: str, name: str) -> list[str]:

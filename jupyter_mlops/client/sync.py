@@ -386,14 +386,14 @@ class Client:
         return Endpoint(self, answer)
 
     def route(
-        self, name: str, traffic: dict[str, int] | None = None, mirror: dict[str, int] | None = None
+        self, name: str, traffic: dict[str, int] | None = None, mirror: dict[str, int] | None = None,
+        sticky: str | None = None,
     ) -> Endpoint:
-        """Share an endpoint's requests, mirror some, or both, in one step; None leaves that as it is."""
-        return Endpoint(self, self.call(self.aio.put_traffic(name, traffic, mirror)))
+        """Share an endpoint's requests, mirror some, and send those that agree in a header to one deployment.
 
-    def set_sticky(self, name: str, header: str) -> Endpoint:
-        """Send requests that agree in this header to one deployment; empty: no more."""
-        return Endpoint(self, self.call(self.aio.put_traffic(name, sticky=header)))
+        All in one step; None leaves that as it is, an empty ``sticky`` is no header.
+        """
+        return Endpoint(self, self.call(self.aio.put_traffic(name, traffic, mirror, sticky)))
 
     def start_canary(self, name: str, deployment: str, **canary: Any) -> Endpoint:
         """Give ``deployment`` a part of the traffic, and then all or none by its errors and latency."""
@@ -458,13 +458,15 @@ class Client:
 
     def invoke(self, endpoint: str, data: Any, deployment: str = "") -> Any:
         """Score rows and return a numpy array, DataFrame or list; by one deployment when it is named."""
-        serving = self.deployment(endpoint, deployment) if deployment else self._serving(endpoint)
+        serving = self._serving(endpoint, deployment)
         script = serving is not None and bool(serving.spec.get("code_configuration"))
         body = payload.plain(data) if script else payload.build(data, serving.signature if serving else {})
         return payload.result(self.call(self.aio.invoke(endpoint, body, deployment)))
 
-    def _serving(self, endpoint: str) -> Deployment | None:
-        """The deployment that takes most of the requests."""
+    def _serving(self, endpoint: str, deployment: str) -> Deployment | None:
+        """The deployment that is named, else the one that takes most of the requests."""
+        if deployment:
+            return self.deployment(endpoint, deployment)
         shares = self.endpoint(endpoint).shares
         name = max(shares, key=lambda d: shares[d], default="")
         return self.deployment(endpoint, name) if name and shares[name] else None
@@ -475,7 +477,7 @@ class Client:
         Raises:
             NotFound: it was made without one.
         """
-        serving = self.deployment(endpoint, deployment) if deployment else self._serving(endpoint)
+        serving = self._serving(endpoint, deployment)
         request = ((serving.spec.get("proof") or {}).get("request") if serving else None)
         if not request:
             raise NotFound(

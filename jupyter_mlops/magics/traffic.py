@@ -33,7 +33,7 @@ def traffic(a: argparse.Namespace, context: Context) -> Traffic | Any:
         if mirror:
             _known(context, a.endpoint, mirror)
         sticky = None if a.sticky is None else "" if a.sticky == "off" else a.sticky
-        client.call(client.aio.put_traffic(a.endpoint, shares or None, mirror, sticky))
+        client.route(a.endpoint, shares or None, mirror, sticky)
     view = client.traffic(a.endpoint)
     if a.form:
         if context.face != "magic":
