@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .aio import AsyncClient
+    from .deployment import Deployment
     from .job import Job, JobFailed, JobTable
     from .model import Model, ModelTable, ModelVersion
     from .run import Comparison, Run, RunTable
-    from .serving import Deployment, Endpoint, EndpointTable
+    from .serving import Endpoint, EndpointTable
     from .sync import Client
 
 #: Loaded on first use: aiohttp alone costs a tenth of a second.
@@ -23,7 +24,7 @@ _HOME = {
     "Job": "job", "JobFailed": "job", "JobTable": "job",
     "Run": "run", "RunTable": "run", "Comparison": "run",
     "Model": "model", "ModelTable": "model", "ModelVersion": "model",
-    "Endpoint": "serving", "EndpointTable": "serving", "Deployment": "serving",
+    "Endpoint": "serving", "EndpointTable": "serving", "Deployment": "deployment",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import MlopsError, NotFound, ParameterError, Refused
 from . import code, files, render
-from .serving import Deployment
+from .deployment import Deployment
 
 if TYPE_CHECKING:
     from .sync import Client

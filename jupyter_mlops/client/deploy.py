@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import Conflict, MlopsError, NotFound, Refused
-from .serving import Deployment, DeploymentFailed, Endpoint
+from .deployment import Deployment, DeploymentFailed
 from .traffic import shared
 
 if TYPE_CHECKING:
+    from .serving import Endpoint
     from .sync import Client
 
 #: Deployment names that are made here when none is given.

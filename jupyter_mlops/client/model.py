@@ -8,7 +8,7 @@ from . import render
 from .record import Record, Table
 
 if TYPE_CHECKING:
-    from .serving import Deployment
+    from .deployment import Deployment
 
 
 class ModelVersion(Record):

@@ -10,8 +10,9 @@ from . import render
 from .record import Record
 
 if TYPE_CHECKING:
+    from .deployment import Deployment
     from .report import Report
-    from .serving import Deployment, Endpoint
+    from .serving import Endpoint
 
 
 def shared(shares: Mapping[str, int], name: str, percent: int) -> dict[str, int]:

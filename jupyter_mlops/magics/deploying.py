@@ -23,7 +23,7 @@ from .context import Context
 from .expand import evaluate
 
 if TYPE_CHECKING:
-    from ..client.serving import Deployment
+    from ..client.deployment import Deployment
     from .display import Progress
 
 
