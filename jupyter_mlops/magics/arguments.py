@@ -34,26 +34,22 @@ def pair(text: str) -> tuple[str, str]:
     return key, value
 
 
-def count(text: str) -> int:
-    """A whole number from 1; a type for arguments."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return value
+def whole_from(least: int, what: str = "") -> Callable[[str], int]:
+    """A type for arguments: a whole number that is not below ``least``; ``what`` it is, for who gives another."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what or f'a whole number from {least}'}")
+        return value
+
+    return read
 
 
-def whole(text: str) -> int:
-    """A whole number from 0; a type for arguments."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return value
+count, whole = whole_from(1), whole_from(0)
 
 
 def seconds(text: str) -> float:

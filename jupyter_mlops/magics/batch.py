@@ -8,22 +8,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ParameterError
-from .arguments import Verb, count, pair, seconds, whole
+from .arguments import Verb, count, pair, seconds, whole, whole_from
 from .context import Context
 
 if TYPE_CHECKING:
     from ..client.job import Job
-
-
-def threshold(text: str) -> int:
-    """A whole number from -1; a type for arguments."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = -2
-    if value < -1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows; -1 puts up with any")
-    return value
 
 
 def _arguments(p: argparse.ArgumentParser) -> None:
@@ -38,8 +27,8 @@ def _arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--mini-batch-size", type=count, metavar="N",
                    help="rows (default 4096) or images (default 10) that are scored at once")
     p.add_argument("--concurrency", type=count, metavar="N", help="processes that hold the model (default 2)")
-    p.add_argument("--error-threshold", type=threshold, default=-1, metavar="N",
-                   help="fail when more rows than this fail; -1: never (default)")
+    p.add_argument("--error-threshold", type=whole_from(-1, "a number of rows; -1 puts up with any"), default=-1,
+                   metavar="N", help="fail when more rows than this fail; -1: never (default)")
     p.add_argument("--retries", type=whole, metavar="N", help="tries after the first of a mini-batch (default 3)")
     p.add_argument("--timeout", type=seconds, metavar="S", help="seconds that one try may take (default 300)")
     p.add_argument("--param", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a param of the model")
