@@ -14,11 +14,9 @@ from ...core.resources import generate_name
 from ...core.resources.base import Resource
 from ...core.resources.batch import BatchRun, BatchSpec
 from ...runtime import jobfolder, minibatch
-from ...runtime.batch import check_free
 from ...serving import batch
 from ...serving.places import read_json
 from ...serving.signature import from_document
-from ...serving.values import check_params
 from .. import schemas
 from ..operations import Answer, Call, operation
 from .common import etag
@@ -68,6 +66,8 @@ async def _deployment(call: Call, endpoint: Resource, wanted: str) -> Resource:
 
 
 def _check_files(asked: BatchSpec) -> None:
+    from ...runtime.batch import check_free  # with all that runs a batch
+
     try:
         minibatch.look(asked.input)
         if not asked.overwrite:
@@ -83,6 +83,8 @@ def _check_files(asked: BatchSpec) -> None:
 
 def _params(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The params of the run, checked and with their defaults, as the gateway does it with those of a request."""
+    from ...serving.values import check_params
+
     signature = read_json(folder / "model.json").get("signature") or {}
     if not signature.get("inputs"):
         if given:

@@ -1,17 +1,18 @@
-"""The attached clusters of a workspace: one serving driver each, made when it is first needed."""
+"""The attached clusters of a workspace: one serving driver each, made, and imported, when it is first needed."""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...core.errors import MlopsError
 from ...core.resources.base import Resource
 from ...core.resources.compute import ComputeSpec
-from ...kube.access import missing
 from ..local import LocalServing
-from .driver import KubernetesServing
+
+if TYPE_CHECKING:
+    from .driver import KubernetesServing
 
 #: Seconds for which it is believed that a cluster answers, or does not.
 FRESH = 15.0
@@ -51,6 +52,8 @@ class Clusters:
             if name not in self._specs:
                 return None
             if name not in self._drivers:
+                from .driver import KubernetesServing
+
                 spec = ComputeSpec.model_validate(self._specs[name])
                 self._drivers[name] = KubernetesServing(self._local, self._workspace, name, spec)
             return self._drivers[name]
@@ -68,6 +71,8 @@ class Clusters:
         return known or {"phase": "Unreachable", "reason": "not asked yet"}
 
     def _ask(self, name: str, driver: KubernetesServing) -> None:
+        from ...kube.access import missing
+
         try:
             version = driver.kube.version()
             lacks = self._lacks.get(name)
