@@ -163,7 +163,7 @@ def _item(source: str, folder: Path, document: Any) -> Item:
         local, model_name = _local_model(document)
         if local is not None:
             document["model"] = "local/1"  # checked with the rest; what it stands for is registered when all is right
-    ((kind, parent, name, spec, ignored),) = from_yaml(document)
+    kind, parent, name, spec, ignored = from_yaml(document)
     item = Item(kind, parent, name, source, spec, list(ignored))
     if local is not None:
         item.model, item.model_name = (folder / local).resolve(), model_name or f"{parent}-{name}"

@@ -18,7 +18,7 @@ from ..runtime import parcel
 from .client import Kube
 from .errors import from_answer, from_exception
 
-STDIN, STDOUT, STDERR, ERROR, CLOSE = 0, 1, 2, 3, 255
+STDIN, STDOUT, STDERR, ERROR = 0, 1, 2, 3
 #: Records of a parcel that may be on their way without an answer.
 WINDOW = 16
 

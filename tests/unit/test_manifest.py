@@ -52,8 +52,7 @@ data_collector:
 
 
 def read(text: str, **more):
-    (found,) = from_yaml(yaml.safe_load(text), **more)
-    return found
+    return from_yaml(yaml.safe_load(text), **more)
 
 
 def test_an_endpoint():

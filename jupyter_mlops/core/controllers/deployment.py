@@ -278,7 +278,7 @@ class DeploymentController(Controller):
         try:
             outcome = await prove(
                 Subject(
-                    d.parent, d.name, spec.proof, private.get("example"), dict(getattr(seen, "packages", None) or {}),
+                    d.parent, d.name, spec.proof, private.get("example"), dict(seen.packages),
                     spec.request_settings.request_timeout_ms / 1000, alive,
                 ),
                 serving.invoke,
@@ -317,8 +317,7 @@ def _where(version: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _counted(seen: Any) -> dict[str, Any]:
-    instances = getattr(seen, "instances", None) or {"wanted": 1, "ready": int(seen.phase == "ready")}
-    return {"pid": seen.pid, "restarts": seen.restarts, "instances": dict(instances)}
+    return {"pid": seen.pid, "restarts": seen.restarts, "instances": dict(seen.instances)}
 
 
 def _read_example(path: Path) -> str | None:

@@ -30,7 +30,7 @@ _IGNORED = {
 }
 
 
-def from_yaml(document: Any, endpoint: str = "") -> list[Read]:
+def from_yaml(document: Any, endpoint: str = "") -> Read:
     """Read one YAML document, as ``yaml.safe_load`` gives it.
 
     Args:
@@ -57,7 +57,7 @@ def from_yaml(document: Any, endpoint: str = "") -> list[Read]:
     ignored: list[str] = []
     spec = (_endpoint if kind == "endpoint" else _deployment)(given, ignored)
     _check(kind, spec)
-    return [(kind, parent, name, spec, ignored)]
+    return kind, parent, name, spec, ignored
 
 
 def _kind(document: dict[str, Any]) -> str:

@@ -25,7 +25,6 @@ from ...core.errors import MlopsError, NotFound, Refused
 from ...core.resources.base import check_name
 from ...core.resources.compute import ComputeSpec
 from ...kube.client import Kube
-from ...kube.errors import Absent
 from ...kube.exec import send_parcel
 from ...kube.pods import age
 from ..local import LocalServing, public
@@ -323,11 +322,8 @@ class KubernetesServing:
         if not 0 <= instance < len(pods):
             return LogChunk(b"", 0, 0, 0)
         query: dict[str, Any] = {"container": "scorer", "limitBytes": LOG_LIMIT}
-        try:
-            status, _, data = self.kube.request("GET", self.kube.path("Pod", pods[instance]["metadata"]["name"], "log"),
-                                                query=query, timeout=30.0)
-        except Absent:
-            status, data = 404, b""
+        status, _, data = self.kube.request("GET", self.kube.path("Pod", pods[instance]["metadata"]["name"], "log"),
+                                            query=query, timeout=30.0)
         if status != 200:
             return LogChunk(b"", 0, 0, 0)
         size = len(data)

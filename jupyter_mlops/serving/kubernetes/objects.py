@@ -21,7 +21,6 @@ class Objects:
     def __init__(self, kube: Kube, names: Names) -> None:
         self.kube = kube
         self.names = names
-        self._owner: dict[str, dict[str, Any]] = {}
 
     def owner(self, deployment: str = "") -> dict[str, Any]:
         """The reference to the endpoint's anchor, or to the deployment's; made when it is not there."""
@@ -67,16 +66,13 @@ class Objects:
 
         return uids(one) == uids(other)
 
-    def remove(self, deployment: str = "", component: str = "", kinds: tuple[str, ...] = OURS) -> int:
+    def remove(self, deployment: str = "", component: str = "") -> int:
         """Delete the endpoint's objects, or a deployment's; how many there were."""
         more = {"deployment": deployment} if deployment else {}
         if component:
             more["component"] = component
         labels = self.names.ours(**more)
-        count = 0
-        for kind in kinds:
-            count += self._remove(kind, labels)
-        return count
+        return sum(self._remove(kind, labels) for kind in OURS)
 
     def _remove(self, kind: str, labels: dict[str, str]) -> int:
         try:
