@@ -32,10 +32,14 @@ from .store import copy_model, describe_model, describe_script, fingerprint
 class LocalServing(Scorers):
     """Scorers and gateway of one workspace on this machine.
 
+    ``remote`` tells the controllers that instances have neither images nor resources of their own here.
+
     Args:
         home: the workspace folder.
         runtime_dir: the private folder of its sockets.
     """
+
+    remote = False
 
     def __init__(self, home: str | os.PathLike[str], runtime_dir: str | os.PathLike[str]) -> None:
         super().__init__(Places(home, runtime_dir))
@@ -121,7 +125,8 @@ class LocalServing(Scorers):
     # -- scorers -------------------------------------------------------------------
 
     def start(self, endpoint: str, deployment: str, interpreter: str = "", env: dict[str, str] | None = None, *,
-              count: int | None = None, probes: dict[str, Any] | None = None) -> None:
+              count: int | None = None, probes: dict[str, Any] | None = None, image: str = "",
+              resources: dict[str, dict[str, str]] | None = None, scale: dict[str, Any] | None = None) -> None:
         """Start the wanted instances, or do nothing where they run with this model, interpreter and environment.
 
         Those that run with others are replaced, one after the other: each is told to leave, answers what is under way,
@@ -131,6 +136,8 @@ class LocalServing(Scorers):
             count: how many the deployment asks for. Kept, and in force until the gateway scales (``scale.json``);
                 another count than the last one is in force at once. What runs beyond it is the gateway's to drain.
             probes: the deployment's ``{"readiness_probe", "liveness_probe"}``; kept, too.
+            image, resources: of a cluster's pods; not used.
+            scale: not used: the gateway scales, as ``endpoint.json`` says.
 
         Raises:
             NotFound: the deployment was not prepared.

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,7 +78,6 @@ class DeploymentController(Controller):
         self, parent: str, name: str, spec: DeploymentSpec, identity: Identity
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         endpoint = await self.workspace.store.read(lambda tx: tx.get("endpoint", parent))
-        remote = endpoint.spec.get("compute") not in (None, "", "local")
         here = self._serving_for("")
         here.check_names(parent, name)
         script = spec.code_configuration
@@ -87,7 +85,7 @@ class DeploymentController(Controller):
             raise Refused(f"the code {script.code[:17]}… was not uploaded, or is gone", "upload it first")
         version = await self._models.resolve_model(spec.model) if spec.model else {}
         interpreter = spec.interpreter or (await self._models.model_interpreter(version) if version else "")
-        if not remote:
+        if not self._serving_for(endpoint.spec.get("compute") or "").remote:
             self._check_interpreter(spec, interpreter)
         folder = await self._models.model_dir(*_where(version)) if version else None
         if script:
@@ -195,7 +193,7 @@ class DeploymentController(Controller):
         await self.workspace.store.write(work)
 
     async def _watch(self, d: Resource, key: Key, serving: Any) -> None:
-        loop, remote = asyncio.get_running_loop(), getattr(serving, "remote", False)
+        loop = asyncio.get_running_loop()
         try:
             seen = await asyncio.to_thread(serving.observe, d.parent, d.name)
         except (BackendUnreachable, BackendTimeout, Unavailable) as e:
@@ -217,10 +215,10 @@ class DeploymentController(Controller):
         if seen.phase == "starting":
             if phase in ("Ready", "Proving"):
                 await self._set(d, phase="Starting", reason="starting again", **_counted(seen))
-            elif remote:  # where it waits, for a node or an image, is what there is to tell
+            elif serving.remote:  # where it waits, for a node or an image, is what there is to tell
                 await self._set(d, reason=seen.reason, **_counted(seen))
             # A start takes seconds: look more often than the period, so that `deploy` returns soon after.
-            loop.call_later(0.5 if remote else 0.1, self.wake, *key)
+            loop.call_later(0.5 if serving.remote else 0.1, self.wake, *key)
             return
         if seen.crash_loop:
             await self._fail(d, seen.reason, seen.log_tail)
@@ -244,14 +242,12 @@ class DeploymentController(Controller):
 
     async def _start(self, d: Resource, key: Key, serving: Any) -> None:
         spec = DeploymentSpec.model_validate(d.spec)
-        # What scales goes on from here by itself.
-        more: dict[str, Any] = {"count": spec.first_instances, "probes": spec.probes}
-        if getattr(serving, "remote", False):
-            more.update(image=spec.environment, resources=spec.resources.model_dump(mode="json"),
-                        scale=spec.scale_settings.model_dump(mode="json"))
         try:
             await asyncio.to_thread(
-                partial(serving.start, d.parent, d.name, d.status["interpreter"], spec.environment_variables, **more)
+                serving.start, d.parent, d.name, d.status["interpreter"], spec.environment_variables,
+                count=spec.first_instances,  # what scales goes on from here by itself
+                probes=spec.probes, image=spec.environment, resources=spec.resources.model_dump(mode="json"),
+                scale=spec.scale_settings.model_dump(mode="json"),
             )
         except MlopsError as e:
             if isinstance(e, Refused) and not d.status.get("ready_at"):

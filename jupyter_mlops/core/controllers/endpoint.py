@@ -24,7 +24,12 @@ KEY_NAMES = ("primary", "secondary")
 
 
 class Serving(Protocol):
-    """What the controllers need of a serving driver; all calls block."""
+    """What the controllers need of a serving driver; all calls block.
+
+    ``remote``: instances run on a cluster, which may not answer, and where each endpoint has a gateway of its own.
+    """
+
+    remote: bool
 
     def new_key(self) -> str: ...
     def hash_key(self, key: str) -> dict[str, str]: ...
@@ -205,7 +210,7 @@ class EndpointController(Controller):
         except MlopsError as e:
             await self._unreached(endpoint, serving_at, e)
             raise
-        where = f"{compute}/{name}" if getattr(serving_at, "remote", False) else compute
+        where = f"{compute}/{name}" if serving_at.remote else compute
         if gateway.get("pid") != self._gateways.get(where):
             self._gateways[where] = gateway.get("pid")
             await self.workspace.note_gateway(gateway)
@@ -229,7 +234,7 @@ class EndpointController(Controller):
 
     async def _unreached(self, endpoint: Resource, serving: Any, error: MlopsError, before: str = "") -> None:
         """A cluster that does not answer, or says no, is told to whoever looks; what serves there goes on."""
-        if getattr(serving, "remote", False):
+        if serving.remote:
             phase = "Degraded" if endpoint.status.get("traffic") else "Creating"
             changes = {"phase": phase, "reason": before + error.message}
             await self.workspace.store.write(lambda tx: tx.set_status("endpoint", endpoint.name, changes))
