@@ -3,23 +3,14 @@ import { ILayoutRestorer } from '@jupyterlab/application';
 import { InputDialog, MainAreaWidget, Notification, WidgetTracker } from '@jupyterlab/apputils';
 import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
-import type { Endpoint, ICanarySpec, ITrafficChange, Traffic } from './api';
+import type { Endpoint, ICanarySpec, ITrafficChange } from './api';
 import { Args, CommandKit, describe, text } from './commandkit';
 import { showSecret } from './components/secret';
 import { canaryQuestion, trafficQuestion } from './components/questions';
 import { createEndpointWidget, EndpointView } from './endpointview';
 import { CommandIDs } from './ids';
 import { mlopsIcon } from './icons';
-
-/** An argument that is an object of numbers by deployment; null when it is not given. */
-function shares(args: Args, key: string): Traffic | null {
-  const value = args[key];
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    return null;
-  }
-  const entries = Object.entries(value).filter(([, share]) => typeof share === 'number');
-  return Object.fromEntries(entries) as Traffic;
-}
+import { asTraffic } from './traffic';
 
 /** Add the commands; tabs of endpoints are restored with the page where `restorer` is given. */
 export function addEndpointCommands(kit: CommandKit, restorer: ILayoutRestorer | null): void {
@@ -117,8 +108,8 @@ export function addEndpointCommands(kit: CommandKit, restorer: ILayoutRestorer |
     trans.__('Move Traffic of an Endpoint…'),
     async args => {
       const name = await choose(args, trans.__('Move the traffic of which endpoint?'));
-      const traffic = shares(args, 'traffic');
-      const mirror = shares(args, 'mirror');
+      const traffic = asTraffic(args.traffic);
+      const mirror = asTraffic(args.mirror);
       const sticky = typeof args.sticky === 'string' ? args.sticky : null;
       if (!name || (!traffic && !mirror && sticky === null)) {
         if (name) {

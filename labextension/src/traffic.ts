@@ -97,12 +97,12 @@ export function effective(endpoint: Pick<Endpoint, 'spec' | 'status'>): Traffic 
   return Object.keys(asked).length ? asked : (endpoint.status.traffic ?? {});
 }
 
-function asTraffic(value: unknown, key: string): Traffic | null {
-  const inner = typeof value === 'object' && value !== null ? (value as never)[key] : null;
-  if (typeof inner !== 'object' || inner === null) {
+/** The numbers of an object; null when it is none. */
+export function asTraffic(value: unknown): Traffic | null {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     return null;
   }
-  const entries = Object.entries(inner).filter(([, share]) => typeof share === 'number');
+  const entries = Object.entries(value).filter(([, share]) => typeof share === 'number');
   return Object.fromEntries(entries) as Traffic;
 }
 
@@ -111,7 +111,8 @@ export function changeOf(
   item: IHistoryItem,
   key: 'traffic' | 'mirror_traffic' = 'traffic'
 ): { before: Traffic; after: Traffic } | null {
-  const before = asTraffic(item.detail.before, key);
-  const after = asTraffic(item.detail.after, key);
+  const side = (value: unknown) => asTraffic((value as Record<string, unknown> | null)?.[key]);
+  const before = side(item.detail.before);
+  const after = side(item.detail.after);
   return before && after && !equal(before, after) ? { before, after } : null;
 }

@@ -1,32 +1,20 @@
 /** What is kept of requests and answers, and how to get at it. */
-import React, { useEffect } from 'react';
+import React from 'react';
 
 import { formatBytes, formatCount, formatShare, relativeTime } from '../format';
-import { Message, NextStep, useNow } from './common';
-import type { IEndpointProps } from './endpointprops';
-import { errorText } from './list';
+import { NextStep, useNow } from './common';
+import { type IEndpointProps, usePart } from './endpointprops';
+import { LoadError } from './list';
 
 export function Captured({ live, trans }: IEndpointProps): JSX.Element {
   const now = useNow(10_000);
-  useEffect(() => {
-    live.show('captured', true);
-    return () => live.show('captured', false);
-  }, [live]);
+  const error = usePart(live, 'captured');
   const info = live.captured;
-  const error = live.partErrors.get('captured');
   const keeping = live.deployments.filter(
     one => one.spec.data_collector && (one.spec.data_collector.sampling_rate ?? 1) > 0
   );
   if (!info && error) {
-    return (
-      <Message
-        tone="error"
-        title={trans.__('Could not be loaded')}
-        action={{ label: trans.__('Retry'), onClick: () => live.refresh() }}
-      >
-        {errorText(error, trans)}
-      </Message>
-    );
+    return <LoadError error={error} retry={() => live.refresh()} trans={trans} />;
   }
   const rates = keeping.map(one =>
     trans.__(

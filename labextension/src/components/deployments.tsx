@@ -16,7 +16,8 @@ import { Status } from './status';
 /** Lines of log beside a failure. */
 const MAX_TAIL = 12;
 
-function modelText(one: Deployment, trans: TranslationBundle): string {
+/** The model that it serves, with its version. */
+export function modelText(one: Deployment, trans: TranslationBundle): string {
   const { model_name, model_version } = one.status;
   const served = model_name || one.spec.model || trans.__('script');
   return model_version ? `${served} v${model_version}` : served;

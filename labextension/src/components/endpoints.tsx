@@ -10,6 +10,7 @@ import { CommandIDs } from '../ids';
 import type { ISummary } from '../rates';
 import { effective, trafficText } from '../traffic';
 import { CopyButton, IconButton, useNow, useSignal } from './common';
+import { modelText } from './deployments';
 import { List, Row } from './list';
 import { proofText } from './proof';
 import { CLOCK, ISectionProps } from './section';
@@ -85,7 +86,7 @@ function DeploymentLine(props: {
 }): JSX.Element {
   const { one, share, summary, trans } = props;
   const { status } = one;
-  const served = status.model_name || one.spec.model || trans.__('script');
+  const served = modelText(one, trans);
   const instances = status.instances;
   const proof = proofText(status.proof, trans);
   const numbers = summaryText(summary, trans);
@@ -97,7 +98,7 @@ function DeploymentLine(props: {
           {one.name}
         </span>
         <span className="jp-Mlops-muted" title={served}>
-          {status.model_version ? `${served} v${status.model_version}` : served}
+          {served}
         </span>
         <span title={trans.__('Share of the traffic')}>{share} %</span>
       </div>

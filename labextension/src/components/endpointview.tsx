@@ -13,7 +13,7 @@ import { DeploymentLogs } from './deploymentlogs';
 import { Deployments } from './deployments';
 import type { IEndpointProps } from './endpointprops';
 import { History } from './history';
-import { errorText, Skeleton } from './list';
+import { errorText, LoadError, Skeleton } from './list';
 import { Rates } from './rates';
 import { Status } from './status';
 import { TrafficEditor } from './traffic';
@@ -153,14 +153,12 @@ function Notices({ live, trans }: { live: LiveEndpoint; trans: TranslationBundle
   }
   if (state === 'error' && error) {
     return (
-      <Message
-        tone="error"
-        title={trans.__('Could not be loaded')}
+      <LoadError
+        error={error}
+        retry={() => live.refresh()}
+        trans={trans}
         testId="mlops-endpoint-error"
-        action={{ label: trans.__('Retry'), onClick: () => live.refresh() }}
-      >
-        {errorText(error, trans)}
-      </Message>
+      />
     );
   }
   if (state === 'stale' && error) {

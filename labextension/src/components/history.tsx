@@ -1,13 +1,13 @@
 /** Who changed what of an endpoint, the newest first. */
 import { TranslationBundle } from '@jupyterlab/translation';
-import React, { useEffect } from 'react';
+import React from 'react';
 
 import type { IHistoryItem } from '../api';
 import { relativeTime } from '../format';
 import { changeOf, trafficText } from '../traffic';
-import { Message, useNow } from './common';
-import type { IEndpointProps } from './endpointprops';
-import { errorText } from './list';
+import { useNow } from './common';
+import { type IEndpointProps, usePart } from './endpointprops';
+import { LoadError } from './list';
 
 /** Characters of a detail. */
 const MAX_DETAIL = 160;
@@ -84,22 +84,10 @@ export function detailText(item: IHistoryItem, trans: TranslationBundle): string
 
 export function History({ live, trans }: IEndpointProps): JSX.Element {
   const now = useNow(10_000);
-  useEffect(() => {
-    live.show('history', true);
-    return () => live.show('history', false);
-  }, [live]);
+  const error = usePart(live, 'history');
   const items = live.history;
-  const error = live.partErrors.get('history');
   if (!items && error) {
-    return (
-      <Message
-        tone="error"
-        title={trans.__('Could not be loaded')}
-        action={{ label: trans.__('Retry'), onClick: () => live.refresh() }}
-      >
-        {errorText(error, trans)}
-      </Message>
-    );
+    return <LoadError error={error} retry={() => live.refresh()} trans={trans} />;
   }
   if (!items?.length) {
     return (

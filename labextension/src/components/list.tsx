@@ -40,6 +40,26 @@ export function errorText(error: ApiError, trans: TranslationBundle): string {
   return error.hint ? `${error.message} – ${error.hint}` : error.message;
 }
 
+/** What is shown in place of something that could not be loaded. */
+export function LoadError(props: {
+  error: ApiError;
+  retry: () => void;
+  trans: TranslationBundle;
+  testId?: string;
+}): JSX.Element {
+  const { error, retry, trans } = props;
+  return (
+    <Message
+      tone="error"
+      title={trans.__('Could not be loaded')}
+      testId={props.testId}
+      action={{ label: trans.__('Retry'), onClick: retry }}
+    >
+      {errorText(error, trans)}
+    </Message>
+  );
+}
+
 export function Skeleton({ label }: { label: string }): JSX.Element {
   return (
     <div className="jp-Mlops-skeleton" role="status" aria-label={label} data-testid="mlops-loading">
@@ -98,14 +118,12 @@ export function List<T>(props: IListProps<T>): JSX.Element {
         <Skeleton label={trans.__('Loading')} />
       )}
       {model.state === 'error' && model.error && !props.offline && (
-        <Message
-          tone="error"
-          title={trans.__('Could not be loaded')}
+        <LoadError
+          error={model.error}
+          retry={() => void model.reload()}
+          trans={trans}
           testId="mlops-error"
-          action={{ label: trans.__('Retry'), onClick: () => void model.reload() }}
-        >
-          {errorText(model.error, trans)}
-        </Message>
+        />
       )}
       {model.state === 'ready' && model.items.length === 0 && (
         <div className="jp-Mlops-empty" data-testid="mlops-empty">

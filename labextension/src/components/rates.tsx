@@ -1,11 +1,12 @@
 /** Small live charts of an endpoint: requests, errors and latency of each deployment, since the tab was opened. */
-import React, { useEffect, useId, useMemo, useState } from 'react';
+import React, { useId, useMemo, useState } from 'react';
 
 import { ChartState } from '../chartstate';
 import type { ICurve } from '../curves';
 import { formatMs, formatNumber } from '../format';
 import type { Curve } from '../rates';
 import { CurveChart } from './charts';
+import { useSignal } from './common';
 import type { IEndpointProps } from './endpointprops';
 
 const HEIGHT = 104;
@@ -19,14 +20,7 @@ const percentText = (value: number | null | undefined) =>
 
 export function Rates({ live, trans }: IEndpointProps): JSX.Element | null {
   const [state] = useState(() => new ChartState({ axis: 'time', smoothing: 0 }));
-  const [, draw] = useState(0);
-  useEffect(() => {
-    const slot = () => draw(count => count + 1);
-    state.changed.connect(slot);
-    return () => {
-      state.changed.disconnect(slot);
-    };
-  }, [state]);
+  useSignal(state.changed);
   const group = `jupyter-mlops-rates-${useId()}`;
   const { stats } = live;
   const names = live.deployments.map(one => one.name);
