@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(str(item.path), len(place)))
 
 
-def wait_for(what, timeout: float = 20.0, pause: float = 0.05):
+def wait_for(what, timeout: float = 30.0, pause: float = 0.05):
     """What ``what()`` returns as soon as it is true; fails after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -66,6 +67,13 @@ def wait_for(what, timeout: float = 20.0, pause: float = 0.05):
         if time.monotonic() > deadline:
             raise AssertionError(f"still not so after {timeout} s: {what}")
         time.sleep(pause)
+
+
+def free_port() -> int:
+    """A free port on loopback."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,16 +14,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from conftest import REPO, end_all, make_home, wait_for
+from conftest import REPO, end_all, free_port, make_home, wait_for
 
 from jupyter_mlops.runtime import locate
-
-
-def free_port() -> int:
-    """A free port on loopback."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Jupyter:

@@ -11,12 +11,12 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import wait_for
 
 from jupyter_mlops.compute.base import NOTHING, ComputeDriver, Grant, JobRef, Observation
 from jupyter_mlops.runtime import processes
@@ -29,17 +29,6 @@ for step in range({n}):
     print("step", step)
     time.sleep({pause})
 """
-
-
-def wait_for(what: Callable[[], Any], timeout: float = 30.0) -> Any:
-    """What ``what()`` returns as soon as it is true."""
-    deadline = time.monotonic() + timeout
-    while True:
-        value = what()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"still not so after {timeout} s"
-        time.sleep(0.02)
 
 
 class Bench:

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conformance import STEPS, Bench, Conformance, steps, wait_for
+from conformance import STEPS, Bench, Conformance, steps
+from conftest import wait_for
 
 from jupyter_mlops.compute import local, warm
 from jupyter_mlops.compute.local import LocalCompute

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from conftest import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN = "jupyter-token-of-the-test"
@@ -45,12 +46,6 @@ def until(what: str, condition: Callable[[], Any], seconds: float = 30.0) -> Any
             return value
         time.sleep(0.05)
     raise AssertionError(f"{what}: not within {seconds:g} s")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class Place:

@@ -6,10 +6,8 @@ import http.client
 import json
 import os
 import pickle
-import shutil
 import signal
 import struct
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,10 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import wait_for
+from serving_bench import Workspace
 from sklearn.linear_model import LogisticRegression
 
 from jupyter_mlops.serving import collector, extract, keys, segments
-from jupyter_mlops.serving.local import LocalServing
 
 #: Looked for byte by byte in everything that is written.
 SECRET = 1234.5678901234
@@ -46,11 +44,10 @@ def save(folder: Path) -> LogisticRegression:
     return model
 
 
-class Bench:
+class Bench(Workspace):
     def __init__(self, folder: Path):
-        self.home, self.runtime = (Path(tempfile.mkdtemp(prefix=f"mlops-{name}-")) for name in ("capture", "run"))
+        super().__init__()
         self.model = save(folder / "model")
-        self.serving = LocalServing(self.home, self.runtime)
         self.serving.prepare("digits", "v1", folder / "model")
         self.serving.start("digits", "v1")
         told, records = keys.new_keys()
@@ -88,11 +85,6 @@ class Bench:
     @property
     def capture(self) -> Path:
         return self.home / "endpoints" / "digits" / segments.FOLDER
-
-    def close(self):
-        self.serving.stop_all()
-        shutil.rmtree(self.home, ignore_errors=True)
-        shutil.rmtree(self.runtime, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,11 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from load import Load, request_bytes
+from serving_bench import Workspace
 from serving_models import save_all
 
 from jupyter_mlops.serving import keys, tokens
@@ -48,15 +50,7 @@ set_model(Odd())
 '''
 
 
-def wait(what, timeout=30.0):
-    deadline = time.monotonic() + timeout
-    while not (value := what()):
-        assert time.monotonic() < deadline, "not so in time"
-        time.sleep(0.03)
-    return value
-
-
-class Bench:
+class Bench(Workspace):
     """Endpoint ``sum`` with ``blue`` (two instances) and ``green`` (adds one), and ``digits`` of scikit-learn."""
 
     def __init__(self, folder: Path):
@@ -65,9 +59,7 @@ class Bench:
         import pandas as pd
         from mlflow.models import infer_signature
 
-        self.home = Path(tempfile.mkdtemp(prefix="mlops-gw-"))
-        self.runtime = Path(tempfile.mkdtemp(prefix="mlops-gwr-"))
-        self.serving = LocalServing(self.home, self.runtime)
+        super().__init__()
         code = folder / "odd.py"
         code.write_text(ODD)
         frame = pd.DataFrame({c: np.array([1.0, 2.0]) for c in COLUMNS})
@@ -85,8 +77,8 @@ class Bench:
         self.publish()
         self.publish_digits()
         for endpoint, name in (("sum", "blue"), ("sum", "green"), ("digits", "v1")):
-            wait(lambda e=endpoint, d=name: self.serving.observe(e, d).phase == "ready")
-        wait(lambda: self.stats()["blue"]["instances"]["ready"] == 2)
+            wait_for(lambda e=endpoint, d=name: self.serving.observe(e, d).phase == "ready")
+        wait_for(lambda: self.stats()["blue"]["instances"]["ready"] == 2)
 
     def publish(self, traffic=None, **more):
         settings = more.pop("settings", {})
@@ -134,11 +126,6 @@ class Bench:
         listed = self.serving.processes()
         return [p["pid"] for p in listed if p["kind"] == "scorer" and p["name"].startswith(f"sum/{deployment}")]
 
-    def close(self):
-        self.serving.stop_all()
-        shutil.rmtree(self.home, ignore_errors=True)
-        shutil.rmtree(self.runtime, ignore_errors=True)
-
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
@@ -157,7 +144,7 @@ def test_shares_are_kept_and_changed_under_load_without_a_lost_request(bench):
     load = Load(bench.port, bench.request([1, 2]), connections=8, count=4000)
     runner = threading.Thread(target=load.run)
     runner.start()
-    wait(lambda: len(load.result.latencies) > 1000)
+    wait_for(lambda: len(load.result.latencies) > 1000)
     first = dict(load.result.answers)
     bench.publish({"blue": 0, "green": 100})
     runner.join(60)
@@ -193,7 +180,7 @@ def test_a_mirror_is_compared_and_never_answers(bench):
             status, answer, headers = bench.call([1, 2])
             assert (status, answer["predictions"], headers["x-deployment"]) == (200, [3.0], "blue")
         assert bench.call([-1, 2])[0] == 424
-        wait(lambda: bench.stats()["green"]["mirror"]["compared"] - before["compared"] == 20)
+        wait_for(lambda: bench.stats()["green"]["mirror"]["compared"] - before["compared"] == 20)
         assert bench.stats()["green"]["mirror"]["different"] - before["different"] == 20
     finally:
         bench.publish()
@@ -270,13 +257,13 @@ def test_a_killed_instance_costs_no_request(bench):
     load = Load(bench.port, bench.request([1, 2]), connections=8, seconds=5)
     runner = threading.Thread(target=load.run)
     runner.start()
-    wait(lambda: len(load.result.latencies) > 300)
+    wait_for(lambda: len(load.result.latencies) > 300)
     os.kill(bench.pids("blue")[0], signal.SIGKILL)
-    wait(lambda: bench.stats()["blue"]["instances"]["ready"] == 1)
+    wait_for(lambda: bench.stats()["blue"]["instances"]["ready"] == 1)
     bench.serving.start("sum", "blue", count=2)
     runner.join(60)
     assert len(load.result.failures) <= 1, load.result.failures[:3]
-    wait(lambda: bench.stats()["blue"]["instances"]["ready"] == 2)
+    wait_for(lambda: bench.stats()["blue"]["instances"]["ready"] == 2)
 
 
 def test_a_request_that_kills_takes_nobody_along(bench):
@@ -286,7 +273,7 @@ def test_a_request_that_kills_takes_nobody_along(bench):
     load = Load(bench.port, bench.request([1, 2]), connections=6, seconds=6)
     runner = threading.Thread(target=load.run)
     runner.start()
-    wait(lambda: len(load.result.latencies) > 200)
+    wait_for(lambda: len(load.result.latencies) > 200)
     killer.start()
     for _ in range(60):  # what the gateway or the control plane does in production
         bench.serving.start("sum", "blue", count=2)
@@ -296,16 +283,16 @@ def test_a_request_that_kills_takes_nobody_along(bench):
     assert statuses == [503]
     assert load.result.failures == [], load.result.failures[:3]
     assert bench.stats()["blue"]["retried"] > before
-    wait(lambda: bench.stats()["blue"]["instances"]["ready"] == 2)
+    wait_for(lambda: bench.stats()["blue"]["instances"]["ready"] == 2)
 
 
 def test_a_rolling_replacement_under_load_loses_nothing(bench):
     load = Load(bench.port, bench.request([1, 2]), connections=8, seconds=8)
     runner = threading.Thread(target=load.run)
     runner.start()
-    wait(lambda: len(load.result.latencies) > 200)
+    wait_for(lambda: len(load.result.latencies) > 200)
     bench.serving.start("sum", "blue", env={"PLUS": "0"}, count=2)  # another environment: both are replaced
-    wait(lambda: bench.stats()["blue"]["instances"]["ready"] == 2)
+    wait_for(lambda: bench.stats()["blue"]["instances"]["ready"] == 2)
     runner.join(60)
     assert load.result.failures == [], load.result.failures[:3]
 
@@ -316,10 +303,10 @@ def test_requests_of_a_removed_deployment_are_answered(bench):
     got: list[int] = []
     for thread in slow:
         thread.start()
-    wait(lambda: bench.stats()["green"]["queued"] + bench.stats()["green"]["in_flight"] == 3)
+    wait_for(lambda: bench.stats()["green"]["queued"] + bench.stats()["green"]["in_flight"] == 3)
     bench.serving.publish("sum", {"name": "sum", "keys": bench.records, "traffic": {"blue": 100},
                                   "deployments": {"blue": {"instance_count": 2}}})
-    assert got == [200, 200, 200] or wait(lambda: got == [200, 200, 200], 5)
+    assert got == [200, 200, 200] or wait_for(lambda: got == [200, 200, 200], 5)
     for thread in slow:
         thread.join()
     bench.publish()
@@ -522,7 +509,7 @@ def test_sampled_requests_are_captured_without_masked_columns(bench):
         result = Load(bench.port, request_bytes("/endpoints/digits/invocations", body, bench.key), connections=2,
                       count=10).run()
         assert result.failures == []
-        wait(lambda: bench.stats("digits")["v1"]["captured"] >= 10)
+        wait_for(lambda: bench.stats("digits")["v1"]["captured"] >= 10)
         assert list((bench.home / "endpoints" / "digits" / "capture").rglob("*.rec"))
     finally:
         bench.publish_digits()
@@ -569,7 +556,7 @@ def test_tls_where_an_operator_asks_for_it(tmp_path, monkeypatch):
             with contextlib.suppress(ssl.SSLError):
                 return subject() == "second"
 
-        wait(renewed)
+        wait_for(renewed)
         with socket.create_connection(("127.0.0.2", port)) as plain:
             plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
             plain.settimeout(3)

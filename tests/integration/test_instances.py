@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import tiny_model
+from conftest import wait_for
+from serving_bench import Workspace
 
 from jupyter_mlops.core.errors import NotFound, ParameterError
 from jupyter_mlops.runtime import frames
@@ -29,22 +29,12 @@ from jupyter_mlops.serving.instances import Instances
 from jupyter_mlops.serving.local import LocalServing
 
 
-def until(what, timeout=20.0):
-    deadline = time.monotonic() + timeout
-    while not (value := what()):
-        assert time.monotonic() < deadline, f"not so after {timeout} s"
-        time.sleep(0.02)
-    return value
-
-
-class Place:
+class Place(Workspace):
     """A workspace folder and the driver of it."""
 
     def __init__(self, model: Path):
+        super().__init__()
         self.model = model
-        self.home = Path(tempfile.mkdtemp(prefix="mlops-scaling-"))
-        self.runtime = Path(tempfile.mkdtemp(prefix="mlops-run-"))
-        self.serving = LocalServing(self.home, self.runtime)
 
     def start(self, count=None, name="blue", **more):
         self.serving.prepare("e", name, self.model)
@@ -54,7 +44,7 @@ class Place:
         return self.serving.observe("e", name)
 
     def ready(self, count, name="blue"):
-        return until(lambda: (s := self.seen(name)).instances["ready"] == count and s)
+        return wait_for(lambda: (s := self.seen(name)).instances["ready"] == count and s)
 
     def pids(self, name="blue"):
         return {s.number: s.pid for s in self.serving.instances("e", name, ping=False) if s.pid}
@@ -90,8 +80,7 @@ class Place:
         self.serving.stop_all()
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.home, ignore_errors=True)
-        shutil.rmtree(self.runtime, ignore_errors=True)
+        super().close()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +117,7 @@ def test_two_instances_from_start_to_end(place, monkeypatch):
 
     os.kill(pids[1], signal.SIGKILL)
     died = "instance 1: the scorer ended by SIGKILL (perhaps out of memory)"
-    seen = until(lambda: (s := place.seen()).reason == died and s)
+    seen = wait_for(lambda: (s := place.seen()).reason == died and s)
     assert seen.phase == "ready" and seen.instances == {"wanted": 2, "ready": 1}
     # Control plane and gateway at once: one successor.
     others = [LocalServing(place.home, place.runtime) for _ in range(3)]
@@ -193,7 +182,7 @@ def test_a_deployment_of_the_former_version_is_taken_over(place):
     threading.Thread(target=old.wait, daemon=True).start()
     (folder / "launch.json").write_text(json.dumps(
         {"id": "old", "digest": "x", "restarts": 0, "crashes": [], "pid": old.pid, "start_time": start_time(old.pid)}))
-    until(former.exists)
+    wait_for(former.exists)
     assert [p["pid"] for p in place.serving.processes()] == [old.pid]
     seen = place.seen()
     assert seen.phase == "absent" and seen.reason == "its scorer is from an earlier version"
@@ -212,7 +201,7 @@ def test_a_model_that_hangs_while_it_loads_fails_with_the_reason(place, tmp_path
     probes = {"readiness_probe": {"initial_delay": 0.2, "period": 0.2, "failure_threshold": 2}}
     place.start(1, env={"HANG": str(tmp_path / "go")}, probes=probes)
     assert place.seen().phase == "starting"
-    seen = until(lambda: (s := place.seen()).phase == "failed" and s, 5)
+    seen = wait_for(lambda: (s := place.seen()).phase == "failed" and s, 5)
     assert seen.reason == "the model was not loaded within 0.6 s" and not seen.crash_loop
     # Whoever watches gives it up: the reason stays, the process does not.
     place.serving.give_up("e", "blue", 0, seen.reason)
@@ -230,7 +219,7 @@ def test_a_scorer_that_answers_no_ping_is_replaced(place):
     place.ready(2)
     frozen = place.pids()[1]
     os.kill(frozen, signal.SIGSTOP)
-    seen = until(lambda: "has not answered" in (s := place.seen()).reason and s, 10)
+    seen = wait_for(lambda: "has not answered" in (s := place.seen()).reason and s, 10)
     assert seen.phase == "ready" and seen.instances == {"wanted": 2, "ready": 1}
     place.start()
     seen = place.ready(2)
@@ -244,12 +233,12 @@ def test_crash_loops_are_counted_for_each_instance(place):
     record = json.loads(launch.read_text())
     launch.write_text(json.dumps({**record, "crashes": [time.time()] * 4}))
     os.kill(place.pids()[0], signal.SIGKILL)
-    seen = until(lambda: "crash loop" in (s := place.seen()).reason and s)
+    seen = wait_for(lambda: "crash loop" in (s := place.seen()).reason and s)
     assert seen.phase == "ready" and not seen.crash_loop
     assert seen.reason.startswith("instance 0: crash loop: it ended 5 times in 5 minutes")
     os.kill(place.pids()[1], signal.SIGKILL)
     # The other one may still get better.
-    seen = until(lambda: (s := place.seen()).phase == "absent" and s)
+    seen = wait_for(lambda: (s := place.seen()).phase == "absent" and s)
     assert seen.reason.startswith("the scorer ended")
 
 
@@ -271,10 +260,10 @@ def test_a_change_replaces_one_after_the_other(place, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         callers = [pool.submit(call, i) for i in (0, 1)]
         try:
-            until(lambda: set(before.values()) == set(answers))
+            wait_for(lambda: set(before.values()) == set(answers))
             place.start(2, env={"CHANGED": "1"})
             place.ready(2)
-            until(lambda: set(place.pids().values()) <= set(answers))
+            wait_for(lambda: set(place.pids().values()) <= set(answers))
         finally:
             stop.set()
         for caller in callers:
@@ -286,7 +275,7 @@ def test_a_change_replaces_one_after_the_other(place, tmp_path):
     (tmp_path / "broken").touch()
     place.start(2, env={"BROKEN": str(tmp_path / "broken")})
     died = "instance 0: the scorer ended before it was ready with exit code 5: the weights are not there"
-    seen = until(lambda: (s := place.seen()).reason == died and s)
+    seen = wait_for(lambda: (s := place.seen()).reason == died and s)
     assert seen.phase == "ready" and seen.instances == {"wanted": 2, "ready": 1}
     assert place.ask(instance=1) == after[1]
 
@@ -330,7 +319,7 @@ def test_a_driver_that_is_killed_anywhere_leaves_nothing_that_is_not_found(place
         extra = [s.number for s in place.serving.instances("e", "blue", ping=False) if s.number >= 2]
         for number in extra:
             place.serving.stop_instance("e", "blue", number)
-        until(lambda wanted=wanted: set(place.processes()) <= wanted, 5)
+        wait_for(lambda wanted=wanted: set(place.processes()) <= wanted, 5)
     place.serving.remove("e")
     assert place.processes() == [] and list(place.runtime.iterdir()) == []
     assert list((place.home / "endpoints").iterdir()) == []

@@ -22,6 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from conftest import free_port, wait_for
 
 from jupyter_mlops.runtime import parcel
 from jupyter_mlops.serving import keys
@@ -45,12 +46,6 @@ def run(body):
 TOKEN = "f" * 64
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 def get(port: int, path: str, token: str = "") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
@@ -59,14 +54,6 @@ def get(port: int, path: str, token: str = "") -> tuple[int, bytes]:
         return response.status, response.read()
     finally:
         connection.close()
-
-
-def until(what, seconds: float = 20.0, pause: float = 0.05):
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(pause)
-    return found
 
 
 class Pods:
@@ -245,7 +232,7 @@ def test_a_pod_is_replaced_under_load_and_nothing_is_lost(pods):
     first = pods.doorway("one", COLOUR="blue")
     key = keys.new_key()
     port, admin = pods.gatehouse(key)
-    until(lambda: ready(first) and ready(admin))
+    wait_for(lambda: ready(first) and ready(admin))
 
     # What is told to whom: probes to anybody, all else to those with the token.
     assert get(first, "/state")[0] == 401 and get(first, "/trunk", "0" * 64)[0] == 401
@@ -260,10 +247,10 @@ def test_a_pod_is_replaced_under_load_and_nothing_is_lost(pods):
 
     with Callers(port, key) as callers:
         second = pods.doorway("two", COLOUR="blue")
-        until(lambda: ready(second))
-        until(lambda: len(callers.pids) == 2, 30)  # a pod that comes gets its share without anybody's doing
+        wait_for(lambda: ready(second))
+        wait_for(lambda: len(callers.pids) == 2, 30)  # a pod that comes gets its share without anybody's doing
         pods.processes["one"].send_signal(signal.SIGTERM)
-        until(lambda: not ready(first), 5)
+        wait_for(lambda: not ready(first), 5)
         assert pods.processes["one"].wait(15) == 0
         time.sleep(0.5)
     assert set(callers.seen) == {200} and callers.seen[200] > 200, callers.seen
@@ -271,36 +258,36 @@ def test_a_pod_is_replaced_under_load_and_nothing_is_lost(pods):
 
     # A change of what is served needs no restart, and a broken one changes nothing.
     digest = pods.configure({**pods.config, "keys": {"primary": keys.hash_key("another")}})
-    until(lambda: json.loads(get(admin, "/ready")[1])["digest"] == digest)
-    until(lambda: call(connection, key, {})[0] == 401)
+    wait_for(lambda: json.loads(get(admin, "/ready")[1])["digest"] == digest)
+    wait_for(lambda: call(connection, key, {})[0] == 401)
     assert call(connection, "another", {"numbers": [1]})[0] == 200
     (pods.home / "gate/config/endpoint.json").write_text("{broken")
-    until(lambda: "not taken up" in pods.log("gate"))
+    wait_for(lambda: "not taken up" in pods.log("gate"))
     assert call(connection, "another", {"numbers": [1]})[0] == 200
 
     # A scorer that dies is there again, and its door stays open.
     call(connection, "another", {"die": True})
-    until(lambda: ready(second))
+    wait_for(lambda: ready(second))
     assert json.loads(get(second, "/state", TOKEN)[1])["restarts"] >= 1
-    until(lambda: call(connection, "another", {"numbers": [1]})[0] == 200)
+    wait_for(lambda: call(connection, "another", {"numbers": [1]})[0] == 200)
     gate = pods.processes["gate"]
     gate.send_signal(signal.SIGTERM)
-    until(lambda: not ready(admin), 5)
+    wait_for(lambda: not ready(admin), 5)
     assert call(connection, "another", {"numbers": [1]})[0] == 200  # whoever is still sent here is answered
 
 
 def test_a_model_passes_from_pod_to_pod(pods):
     first = pods.doorway("one", parts=False)
-    until(lambda: b"waiting for the model" in (get(first, "/ready")[1] if _open(first) else b""))
+    wait_for(lambda: b"waiting for the model" in (get(first, "/ready")[1] if _open(first) else b""))
     work = pods.home / "one" / "work"
     done = subprocess.run(
         [sys.executable, "-m", "jupyter_mlops.runtime.parcel", "--into", str(work / "parcel.zip"), "--sha256",
          pods.about["sha256"], "--size", str(pods.about["size"])],
         input=b"".join(parcel.records(str(pods.home / "whole.zip"), 0)), capture_output=True)
     assert done.returncode == 0, done
-    until(lambda: ready(first))
+    wait_for(lambda: ready(first))
     second = pods.doorway("two", parts=False)
-    until(lambda: ready(second))
+    wait_for(lambda: ready(second))
     assert get(second, f"/parcel/{'0' * 64}", TOKEN)[0] == 404
     assert sha256(get(second, f"/parcel/{pods.about['sha256']}", TOKEN)[1]).hexdigest() == pods.about["sha256"]
 

@@ -13,7 +13,8 @@ import time
 
 import pytest
 import tiny_model
-from test_instances import Place, until
+from conftest import wait_for
+from test_instances import Place
 
 from jupyter_mlops.runtime.processes import alive, start_time
 from jupyter_mlops.serving import keys
@@ -258,20 +259,20 @@ def test_no_request_is_lost_to_a_kill_a_replacement_or_a_change_of_number(served
     served.publish(instance_count=2)
     served.ready(2)
     served.load(4)
-    until(lambda: len({a["predictions"][0] for _, a in list(served.answers)}) == 2)
+    wait_for(lambda: len({a["predictions"][0] for _, a in list(served.answers)}) == 2)
     for _ in range(3):
         before = served.pids()
         os.kill(before[1], signal.SIGKILL)
-        until(lambda before=before: served.pids().get(1) not in (None, before[1]))
+        wait_for(lambda before=before: served.pids().get(1) not in (None, before[1]))
         served.ready(2)
     before = served.pids()
     served.start(2, env={"CHANGED": "1"})
-    until(lambda: not set(before.values()) & set(served.pids().values()))
+    wait_for(lambda: not set(before.values()) & set(served.pids().values()))
     served.ready(2)
     for count in (1, 3, 2):
         served.publish(instance_count=count)
-        until(lambda count=count: served.seen().instances == {"wanted": count, "ready": count}
-              and len(served.pids()) == count)
+        wait_for(lambda count=count: served.seen().instances == {"wanted": count, "ready": count}
+                 and len(served.pids()) == count)
     answers = served.quiet()
     assert len(answers) > 200 and {status for status, _ in answers} == {200}
     launch = json.loads((served.serving.places.instance("e", "blue", 1) / "launch.json").read_text())
@@ -283,15 +284,15 @@ def test_a_request_wakes_what_sleeps_and_is_answered(served):
     asleep = {"type": "target_utilization", "min_instances": 0, "max_instances": 2, "idle_seconds": 1}
     served.publish(scale_settings=asleep)
     served.ready(1)
-    until(lambda: served.processes() == [])
+    wait_for(lambda: served.processes() == [])
     begun = time.monotonic()
     served.load(6, 0.0)
-    until(lambda: len(served.answers) >= 60)
+    wait_for(lambda: len(served.answers) >= 60)
     answers = served.quiet()
     assert {status for status, _ in answers} == {200} and time.monotonic() - begun < 15
     # A gateway that was killed finds it asleep, too.
-    until(lambda: served.processes() == [])
+    wait_for(lambda: served.processes() == [])
     os.kill(served.serving.gateway_info()["pid"], signal.SIGKILL)
-    until(lambda: served.serving.gateway_info() is None)
+    wait_for(lambda: served.serving.gateway_info() is None)
     served.port = served.serving.ensure_gateway()["port"]
     assert served.call()[0] == 200 and len(served.processes()) >= 1

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import stat
-import tempfile
 import threading
 import time
 import urllib.error
@@ -21,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from serving_bench import Workspace
 from serving_models import save_all
 
 from jupyter_mlops.core.errors import NotFound, ParameterError, Refused, Unavailable
@@ -35,22 +36,12 @@ SECRETS = {"AWS_SECRET_ACCESS_KEY": "hush-1", "HF_TOKEN": "hush-2", "MLFLOW_TRAC
            "JUPYTERHUB_API_TOKEN": "hush-4", "MLFLOW_TRACKING_URI": "http://elsewhere"}
 
 
-def until(what, timeout=30.0):
-    deadline = time.monotonic() + timeout
-    while not (value := what()):
-        assert time.monotonic() < deadline, f"not so after {timeout} s"
-        time.sleep(0.03)
-    return value
-
-
-class Bench:
+class Bench(Workspace):
     """A workspace with endpoints ``frame``, ``tensor`` and ``echo``, each with a ready deployment ``blue``."""
 
     def __init__(self, folder: Path):
         self.models, self.X, self.model = save_all(folder)
-        self.home = Path(tempfile.mkdtemp(prefix="mlops-serving-"))
-        self.runtime = Path(tempfile.mkdtemp(prefix="mlops-run-"))
-        self.serving = LocalServing(self.home, self.runtime)
+        super().__init__()
         self.keys: dict[str, dict[str, str]] = {}
         self.records: dict[str, dict] = {}
 
@@ -77,7 +68,7 @@ class Bench:
             assert seen.phase in ("starting", "ready"), seen
             return seen if seen.phase == "ready" else None
 
-        return until(look)
+        return wait_for(look)
 
     def call(self, name, body, key="", content_type="application/json", path="invocations", headers=(), method=None):
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
@@ -94,11 +85,6 @@ class Bench:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, json.loads(error.read()), error.headers
-
-    def close(self):
-        self.serving.stop_all()
-        shutil.rmtree(self.home, ignore_errors=True)
-        shutil.rmtree(self.runtime, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +381,7 @@ def test_a_killed_gateway_comes_back_on_its_port(bench):
     body = {"dataframe_split": bench.X[:1].to_dict(orient="split")}
     before = bench.serving.gateway_info()
     os.kill(before["pid"], signal.SIGKILL)
-    until(lambda: bench.serving.gateway_info() is None)
+    wait_for(lambda: bench.serving.gateway_info() is None)
     with pytest.raises(Unavailable):
         asyncio.run(bench.serving.invoke("frame", b"{}"))
     # Two control planes ask for it at once: one gateway.
@@ -430,7 +416,7 @@ def test_a_killed_scorer_is_started_again(bench):
     other = LocalServing(bench.home, bench.runtime)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda s: s.start("frame", "blue"), (bench.serving, other)))
-    after = until(lambda: (o := bench.serving.observe("frame", "blue")).phase == "ready" and o)
+    after = wait_for(lambda: (o := bench.serving.observe("frame", "blue")).phase == "ready" and o)
     assert after.pid != before.pid and after.restarts == before.restarts + 1
     assert other.observe("frame", "blue").pid == after.pid
     assert bench.call("frame", body)[0] == 200
@@ -447,13 +433,13 @@ def test_a_model_that_kills_its_process(bench):
         dying = pool.submit(bench.call, "echo", {"inputs": ROW, "params": {"mode": "die", "seconds": 0.5}})
         assert waiting.result()[0] == 200
         assert dying.result()[0] == 503
-    seen = until(lambda: (o := bench.serving.observe("echo", "blue")).phase == "ready" and o)
+    seen = wait_for(lambda: (o := bench.serving.observe("echo", "blue")).phase == "ready" and o)
     assert seen.restarts > before.restarts and bench.call("echo", {"inputs": ROW})[0] == 200
     # The fifth death within five minutes is one too many: the gateway leaves it alone.
     launch = bench.serving.places.instance("echo", "blue", 0) / "launch.json"
     launch.write_text(json.dumps({**json.loads(launch.read_text()), "crashes": [time.time()] * 4}))
     os.kill(seen.pid, signal.SIGKILL)
-    seen = until(lambda: (o := bench.serving.observe("echo", "blue")).phase == "failed" and o)
+    seen = wait_for(lambda: (o := bench.serving.observe("echo", "blue")).phase == "failed" and o)
     assert seen.crash_loop and seen.reason.startswith("crash loop: it ended 5 times")
     bench.serving.stop("echo", "blue")
     bench.serving.start("echo", "blue", env={"MY_SETTING": "here"})
@@ -470,7 +456,7 @@ def test_a_stopped_scorer_answers_what_is_under_way(bench):
         assert waiting.result()[0] == 200
     seen = bench.serving.observe("echo", "blue")
     assert seen.phase == "absent" and seen.restarts == 0
-    until(lambda: not Path(f"/proc/{pid}").exists() or not alive(pid, "x"))
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or not alive(pid, "x"))
     assert not bench.serving.places.scorer_socket("echo", "blue").exists()
     assert bench.publish("echo", max_queue_wait_ms=300)
     try:
@@ -500,7 +486,7 @@ def test_a_model_that_cannot_be_loaded_says_why(bench):
     serving = bench.serving
     serving.prepare("broken", "blue", bench.models["broken"])
     serving.start("broken", "blue")
-    seen = until(lambda: (o := serving.observe("broken", "blue")).phase != "starting" and o)
+    seen = wait_for(lambda: (o := serving.observe("broken", "blue")).phase != "starting" and o)
     assert seen.phase == "failed" and seen.reason == "the model cannot be loaded: No module named 'flavor_not_here'"
     assert any("flavor_not_here" in line for line in seen.log_tail)
     log = serving.read_log("broken", "blue", -100, 1000)
@@ -556,10 +542,10 @@ def test_an_interpreter_that_lacks_our_package(bench, tmp_path, monkeypatch):
     serving.prepare("elsewhere", "blue", bench.models["frame"])
     try:
         serving.start("elsewhere", "blue", str(tmp_path / "bare" / "bin" / "python"))
-        seen = until(lambda: (o := serving.observe("elsewhere", "blue")).phase != "starting" and o)
+        seen = wait_for(lambda: (o := serving.observe("elsewhere", "blue")).phase != "starting" and o)
         assert seen.phase == "failed" and seen.reason.endswith("No module named 'mlflow'")
         serving.start("elsewhere", "blue", str(tmp_path / "full" / "bin" / "python"))
-        seen = until(lambda: (o := serving.observe("elsewhere", "blue")).phase != "starting" and o)
+        seen = wait_for(lambda: (o := serving.observe("elsewhere", "blue")).phase != "starting" and o)
         assert seen.phase == "ready", seen
         assert Path(f"/proc/{seen.pid}/cmdline").read_bytes().startswith(os.fsencode(tmp_path / "full"))
         environment = Path(f"/proc/{seen.pid}/environ").read_bytes().decode()
