@@ -285,12 +285,18 @@ def test_its_record_comes_home_once(home, site):
     again = home.run(f"import-record {first}")
     assert (again["rows"], again["newer"]) == (0, False) and again["known"] == again["files"] == report["files"]
     # More is answered, the gateway is killed again, and what was captured becomes Parquet there; then it ends.
+    place = site.bundle / "state" / "endpoints" / "spots" / "capture"
+
+    def written() -> int:
+        return sum(p.stat().st_size for p in place.rglob("*.rec"))
+
+    before = written()
     site.score(0.1, 0.9)
     wait_for(lambda: site.counted() == report["requests"] + 1, 20)
+    wait_for(lambda: written() > before, 20)  # a row is in its file at the latest a second after the answer
     os.kill(site.state("gateway.json")["pid"], signal.SIGKILL)
     site.ready()
     site.score(0.2)
-    place = site.bundle / "state" / "endpoints" / "spots" / "capture"
     wait_for(lambda: site.counted() == report["requests"] + 2, 20)
     subprocess.run([sys.executable, "-m", "jupyter_mlops.serving.collector", "--folder", str(place), "collect"],
                    env={**site.env, "PYTHONPATH": str(site.bundle / "lib")}, check=True, capture_output=True)
