@@ -8,40 +8,31 @@ from typing import Any
 #: Upper bounds of the latency histogram in milliseconds.
 BUCKETS = (0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 75.0, 100.0, 150.0, 250.0, 500.0, 1000.0,
            2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0)
+#: Statuses that are counted under a name of their own among the errors.
+_NAMED = {"model": 424, "timeout": 504, "rejected": 429}
 
 
 class Stats:
     """Cumulative since the gateway's start."""
 
-    __slots__ = ("_buckets", "batches", "caller_errors", "codes", "compared", "different", "dropped",
-                 "failed", "model_errors", "rejected", "requests", "retried", "rows", "server_errors", "timeouts",
+    __slots__ = ("_buckets", "batches", "codes", "compared", "different", "dropped", "failed", "retried", "rows",
                  "total_ms")
 
     def __init__(self) -> None:
-        self.requests = self.rows = self.batches = self.retried = 0
-        self.caller_errors = self.server_errors = self.model_errors = self.timeouts = self.rejected = 0
+        self.rows = self.batches = self.retried = 0
         self.compared = self.different = self.failed = self.dropped = 0
+        #: status → requests that were answered with it
         self.codes: dict[int, int] = {}
+        #: of the good answers, as the histogram
         self.total_ms = 0.0
         self._buckets = [0] * (len(BUCKETS) + 1)
 
     def count(self, status: int, took_ms: float) -> None:
         """One request was answered with ``status`` after ``took_ms`` milliseconds."""
-        self.requests += 1
         self.codes[status] = self.codes.get(status, 0) + 1
         if status == 200:
             self.total_ms += took_ms
             self._buckets[bisect_left(BUCKETS, took_ms)] += 1
-        elif status == 424:
-            self.model_errors += 1
-        elif status == 504:
-            self.timeouts += 1
-        elif status == 429:
-            self.rejected += 1
-        elif status >= 500:
-            self.server_errors += 1
-        else:
-            self.caller_errors += 1
 
     def quantile(self, share: float) -> float | None:
         """Latency in milliseconds that a ``share`` of the good answers did not exceed, by the histogram; None: none."""
@@ -63,11 +54,14 @@ class Stats:
         for bound, count in zip((*BUCKETS, None), self._buckets, strict=True):
             seen += count
             buckets.append([bound, seen])
+        codes = self.codes
+        other = {code: n for code, n in codes.items() if code != 200 and code not in _NAMED.values()}
         return {
-            "requests": self.requests,
-            "errors": {"4xx": self.caller_errors, "5xx": self.server_errors, "model": self.model_errors,
-                       "timeout": self.timeouts, "rejected": self.rejected},
-            "codes": {str(k): v for k, v in sorted(self.codes.items())},
+            "requests": sum(codes.values()),
+            "errors": {"4xx": sum(n for code, n in other.items() if code < 500),
+                       "5xx": sum(n for code, n in other.items() if code >= 500),
+                       **{name: codes.get(code, 0) for name, code in _NAMED.items()}},
+            "codes": {str(k): v for k, v in sorted(codes.items())},
             "latency_ms": {"count": seen, "sum": round(self.total_ms, 3),
                            **{f"p{int(q * 100)}": self.quantile(q) for q in (0.5, 0.95, 0.99)}, "buckets": buckets},
             "rows": self.rows, "batches": self.batches, "retried": self.retried,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from jupyter_mlops.serving import metrics
+from jupyter_mlops.serving.stats import Stats
 
 BLUE = {
     "requests": 10, "errors": {"4xx": 1, "5xx": 0, "model": 2, "timeout": 0, "rejected": 3},
@@ -55,3 +56,14 @@ def test_labels_are_escaped():
     name = 'a"b\\c\nd{}'
     _, samples = parsed(metrics.for_all({"endpoints": {name: {"deployments": {"d": {"requests": 1}}}}}))
     assert samples["mlops_endpoint_requests_total", (("deployment", "d"), ("endpoint", name))] == 1
+
+
+def test_errors_are_told_by_their_kind():
+    stats = Stats()
+    for status, count in {200: 5, 400: 1, 404: 2, 424: 3, 429: 4, 500: 1, 503: 5, 504: 6}.items():
+        for _ in range(count):
+            stats.count(status, 1.5)
+    told = stats.describe()
+    assert told["requests"] == 27 and told["latency_ms"]["count"] == 5
+    assert told["errors"] == {"4xx": 3, "5xx": 6, "model": 3, "timeout": 6, "rejected": 4}
+    assert Stats().describe()["errors"] == {"4xx": 0, "5xx": 0, "model": 0, "timeout": 0, "rejected": 0}
