@@ -130,7 +130,6 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._closed = False
-        self._since = time.monotonic()
 
     # -- requests ------------------------------------------------------------------
 

@@ -124,7 +124,7 @@ class Gateway:
                     if scaler is not None and (wanted := scaler.wanted(endpoint.name, deployment.name)) is not None:
                         d.instances = wanted  # no use in knocking at the doors of those that are not
                     found[endpoint.name, deployment.name] = Load(
-                        queued=d.queued, in_flight=d.in_flight, ready=d.ready, settings=deployment.settings,
+                        queued=d.queued, in_flight=d.in_flight, settings=deployment.settings,
                         last_request_at=d.last_request, busy_seconds=d.busy_seconds())
         return found
 

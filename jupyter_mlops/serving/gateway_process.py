@@ -58,7 +58,7 @@ async def serve(places: Places, address: str = "", port: int = 0, certfile: str 
     gateway = Gateway(places, AccessLog(str(places.logs / "gateway-access.log")))
     gateway.routes.reload()
     gateway.routes.tend()
-    scaler = Scaler(Scorers(places), places)
+    scaler = Scaler(Scorers(places))
     gateway.attach(scaler)
     local = bind_tcp(places.gateway_port, wanted=local_port)
     gateway.port = local.getsockname()[1]

@@ -40,7 +40,6 @@ class Link(asyncio.Protocol):
         self.ready = False
         self.going = False
         self.batch_safe = False
-        self.loader = ""
         #: batch id → place in the batch → request that waits
         self.batches: dict[int, dict[int, Item]] = {}
         self.in_flight = 0
@@ -72,7 +71,7 @@ class Link(asyncio.Protocol):
                         future.set_result(True)
                 elif kind == frames.HELLO:
                     hello: dict[str, Any] = json.loads(body)
-                    self.batch_safe, self.loader = bool(hello.get("batch_safe")), str(hello.get("loader"))
+                    self.batch_safe = bool(hello.get("batch_safe"))
                     self.ready = True
                     self._freed(self)
                 elif kind == frames.GOING:
@@ -125,7 +124,7 @@ class Link(asyncio.Protocol):
             self._hang_up()
             self._freed(self)
 
-    def give_up(self, ident: int) -> list[Any]:
+    def give_up(self, ident: int) -> None:
         """Forget a batch that takes too long; the scorer skips it where it has not begun with it."""
         batch = self.batches.pop(ident, {})
         self.in_flight -= len(batch)
@@ -134,7 +133,6 @@ class Link(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frames.pack(frames.CANCEL, ident))
         self._hang_up()
-        return list(batch.values())
 
     def leave(self) -> None:
         """Send nothing more, and hang up when all is answered."""

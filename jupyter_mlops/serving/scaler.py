@@ -22,7 +22,6 @@ from typing import Any
 from ..core.errors import MlopsError, NotFound
 from ..runtime.processes import alive, clock, start_time
 from .observation import Instance
-from .places import Places
 from .scaling import Limits, Load, Past, decide, demand_of
 from .scorers import Scorers
 
@@ -59,8 +58,7 @@ class Scaler:
     """One per gateway.
 
     Args:
-        driver: starts and ends scorers.
-        places: whose ``scale.json`` files it writes.
+        driver: starts and ends scorers, and keeps how many shall run.
 
     Attributes:
         observe: to be set: the deployments that this gateway serves, with their load. Only these are cared for.
@@ -68,9 +66,8 @@ class Scaler:
         changed: may be set: called when ``going`` or ``wanted`` of a deployment have changed.
     """
 
-    def __init__(self, driver: Scorers, places: Places | None = None) -> None:
+    def __init__(self, driver: Scorers) -> None:
         self.driver = driver
-        self.places = places or driver.places
         self.observe: Callable[[], dict[Key, Load]] = dict
         self.in_flight: Callable[[str, str, int], int] | None = None
         self.changed: Callable[[str, str], None] | None = None
@@ -188,11 +185,9 @@ class Scaler:
         passed = now - care.decided_at
         if limits.automatic and passed < limits.interval and not (woken and past.wanted == 0):
             return
-        busy = None
-        if load.busy_seconds is not None:
-            # An instance that is gone takes its seconds with it.
-            busy = 0.0 if care.busy is None else max(0.0, load.busy_seconds - care.busy) / max(passed, 0.001)
-            care.busy = load.busy_seconds
+        # An instance that is gone takes its seconds with it.
+        busy = 0.0 if care.busy is None else max(0.0, load.busy_seconds - care.busy) / max(passed, 0.001)
+        care.busy = load.busy_seconds
         care.decided_at = now
         idle = now - max(load.last_request_at, care.since)
         waiting = load.queued + load.in_flight + (1 if woken else 0)

@@ -32,22 +32,17 @@ class Load:
     Attributes:
         queued: requests that wait for an instance.
         in_flight: requests that instances have.
-        busy_ratio: part of the time in which an instance had something under way, 0 to 1, averaged over the ready ones
-            since the last call; not used when ``busy_seconds`` is given.
-        ready: instances that answer.
         settings: the deployment's entry in ``endpoint.json`` (``instance_count``, ``scale_settings``,
             ``request_settings``).
         last_request_at: when the last request came, of ``time.monotonic()``; 0: none came yet.
-        busy_seconds: seconds in which instances had something under way, added up over all of them since ever.
+        busy_seconds: seconds in which instances had something under way, added up over those that are there.
     """
 
     queued: int = 0
     in_flight: int = 0
-    busy_ratio: float = 0.0
-    ready: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     last_request_at: float = 0.0
-    busy_seconds: float | None = None
+    busy_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,14 +115,12 @@ def decide(limits: Limits, demand: float, waiting: int, idle: float, past: Past,
     return Past(past.wanted, None, past.reason)
 
 
-def demand_of(load: Load, limits: Limits, busy: float | None = None) -> float:
+def demand_of(load: Load, limits: Limits, busy: float) -> float:
     """What a deployment has to do, in instances.
 
     Args:
-        busy: seconds per second in which its instances had something under way; None: by ``busy_ratio``.
+        busy: seconds per second in which its instances had something under way.
     """
-    if busy is None:
-        busy = min(1.0, max(0.0, load.busy_ratio)) * load.ready
     return max(0.0, busy, (load.queued + load.in_flight) / limits.hold)
 
 

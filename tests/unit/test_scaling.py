@@ -108,10 +108,9 @@ def test_what_the_settings_ask_for():
 
 def test_demand_is_time_or_requests_whichever_is_more():
     limits = Limits(hold=10)
-    assert demand_of(Load(queued=3, in_flight=2, busy_ratio=0.2, ready=2), limits) == 0.5
-    assert demand_of(Load(queued=0, in_flight=2, busy_ratio=0.9, ready=2), limits) == 1.8
-    assert demand_of(Load(busy_ratio=7.0, ready=2), limits) == 2.0
-    assert demand_of(Load(busy_ratio=0.1, ready=2), limits, 1.5) == 1.5
+    assert demand_of(Load(queued=3, in_flight=2), limits, 0.4) == 0.5
+    assert demand_of(Load(queued=0, in_flight=2), limits, 1.8) == 1.8
+    assert demand_of(Load(), limits, 0.0) == 0.0
 
 
 def test_a_deployment_is_as_well_as_its_best_instance():
