@@ -69,14 +69,13 @@ class Call:
     ``inference``: the path of the Open Inference Protocol that it came by, None for MLflow's; ``document`` is its body.
     """
 
-    __slots__ = ("action", "deployment", "document", "endpoint", "inference", "name", "rest", "wall", "wants_page")
+    __slots__ = ("action", "deployment", "document", "endpoint", "inference", "name", "wall", "wants_page")
 
     def __init__(self) -> None:
         self.inference: pages.Inference | None = None
         self.document: dict[str, Any] = {}
         self.name = "-"
         self.action = "-"
-        self.rest = ""
         self.endpoint: Endpoint | None = None
         self.deployment: Deployment | None = None
         self.wall = 0.0
@@ -168,8 +167,7 @@ class Gateway:
         if wanted is None or (match[3] and action != "v2"):
             raise NotFound("there is nothing here", f"POST /endpoints/{name}/invocations")
         if action == "v2":
-            call.rest = (match[3] or b"").decode("ascii")
-            call.inference = pages.inference(name, call.rest)
+            call.inference = pages.inference(name, (match[3] or b"").decode("ascii"))
             wanted = "POST" if call.inference.verb == "infer" else "GET"
         if request.method != wanted:
             raise MethodNotAllowed(f"{wanted} is the method here", detail={"allow": wanted})
@@ -221,7 +219,7 @@ class Gateway:
             if call.endpoint is None:
                 self._admin(request, call.action)
             elif call.deployment is None:
-                self._later(pages.answer(self, request, call.endpoint, call.action, call.rest), request)
+                self._later(pages.answer(self, request, call.endpoint, call.action, call.inference), request)
             elif len(request.body) > THREAD_FROM:
                 self._later(self._score_large(request, call.deployment), request)
             else:

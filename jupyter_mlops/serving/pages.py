@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import NotFound, ParameterError, Unavailable
+from ..core.errors import NotFound, Unavailable
 from . import examples, metrics, oip, openapi, page
 from .http import JSON, Request
 
@@ -54,8 +54,12 @@ def documented(endpoint: Endpoint, deployment: Deployment, folder: Any) -> dict[
         example=examples.logged(folder))
 
 
-async def answer(gateway: Gateway, request: Request, endpoint: Endpoint, action: str, rest: str) -> None:
+async def answer(gateway: Gateway, request: Request, endpoint: Endpoint, action: str,
+                 asked: Inference | None = None) -> None:
     """Answer a GET.
+
+    Args:
+        asked: what the path below ``/v2`` asks for, where it is one.
 
     Raises:
         NotFound, Unavailable: as the message says.
@@ -64,8 +68,8 @@ async def answer(gateway: Gateway, request: Request, endpoint: Endpoint, action:
         gateway.reply(request, 200, metrics.for_endpoint(gateway.stats(), endpoint.name),
                       metrics.CONTENT_TYPE.encode("ascii"))
         return
-    if action == "v2":
-        await _inference(gateway, request, endpoint, inference(endpoint.name, rest))
+    if asked is not None:
+        await _inference(gateway, request, endpoint, asked)
         return
     deployment = gateway.choose(request, endpoint)
     if action == "health":
@@ -77,15 +81,16 @@ async def answer(gateway: Gateway, request: Request, endpoint: Endpoint, action:
     if action == "openapi.json":
         gateway.reply(request, 200, json.dumps(document).encode("ascii"), JSON)
         return
-    body, policy = page.html(document, "owner" if request.admin else "key")
-    gateway.reply(request, 200, body, b"text/html; charset=utf-8",
-                  b"Content-Security-Policy: " + policy.encode("ascii") + b"\r\nReferrer-Policy: no-referrer\r\n")
+    _show(gateway, request, 200, *page.html(document, "owner" if request.admin else "key"))
 
 
 def door(gateway: Gateway, request: Request) -> None:
     """Answer a browser that asks for the page without a key: with a page that asks for the key."""
-    body, policy = page.door()
-    gateway.reply(request, 401, body, b"text/html; charset=utf-8",
+    _show(gateway, request, 401, *page.door())
+
+
+def _show(gateway: Gateway, request: Request, status: int, body: bytes, policy: str) -> None:
+    gateway.reply(request, status, body, page.CONTENT_TYPE.encode("ascii"),
                   b"Content-Security-Policy: " + policy.encode("ascii") + b"\r\nReferrer-Policy: no-referrer\r\n")
 
 
@@ -99,8 +104,6 @@ async def _inference(gateway: Gateway, request: Request, endpoint: Endpoint, ask
         gateway.respond_json(request, oip.server_metadata())
     elif asked.verb == "live":
         gateway.respond_json(request, {"live": True})
-    elif asked.verb == "infer":
-        raise ParameterError("POST is the method here")
     else:
         deployment = endpoint.named(asked.version, request.admin) if asked.version \
             else gateway.choose(request, endpoint)
