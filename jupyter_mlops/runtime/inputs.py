@@ -21,29 +21,33 @@ REMEMBERED = 64
 
 
 class Request:
-    """One request as it came: ``key`` is equal for those that can be stacked, None for one that cannot be.
+    """One request as it came.
 
     Raises:
         frames.FrameError: it is none.
     """
 
-    __slots__ = ("blob", "header", "key", "rows", "text")
+    __slots__ = ("blob", "header", "rows", "text")
 
     def __init__(self, body, parse):
         self.text, self.blob = frames.split_score(body)
         self.header = header = parse(self.text)
         form = header["form"]
-        self.key = None
         self.rows = header.get("rows") or 1
         if form == "block":
-            self.key = self.text
             self.rows = len(self.blob) // (header["width"] * SIZES[header["code"]])
         elif form == "tensor":
-            self.key = self.text
             self.rows = len(self.blob) // (header["count"] * SIZES[header["code"]])
-        elif form == "frame":
-            blocks = [(b["type"], tuple(b["names"] or ()), b["width"], "size" in b) for b in header["blocks"]]
-            self.key = json.dumps([blocks, header.get("params")]).encode()
+
+    def key(self):
+        """Equal for those that can be stacked, None for one that cannot be. That of a frame takes a while to make."""
+        form = self.header["form"]
+        if form in ("block", "tensor"):
+            return self.text
+        if form == "frame":
+            blocks = [(b["type"], tuple(b["names"] or ()), b["width"], "size" in b) for b in self.header["blocks"]]
+            return json.dumps([blocks, self.header.get("params")]).encode()
+        return None
 
 
 SIZES = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "f": 4, "q": 8, "Q": 8, "d": 8}

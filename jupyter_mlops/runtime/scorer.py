@@ -249,16 +249,17 @@ class Scorer:
         except frames.FrameError:
             connection.close()
             return
+        stack = self.stacks and len(bodies) > 1
         for place, text in enumerate(bodies):
             try:
                 request = Request(text, self.parse)
+                key = request.key() if stack else None
             except Exception as error:
                 traceback.print_exc()
                 broken.append((place, frames.ERROR, error_body("bad_parameter", "the input cannot be read: "
                                                                + cause(error))))
                 continue
-            key = request.key if self.stacks and request.key is not None else place
-            groups.setdefault(key, []).append((place, request))
+            groups.setdefault(place if key is None else key, []).append((place, request))
         if broken:
             connection.send(frames.pack_answers(ident, broken))
         for group in groups.values():
