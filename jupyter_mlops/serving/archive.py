@@ -5,7 +5,6 @@ Nothing in it may end outside of the folder that it goes into, be a link, or gro
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import stat
@@ -22,15 +21,6 @@ MAX_BYTES = 1 << 30
 MAX_RATIO, SMALL = 200, 64 << 20
 #: Bytes of one path. Longer ones do not fit into file systems.
 MAX_PATH = 1000
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def check_archive(archive: Path) -> list[str]:

@@ -33,6 +33,7 @@ from typing import Any
 from .. import __version__
 from ..core.errors import MlopsError, Refused
 from ..runtime import locate
+from ..runtime.parcel import sha256
 from ..runtime.processes import alive
 from . import manifest
 from .children import end
@@ -138,7 +139,7 @@ class Bundle:
         try:
             if os.path.samefile(self.folder / file, there):
                 return True
-            return manifest.sha256_of(there) == self.about["files"][file]["sha256"]
+            return bool(sha256(there) == self.about["files"][file]["sha256"])
         except OSError:
             return False
 
@@ -411,7 +412,7 @@ def _main(folder: Path, options: argparse.Namespace) -> int:
     if options.verify:
         manifest.verify(folder)
         _say(f"{bundle.endpoint}: {len(bundle.about['files'])} files are as they were made; the manifest's SHA-256 is "
-             f"{manifest.sha256_of(folder / manifest.NAME)}")
+             f"{sha256(folder / manifest.NAME)}")
         return 0
     if options.record:
         from .record import pack

@@ -35,8 +35,8 @@ import pyarrow as pa
 from ..core.errors import MlopsError
 from . import segments, truth
 from .columns import sound
-from .parts import PartWriter, cut, remove, source_bytes, sync
-from .places import read_json, write_json
+from .parts import PartWriter, cut, remove, source_bytes
+from .places import read_json, sync, write_json
 
 #: Seconds after which an empty segment that nobody writes is a leftover.
 _LEFTOVER = 60.0

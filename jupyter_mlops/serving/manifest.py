@@ -6,7 +6,6 @@ too: compare its own digest with the one that was told when the bundle was made.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import Refused
+from ..runtime.parcel import sha256
 from .places import read_json
 
 NAME = "manifest.json"
@@ -25,15 +25,6 @@ WHEELS = "wheels.json"
 STATE = "state"
 #: Folders in which a file that the manifest does not know would be run or loaded.
 CLOSED = ("lib", "model", "code")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while piece := f.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def files_of(folder: Path) -> Iterator[str]:
@@ -70,13 +61,13 @@ def problems(bundle: Path, about: dict[str, Any]) -> list[str]:
         try:
             if path.is_symlink() or not path.is_file():
                 told.append(f"{name} is missing")
-            elif path.stat().st_size != entry.get("size") or sha256_of(path) != entry.get("sha256"):
+            elif path.stat().st_size != entry.get("size") or sha256(path) != entry.get("sha256"):
                 told.append(f"{name} has changed")
         except OSError as error:
             told.append(f"{name} cannot be read: {error.strerror}")
     for name, entry in sorted(read_json(bundle / WHEELS).items()):  # gone once they are installed
         path = bundle / "wheels" / name
-        if path.is_file() and sha256_of(path) != entry.get("sha256"):
+        if path.is_file() and sha256(path) != entry.get("sha256"):
             told.append(f"wheels/{name} has changed")
     for folder in CLOSED:
         known = about["files"]

@@ -30,8 +30,8 @@ from ..core.errors import Refused
 from . import manifest, segments
 from .collector import Outcome, _bound, _segment
 from .columns import is_json
-from .parts import cut, source_bytes, sync
-from .places import read_json, write_json
+from .parts import cut, source_bytes
+from .places import read_json, sync, write_json
 from .record import PART, RECORD, SPOOL, told
 from .tally import COUNTED
 

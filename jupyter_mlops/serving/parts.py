@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from . import segments
 from .bodies import form_of
 from .columns import Columns
+from .places import sync
 
 #: Requests and bytes that become a row group.
 GROUP, GROUP_BYTES = 20_000, 32 * 1024 * 1024
@@ -138,12 +139,3 @@ def remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         for parent in (path.parent, path.parent.parent):
             os.rmdir(parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

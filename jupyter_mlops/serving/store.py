@@ -15,7 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.errors import Refused
-from .archive import check_archive, hash_of
+from ..runtime.parcel import sha256
+from .archive import check_archive
+from .places import sync
 from .signature import from_mlmodel, read_mlmodel
 
 #: A model folder with more files than this is none.
@@ -73,7 +75,7 @@ def describe_script(archive: Path, script: str, model_dir: Path | None = None) -
             found = from_mlmodel(read_mlmodel(model_dir))
             signature = {**found.document, "type_hint": found.type_hint}
     return {"schema": 1, "signature": signature, "native": None,
-            "script": {"file": wanted, "sha256": hash_of(archive)}}
+            "script": {"file": wanted, "sha256": sha256(archive)}}
 
 
 def _native(flavors: dict[str, Any], metadata: Any) -> dict[str, Any] | None:
@@ -182,7 +184,7 @@ def fingerprint(folder: Path) -> str:
         if stat.S_ISREG(info.st_mode):
             digest.update(f"{name}\0{info.st_size}\n".encode("utf-8", "surrogateescape"))
             if not known:  # a folder of files for a script: nothing names its version
-                digest.update(hash_of(Path(entry.path)).encode())
+                digest.update(sha256(entry.path).encode())
     return digest.hexdigest()
 
 
@@ -208,7 +210,7 @@ def copy_model(source: Path, target: Path) -> None:
                 (new / name).mkdir(mode=0o700)
             else:
                 _copy_file(entry.path, new / name)
-        _sync(new)
+        sync(new)
         if target.exists():
             old = target.with_name(f".gone-{os.urandom(6).hex()}")
             os.replace(target, old)
@@ -216,7 +218,7 @@ def copy_model(source: Path, target: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(new, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -230,11 +232,3 @@ def _copy_file(source: str, target: Path) -> None:
         info = os.fstat(f.fileno())
         os.utime(g.fileno(), ns=(info.st_atime_ns, info.st_mtime_ns))
         os.fsync(g.fileno())
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

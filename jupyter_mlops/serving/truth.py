@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import segments
-from .parts import parquet_writer, sync
+from .parts import parquet_writer
+from .places import sync
 
 #: Files of ground truth beyond which they are merged.
 MAX_TRUTHS = 32

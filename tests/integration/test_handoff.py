@@ -23,6 +23,7 @@ from jupyter_mlops.client.sync import Client
 from jupyter_mlops.core.errors import Conflict, NotFound, ParameterError, Refused
 from jupyter_mlops.magics import commands, parser
 from jupyter_mlops.magics.context import Context
+from jupyter_mlops.runtime.parcel import sha256
 from jupyter_mlops.serving import keys, manifest, merge
 
 MLMODEL = """\
@@ -209,7 +210,7 @@ def test_a_bundle_holds_what_it_needs_and_no_secret(home, exported):
     assert names >= {"scikit-learn", "numpy", "httptools", "orjson", "pysimdjson", "uvloop"}
     audit = home.plane.get("audit")["items"]
     assert [a["detail"]["digest"] for a in audit if a["action"] == "endpoints/export"] == [exported["digest"]]
-    assert manifest.sha256_of(exported.path / "manifest.json") == exported["digest"]
+    assert sha256(exported.path / "manifest.json") == exported["digest"]
     assert not list((home.plane.home / "tmp").glob("bundle-*"))
 
 
