@@ -22,7 +22,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -36,7 +35,7 @@ from ..runtime import locate
 from ..runtime.parcel import sha256
 from ..runtime.processes import alive
 from . import manifest
-from .children import end
+from .children import end, open_log
 from .environment import gateway_env
 from .listen import Certificate
 from .places import Places, read_json, write_json
@@ -68,7 +67,7 @@ class Bundle:
 
     def ask(self, method: str, path: str, timeout: float = 5.0) -> tuple[int, Any]:
         """(status, JSON) of the gateway's own socket; status 0 when none answers."""
-        connection = _Unix(str(self.places.admin_socket), timeout)
+        connection = locate.UnixConnection(str(self.places.admin_socket), timeout)
         try:
             connection.request(method, path)
             response = connection.getresponse()
@@ -173,12 +172,8 @@ class Server:
 
     def _start_gateway(self) -> None:
         places = self.bundle.places
-        path = places.logs / "gateway.log"
-        with contextlib.suppress(OSError):
-            if path.stat().st_size > 10_000_000:
-                os.replace(path, path.with_name("gateway.log.1"))
         places.gateway_json.unlink(missing_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as log:
+        with open_log(places.logs / "gateway.log") as log:
             self._gateway = subprocess.Popen(self._arguments(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                              cwd=places.home, start_new_session=True, env=gateway_env())
         self._up_since = time.monotonic()
@@ -351,17 +346,6 @@ class Server:
             self._collector = subprocess.Popen(
                 [sys.executable, "-m", "jupyter_mlops.serving.collector", "--folder", str(folder), "collect"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=gateway_env())
-
-
-class _Unix(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("gateway", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def _loopback(address: str) -> bool:

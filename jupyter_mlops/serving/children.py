@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..runtime.processes import alive, family, send, start_time
 
 MARKER = "JUPYTER_MLOPS_SCORER_DIR"
+#: Bytes of a log from which on the next process begins another one.
+LOG_LIMIT = 10_000_000
 
 
 class Children:
@@ -36,6 +38,14 @@ class Children:
     def exit_code(self, pid: Any) -> int | None:
         """How a watched child ended: negative for a signal; None when it runs, or was not ours."""
         return self._exits.get(int(pid or 0))
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """A private log that a process may append to; one that has become long is put aside as ``<name>.1`` first."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > LOG_LIMIT:
+            os.replace(path, path.with_name(f"{path.name}.1"))
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def end(pid: int, grace: float) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from .. import __version__
 from ..core.errors import NotFound
 from ..runtime.processes import clock, start_time
-from .children import Children, clear_leftovers, end, end_all, mark
+from .children import Children, clear_leftovers, end, end_all, mark, open_log
 from .environment import scorer_env
 from .observation import CRASHES, Instance, liveness_limit, pings, running, state_of, tail
 from .places import Places, read_json, write_json
@@ -32,7 +32,6 @@ STOP_GRACE = 10.0
 DRAIN_LIMIT = 600.0
 #: Most instances of one deployment.
 MAX_INSTANCES = 64
-LOG_LIMIT = 10_000_000
 
 
 class Instances:
@@ -277,20 +276,13 @@ class Instances:
         work = folder / "work"
         work.mkdir(mode=0o700, exist_ok=True)
         self.places.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / "scorer.log"
-        with contextlib.suppress(OSError):
-            if path.stat().st_size > LOG_LIMIT:
-                os.replace(path, folder / "scorer.log.1")
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
+        with open_log(folder / "scorer.log") as log:
             return self._children.watch(subprocess.Popen(
                 [interpreter, "-m", "jupyter_mlops.runtime.scorer", "--folder", str(self.folder), "--instance-folder",
                  str(folder), "--launch", ident, "--socket", str(self.socket(number)), "--grace", f"{DRAIN_LIMIT:g}"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=work, start_new_session=True,
                 env={**environment, **mark(folder)},
             ))
-        finally:
-            os.close(log)
 
 
 @contextlib.contextmanager

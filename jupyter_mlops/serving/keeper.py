@@ -11,7 +11,6 @@ import ipaddress
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -23,8 +22,9 @@ import jupyter_mlops
 
 from ..core.errors import BackendTimeout, ParameterError, Refused, Unavailable
 from ..core.resources.base import check_name
+from ..runtime.locate import UnixConnection
 from ..runtime.processes import alive
-from .children import Children, end, how_it_ended
+from .children import Children, end, how_it_ended, open_log
 from .environment import gateway_env
 from .places import Places, read_json, write_json
 
@@ -32,7 +32,6 @@ from .places import Places, read_json, write_json
 START_TIMEOUT = 15.0
 PUBLISH_WAIT = 5.0
 STOP_GRACE = 12.0
-LOG_LIMIT = 10_000_000
 #: Says which deployment shall answer a request.
 DEPLOYMENT_HEADER = "azureml-model-deployment"
 
@@ -166,19 +165,13 @@ class GatewayKeeper:
         self.places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.places.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.places.logs / "gateway.log"
-        with contextlib.suppress(OSError):
-            if path.stat().st_size > LOG_LIMIT:
-                os.replace(path, path.with_name("gateway.log.1"))
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
+        with open_log(path) as log:
             child = self.children.watch(subprocess.Popen(
                 [sys.executable, "-m", "jupyter_mlops.serving.gateway_process", "--home", str(self.places.home),
                  "--runtime-dir", str(self.places.runtime), *self.outside.arguments()],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.places.home, start_new_session=True,
                 env=gateway_env(),
             ))
-        finally:
-            os.close(log)
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:
             info = self.info()
@@ -264,7 +257,7 @@ class GatewayKeeper:
         return self._admin("GET", "/admin/stats")
 
     def _admin(self, method: str, path: str) -> dict[str, Any] | None:
-        connection = _UnixConnection(str(self.places.admin_socket))
+        connection = UnixConnection(str(self.places.admin_socket), PUBLISH_WAIT)
         try:
             connection.request(method, path)
             response = connection.getresponse()
@@ -274,14 +267,3 @@ class GatewayKeeper:
             return None
         finally:
             connection.close()
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("gateway", timeout=PUBLISH_WAIT)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)

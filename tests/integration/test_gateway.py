@@ -193,9 +193,9 @@ def test_a_deployment_that_is_still_to_be_proven_is_nobodys_but_the_control_plan
     try:
         status, error, _ = bench.call([1, 2], headers={"X-Deployment": "green"})
         assert status == 404 and "green" not in error["hint"]
-        from jupyter_mlops.serving.keeper import _UnixConnection
+        from jupyter_mlops.runtime.locate import UnixConnection
 
-        connection = _UnixConnection(str(bench.serving.places.admin_socket))
+        connection = UnixConnection(str(bench.serving.places.admin_socket), 5.0)
         connection.request("POST", "/endpoints/sum/invocations", json.dumps(bench.body([1, 2])),
                            {"Content-Type": "application/json", "X-Deployment": "green"})
         assert json.loads(connection.getresponse().read()) == {"predictions": [4.0]}
