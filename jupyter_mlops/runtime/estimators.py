@@ -12,7 +12,7 @@ import os
 import sys
 
 from . import weights
-from .loading import Model, number_columns
+from .loading import Model, Refusal, number_columns
 
 #: Estimators that look at columns by their name, or hand their input to a function of the user's.
 _BY_NAME = ("ColumnTransformer", "FunctionTransformer")
@@ -40,19 +40,8 @@ def _without_pandas():
     """
     if "pandas" in sys.modules:
         return
-
-    class Refusal:
-        def find_spec(self, name, path=None, target=None):
-            if name == "pandas":
-                raise ModuleNotFoundError("not while scikit-learn is imported", name=name)
-            return None
-
-    refusal = Refusal()
-    sys.meta_path.insert(0, refusal)
-    try:
+    with Refusal(lambda name: name == "pandas"):
         import sklearn.utils.fixes  # noqa: F401
-    finally:
-        sys.meta_path.remove(refusal)
 
 
 def same_answers(one, other, method, signature):

@@ -150,24 +150,42 @@ def packages(modules):
     return found
 
 
-@contextlib.contextmanager
 def no_needless_torch():
-    """Keeps ``sklearn.utils.all_estimators``, which skops calls at import, from importing torch, CuPy and dask.
+    """For a ``with`` statement, in which ``sklearn.utils.all_estimators`` does not import torch, CuPy and dask.
 
-    It walks all of scikit-learn's modules, among them adapters to these libraries, and skips those whose import fails.
-    Torch costs a second and 200 MB, for nothing. The adapters can be imported again once the model is loaded.
+    skops calls that function when it is imported. It walks all of scikit-learn's modules, among them adapters to these
+    libraries, and skips those whose import fails. Torch costs a second and 200 MB, for nothing. The adapters
+    can be imported again once the model is loaded.
     """
-    class Refusal:
-        def find_spec(self, name, path=None, target=None):
-            head, _, last = name.rpartition(".")
-            adapter = head == "sklearn.externals.array_api_compat" and last in ("torch", "cupy", "dask")
-            if adapter and last not in sys.modules:
-                raise ModuleNotFoundError("not while a model is loaded: " + name, name=name)
-            return None
+    def needless(name):
+        head, _, last = name.rpartition(".")
+        adapter = head == "sklearn.externals.array_api_compat" and last in ("torch", "cupy", "dask")
+        return adapter and last not in sys.modules
 
-    refusal = Refusal()
-    sys.meta_path.insert(0, refusal)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(refusal)
+    return Refusal(needless)
+
+
+class Refusal:
+    """Lets imports of the modules for which ``unwanted(name)`` is true fail, as if these were not there.
+
+    For libraries that import others where they find them. In a ``with`` statement, or from :meth:`begin` on.
+    """
+
+    def __init__(self, unwanted):
+        self.unwanted = unwanted
+
+    def begin(self):
+        """Refuse from now on."""
+        sys.meta_path.insert(0, self)
+
+    def __enter__(self):
+        self.begin()
+
+    def __exit__(self, *_):
+        sys.meta_path.remove(self)
+
+    def find_spec(self, name, path=None, target=None):
+        """The import system's question."""
+        if self.unwanted(name):
+            raise ModuleNotFoundError("%s is not imported here" % name, name=name)
+        return None

@@ -33,6 +33,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..core.errors import MlopsError
+from ..runtime.loading import Refusal
 from . import segments, truth
 from .columns import sound
 from .parts import PartWriter, cut, remove, source_bytes
@@ -159,13 +160,7 @@ def clear(folder: Path, before: float) -> dict[str, Any]:
 
 def without_pandas() -> None:
     """Keep pyarrow from importing pandas, which it does to look whether values are pandas' own: half a second."""
-
-    class Refusal:
-        def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-            if name == "pandas":
-                raise ModuleNotFoundError("not needed here", name=name)
-
-    sys.meta_path.insert(0, Refusal())  # type: ignore[arg-type]
+    Refusal(lambda name: name == "pandas").begin()
 
 
 def main(arguments: list[str] | None = None) -> int:
