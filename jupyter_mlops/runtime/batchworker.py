@@ -11,7 +11,6 @@ on are alone. What the model prints goes to the job's log. It ends when its inpu
 import json
 import os
 import pickle
-import re
 import select
 import struct
 import subprocess
@@ -19,15 +18,14 @@ import sys
 import time
 import traceback
 
-from . import jobfolder, loading, parts, predictions, rows
+from . import environ, jobfolder, loading, parts, predictions, rows
 from .minibatch import BatchError
 
 _LENGTH = struct.Struct(">Q")
 #: Tracebacks of the model that one process shows: a million rows may fail alike.
 TRACEBACKS = 3
-_SECRET = re.compile(r"^_?MLFLOW_|^JUPYTER|^JPY_|TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY|CREDENTIAL", re.I)
 #: By these the processes of a job and of a workspace are found; the rest of ours does not reach the model.
-_KEPT = (jobfolder.MARKER, "JUPYTER_MLOPS_HOME", "TOKENIZERS_PARALLELISM")
+_KEPT = (jobfolder.MARKER, "JUPYTER_MLOPS_HOME")
 
 
 def send(f, value):
@@ -202,10 +200,8 @@ def _how(code):
 
 def environment(variables, count):
     """What these processes get: no credentials but those that the deployment asked for."""
-    env = {k: v for k, v in os.environ.items() if k in _KEPT or not _SECRET.search(k)}
-    threads = str(max(1, (os.cpu_count() or 1) // count))
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        env.setdefault(name, threads)
+    env = environ.scrubbed(os.environ, _KEPT)
+    environ.share_cores(env, count)
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     env["MLFLOW_DISABLE_TELEMETRY"] = "true"
     env.update(variables)

@@ -33,7 +33,7 @@ import time
 import urllib.error
 import urllib.request
 
-from . import frames, parcel
+from . import environ, frames, parcel
 
 CRASHES, CRASH_WINDOW = 5, 300.0
 #: Seconds for which a scorer that was ready may stay silent.
@@ -180,8 +180,7 @@ class Doorway:
         command = [sys.executable] + [str(a).format(**names) for a in self.about["scorer"]]
         env = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONFAULTHANDLER="1", MPLBACKEND="Agg",
                    MLFLOW_DISABLE_TELEMETRY="true", TOKENIZERS_PARALLELISM="false", HOME=self.work)
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            env.setdefault(name, str(cores()))
+        environ.share_cores(env)
         env.update(self.about.get("env") or {})
         print("doorway: starting the scorer (Python %s)" % sys.version.split()[0], flush=True)
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=os.path.join(self.work, "cwd"), env=env)
@@ -311,22 +310,6 @@ async def copy(reader, writer):
 def _ended_by(child, deadline):
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(max(0.0, deadline - time.monotonic()))
-
-
-def cores():
-    """CPU cores that this container may use: affinity and quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = 0.0
-    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max", encoding="ascii") as f:
-        most, period = f.read().split()
-        quota = int(most) / int(period) if most != "max" else 0.0
-    if not quota:
-        with contextlib.suppress(OSError, ValueError):
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", encoding="ascii") as f:
-                allowed = int(f.read())
-            with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us", encoding="ascii") as f:
-                quota = allowed / int(f.read()) if allowed > 0 else 0.0
-    return max(1, min(count, round(quota) or 1) if quota else count)
 
 
 async def serve(doorway, port):

@@ -27,8 +27,9 @@ from typing import Any
 from .. import __version__
 from ..core.errors import Refused
 from ..runtime import parcel
+from ..runtime.environ import scrubbed
 from . import manifest, recipe
-from .environment import package_root, scrubbed
+from .environment import package_root
 
 #: What the gateway imports beyond the standard library.
 GATEWAY = ("httptools", "orjson", "pysimdjson", "uvloop")
@@ -94,7 +95,7 @@ def pack(subject: Subject, out: Path, made_at: str, keys: str) -> dict[str, Any]
     lines = _requirements_of(subject)
     python, pins = requirements(subject, lines)
     variables = subject.run.get("env") or {}
-    harmless = scrubbed(dict(variables))
+    harmless = scrubbed(variables)
     run = {**subject.run, "env": harmless, "needed": sorted(set(variables) - set(harmless))}
     about: dict[str, Any] = {
         "format": manifest.FORMAT, "schema": manifest.SCHEMA, "id": os.urandom(8).hex(), **subject.about,
@@ -194,7 +195,7 @@ def probe(interpreter: str, names: list[str]) -> dict[str, Any]:
                       "deploy the model with another interpreter, and export that endpoint")
     try:
         done = subprocess.run([interpreter, "-c", _PROBE, json.dumps(names)], stdin=subprocess.DEVNULL,
-                              capture_output=True, timeout=_PROBE_TIMEOUT, cwd="/", env=scrubbed(dict(os.environ)))
+                              capture_output=True, timeout=_PROBE_TIMEOUT, cwd="/", env=scrubbed(os.environ))
         return json.loads(done.stdout.decode("utf-8", "replace").strip().splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
         raise Refused(f"the Python {interpreter} does not run ({type(error).__name__})",

@@ -8,25 +8,15 @@ from pathlib import Path
 
 from ..core.errors import Refused
 from ..runtime import bundle
+from ..runtime.environ import scrubbed, share_cores
 
-#: Variables that never reach a model: credentials of ours and others', and settings of MLflow clients.
-_PREFIXES = ("MLFLOW_", "_MLFLOW_", "JUPYTER_MLOPS_", "JUPYTERHUB_", "JPY_", "PYDEVD_")
-_PARTS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "API_KEY", "ACCESS_KEY", "CREDENTIAL")
-_HARMLESS = ("TOKENIZERS_PARALLELISM",)
 #: What the gateway's own start changed in its environment, as JSON: scorers that it starts get it as it was.
 _UNDO = "JUPYTER_MLOPS_GATEWAY_UNDO"
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-def scrubbed(environ: dict[str, str]) -> dict[str, str]:
-    """An environment without credentials and without settings for MLflow clients."""
-    return {k: v for k, v in environ.items() if k in _HARMLESS
-            or not (k.startswith(_PREFIXES) or any(part in k.upper() for part in _PARTS))}
 
 
 def gateway_env() -> dict[str, str]:
     """The gateway's environment: our package importable from anywhere, few memory arenas so that memory stays flat."""
-    before = scrubbed(dict(os.environ))
+    before: dict[str, str] = scrubbed(os.environ)
     env = dict(before)
     bundle.prepend(env, package_root())
     env.setdefault("MALLOC_ARENA_MAX", "2")
@@ -37,7 +27,7 @@ def gateway_env() -> dict[str, str]:
 
 def _inherited() -> dict[str, str]:
     """Our environment, scrubbed; in the gateway the one that it was started from, lest scorers differ."""
-    env = scrubbed(dict(os.environ))
+    env: dict[str, str] = scrubbed(os.environ)
     try:
         changes = dict(json.loads(os.environ.get(_UNDO, "{}")))
     except (ValueError, TypeError):
@@ -63,8 +53,7 @@ def scorer_env(interpreter: str, extra: dict[str, str], own: str, bundles: Path,
         Refused: the interpreter does not run, or is too old.
     """
     env = _inherited()
-    for name in _THREADS:
-        env.setdefault(name, str(max(1, cores() // max(1, instances))))
+    share_cores(env, instances)
     env.update(PYTHONUNBUFFERED="1", PYTHONFAULTHANDLER="1", MLFLOW_DISABLE_TELEMETRY="true", MPLBACKEND="Agg")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     prefix = Path(interpreter).parent.parent
@@ -90,18 +79,3 @@ def scorer_env(interpreter: str, extra: dict[str, str], own: str, bundles: Path,
 def package_root() -> str:
     """The folder that our package is in."""
     return str(Path(__file__).resolve().parents[2])
-
-
-def cores() -> int:
-    """CPU cores that this process may use: affinity and the cgroup's quota."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:
-        count = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return max(1, count)

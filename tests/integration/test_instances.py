@@ -22,9 +22,9 @@ from serving_bench import Workspace
 
 from jupyter_mlops.core.errors import NotFound, ParameterError
 from jupyter_mlops.runtime import frames
+from jupyter_mlops.runtime.environ import cores
 from jupyter_mlops.runtime.processes import alive, family, start_time
 from jupyter_mlops.serving.children import MARKER
-from jupyter_mlops.serving.environment import cores
 from jupyter_mlops.serving.instances import Instances
 from jupyter_mlops.serving.local import LocalServing
 
