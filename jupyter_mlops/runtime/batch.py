@@ -13,9 +13,8 @@ import queue
 import shutil
 import threading
 import time
-import zipfile
 
-from . import batchworker, jobfolder, minibatch, parts, record
+from . import batchworker, jobfolder, minibatch, parcel, parts, record
 from .batchworker import WorkerDied
 from .minibatch import BatchError
 
@@ -104,14 +103,10 @@ class Run:
         if os.path.isdir(self.model):
             return
         archive = os.path.join(self.job.inputs, "batch.zip")
-        temporary = "%s.%d" % (self.model, os.getpid())
         try:
-            with zipfile.ZipFile(archive) as f:
-                f.extractall(temporary)
-        except (OSError, zipfile.BadZipFile) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            parcel.unpack(archive, self.model)
+        except (OSError, parcel.ParcelError) as error:
             raise BatchError("the model did not come with the job (%s): submit it again" % error) from None
-        os.replace(temporary, self.model)
         os.unlink(archive)
 
     # -- while it runs
@@ -196,7 +191,7 @@ class Run:
                 self.halt.wait(min(0.1 * 2 ** attempt, 5.0))
         if self.halt.is_set():
             return worker
-        errors = [[*place_of(batch, i), message] for i in range(batch["rows"])]
+        errors = [[*minibatch.place_of(batch, i), message] for i in range(batch["rows"])]
         parts.write(self.parts, number, [], [], errors)
         self._finish(batch, 0, len(errors), message)
         return worker
@@ -282,11 +277,6 @@ class Run:
         shutil.rmtree(self.parts, ignore_errors=True)
         shutil.rmtree(self.model, ignore_errors=True)
         return summary
-
-
-def place_of(batch, row):
-    """(number of the file, row in it) of a row of a mini-batch."""
-    return (batch["images"][row], 0) if "images" in batch else (batch["file"], batch["first"] + row)
 
 
 def check_free(folder, name):

@@ -19,7 +19,7 @@ import time
 import traceback
 
 from . import environ, jobfolder, loading, parts, predictions, rows
-from .minibatch import BatchError
+from .minibatch import BatchError, place_of
 
 _LENGTH = struct.Struct(">Q")
 #: Tracebacks of the model that one process shows: a million rows may fail alike.
@@ -60,16 +60,15 @@ class Scoring:
 
     def take(self, batch, last):
         """Score a mini-batch and keep it, or say why not."""
-        number, file = batch["number"], batch["file"]
-        place = (lambda i: (batch["images"][i], 0)) if "images" in batch else (lambda i: (file, batch["first"] + i))
+        number = batch["number"]
         if "error" in batch:
-            return self._keep(number, [], [], [[file, None, batch["error"]]])
+            return self._keep(number, [], [], [[batch["file"], None, batch["error"]]])
         try:
             data, kept, bad = rows.build(batch, self.files, self.about, self.model.wants, self.model.columns)
         except BatchError as error:
             message = str(error)
-            return self._keep(number, [], [], [[*place(i), message] for i in range(batch["rows"])])
-        errors = [[*place(i), message] for i, message in bad]
+            return self._keep(number, [], [], [[*place_of(batch, i), message] for i in range(batch["rows"])])
+        errors = [[*place_of(batch, i), message] for i, message in bad]
         if not kept:
             return self._keep(number, [], [], errors)
         try:
@@ -84,9 +83,9 @@ class Scoring:
             # Anew: the model may have written into what it was given.
             data, kept, bad = rows.build(batch, self.files, self.about, self.model.wants, self.model.columns)
             columns, values, kept, failed = self._apart(data, kept, message)
-            errors += [[*place(i), text] for i, text in failed]
+            errors += [[*place_of(batch, i), text] for i, text in failed]
         errors.sort(key=lambda e: (e[0], e[1]))
-        lines = [[*place(i), *row] for i, row in zip(kept, values)]
+        lines = [[*place_of(batch, i), *row] for i, row in zip(kept, values)]
         return self._keep(number, columns, lines, errors)
 
     def predict(self, data, count):

@@ -142,20 +142,25 @@ def _frame(requests):
                 offsets[i] += own["size"]
             values = np.frombuffer(bytearray().join(pieces), dtype=block["code"])
         else:
-            values = _plain_column(block["type"], [v for own in each for v in own["values"]], np, pd)
+            values = _column(block["type"], [v for own in each for v in own["values"]], np, pd)
         parts.append((block["names"][0] if block["names"] else len(parts), values))
     return pd.DataFrame(dict(parts), index=pd.RangeIndex(rows))
 
 
-def _plain_column(kind, values, np, pd):
+def _column(kind, values, np, pd):
     if kind == "boolean":
         return np.array(values, dtype=bool) if None not in values else pd.Series(values, dtype=object)
-    if kind == "datetime":
-        return pd.to_datetime(pd.Series(values, dtype=object), format="ISO8601").astype("datetime64[ns]")
     if kind == "binary":
         return pd.Series([_unbase64(v) for v in values], dtype=object)
-    if kind == "string":
-        return pd.Series(values) if any(v is not None for v in values) else pd.Series(values, dtype=object)
+    return series(kind, values, np, pd)
+
+
+def series(kind, values, np, pd):
+    """A column of values that are no numbers; datetimes are ISO 8601 texts."""
+    if kind == "datetime":
+        return pd.to_datetime(pd.Series(values, dtype=object), format="ISO8601").astype("datetime64[ns]")
+    if kind == "string" and any(v is not None for v in values):
+        return pd.Series(values)
     column = np.empty(len(values), dtype=object)  # lists and dicts, which pandas must not look into
     for i, value in enumerate(values):
         column[i] = value

@@ -42,10 +42,7 @@ def find(path):
     elif os.path.isdir(path):
         root, found = path, list(_below(path))
     elif glob.has_magic(path):
-        head = path
-        while glob.has_magic(head):
-            head = os.path.dirname(head)
-        root, found = head, [p for p in glob.iglob(path, recursive=True) if os.path.isfile(p)]
+        root, found = _before_magic(path), [p for p in glob.iglob(path, recursive=True) if os.path.isfile(p)]
     else:
         raise BatchError("the input %s is not there" % path)
     files = sorted(p for p in found if _kind(p) is not None)
@@ -73,13 +70,18 @@ def look(path):
                 return
         raise BatchError("%s holds none of the files that are understood: %s" % (path, ", ".join(SUFFIXES)))
     if "**" in path:  # may have to look everywhere
-        head = path
-        while glob.has_magic(head):
-            head = os.path.dirname(head)
+        head = _before_magic(path)
         if not os.path.isdir(head):
             raise BatchError("the input %s is not there" % head)
         return
     find(path)
+
+
+def _before_magic(path):
+    """The folder that a pattern begins in."""
+    while glob.has_magic(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _kind(path):
@@ -111,6 +113,11 @@ def plan(path, size=None):
             raise BatchError("%s is not a plain file" % file)
         entries.append([os.path.relpath(file, root), info.st_size, info.st_mtime_ns])
     return {"kind": kind, "root": root, "size": size or (IMAGES if kind == "images" else ROWS), "files": entries}
+
+
+def place_of(batch, row):
+    """(number of the file, row in it) of a row of a mini-batch."""
+    return (batch["images"][row], 0) if "images" in batch else (batch["file"], batch["first"] + row)
 
 
 def check_unchanged(made):

@@ -123,10 +123,12 @@ def unpack(path, target):
                 os.makedirs(os.path.dirname(to), mode=0o700, exist_ok=True)
                 with archive.open(info) as source, open(to, "wb") as f:
                     shutil.copyfileobj(source, f, PIECE)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(new, target)
     except (zipfile.BadZipFile, EOFError) as error:
         raise ParcelError("the parcel is broken: %s" % error)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(new, target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def join(folder, count, target, wanted):

@@ -11,6 +11,7 @@ import math
 import os
 
 from .cells import ABSENT, Wrong, column, value_of
+from .inputs import series
 from .minibatch import BatchError
 from .predictions import plain
 
@@ -225,6 +226,8 @@ def _frame(names, rows, bad, text, inputs, wants, columns):
 
 
 def _dataframe(inputs, converted, count):
+    import numpy as np
+
     try:
         import pandas as pd
     except ImportError:
@@ -233,18 +236,8 @@ def _dataframe(inputs, converted, count):
     for at, (spec, values) in enumerate(zip(inputs, converted)):
         if values is None:
             continue
-        kind = spec["type"]
-        if kind == "datetime":
-            values = pd.to_datetime(pd.Series(values, dtype=object), format="ISO8601").astype("datetime64[ns]")
-        elif kind == "string" and any(v is not None for v in values):
-            values = pd.Series(values)
-        elif not hasattr(values, "dtype"):
-            import numpy as np
-
-            boxed = np.empty(count, dtype=object)
-            for i, value in enumerate(values):
-                boxed[i] = value
-            values = pd.Series(boxed, dtype=object)
+        if not hasattr(values, "dtype"):
+            values = series(spec["type"], values, np, pd)
         parts[at if spec.get("name") is None else spec["name"]] = values
     return pd.DataFrame(parts, index=pd.RangeIndex(count))
 
