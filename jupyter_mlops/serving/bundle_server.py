@@ -37,6 +37,7 @@ from ..runtime.processes import alive
 from . import manifest
 from .children import end, open_log
 from .environment import gateway_env
+from .instances import MAX_INSTANCES
 from .listen import Certificate
 from .places import Places, read_json, write_json
 from .scorers import Scorers
@@ -404,8 +405,8 @@ def _main(folder: Path, options: argparse.Namespace) -> int:
         told = pack(bundle, Path(options.record), options.access_log)
         _say(f"{options.record}: {told['requests']} requests, {told['files']} files of captured data")
         return 0
-    if options.instances is not None and not 1 <= options.instances <= 64:
-        raise Refused("--instances is from 1 to 64")
+    if options.instances is not None and not 1 <= options.instances <= MAX_INSTANCES:
+        raise Refused(f"--instances is from 1 to {MAX_INSTANCES}")
     if not 1 <= options.port <= 65535:
         raise Refused("--port is from 1 to 65535")
     if not options.certfile and not _loopback(options.address) and not options.plain:

@@ -13,6 +13,7 @@ from ...core.resources.compute import ServingOptions
 from ...kube import pods as reading
 from ...kube.client import Kube
 from ...kube.names import DOMAIN
+from ..dispatch import most_instances
 from ..places import read_json
 from . import manifests, packing
 from .objects import Objects, digest_of
@@ -95,7 +96,8 @@ class Gateways:
         served = self._scoped(config, scope)
         trunks, data = {}, {}
         for name, settings in (served.get("deployments") or {}).items():
-            trunks[name] = {"address": f"{names.deployment(name)}:{TRUNK}", "slots": slots(settings)}
+            # As many connections to a deployment's pods as there may be pods.
+            trunks[name] = {"address": f"{names.deployment(name)}:{TRUNK}", "slots": most_instances(settings)}
             about = read_json(folder / name / "model.json")
             data[f"model-{name}.json"] = json.dumps(about).encode()
         data.update({"endpoint.json": json.dumps(served, sort_keys=True).encode(),
@@ -312,10 +314,3 @@ class Gateways:
             reason = self.info(endpoint)["reason"]
             raise Unavailable("the endpoint's gateway is not ready", reason or "try again in a moment")
         return str(chosen[0]["metadata"]["name"])
-
-
-def slots(settings: dict[str, Any]) -> int:
-    """Connections that a gateway keeps to a deployment's pods: as many as there may be pods."""
-    scale = settings.get("scale_settings") or {}
-    most = scale.get("max_instances") if scale.get("type") == "target_utilization" else 0
-    return max(1, min(64, max(int(settings.get("instance_count") or 1), int(most or 0))))
