@@ -99,7 +99,10 @@ class Limits:
 
 
 def most_instances(settings: dict[str, Any]) -> int:
-    """How many instances there may be of a deployment, by its entry in ``endpoint.json``."""
+    """How many instances there may be of a deployment, by its entry in ``endpoint.json``.
+
+    Also those that it starts with, where scaling (:class:`.scaling.Limits`) will leave fewer.
+    """
     scale = settings.get("scale_settings") or {}
     most = scale.get("max_instances") if scale.get("type") == "target_utilization" else 0
     return min(MAX_INSTANCES, max(1, int(settings.get("instance_count") or 1), int(most or 0)))
