@@ -21,7 +21,8 @@ from ..core.errors import Conflict, Refused
 from ..runtime import bundle, logfile, processes
 from ..runtime.jobfolder import DELETED, TERMINAL, Attempt, JobFolder, private_folder
 from . import environment, machine
-from .base import NOTHING, Grant, JobRef, LogChunk, Observation, RankObservation
+from .base import NOTHING, Grant, JobRef, LogChunk, Observation
+from .state import observation
 from .warm import WarmPool
 
 #: Seconds between two adopting supervisors for the same attempt, doubled each time up to the most.
@@ -35,8 +36,6 @@ _SUPERVISOR = (
 )
 #: Seconds between SIGTERM and SIGKILL for processes whose job folder and supervisor are gone.
 _STRAY_GRACE = 10.0
-#: Most ranks that are told of one attempt.
-_RANKS = 4096
 
 
 class LocalCompute:
@@ -193,25 +192,25 @@ class LocalCompute:
         state = place.state()
         if state.get("phase") in TERMINAL:
             self._forget(place)
-            return _observation(place, state)
+            return observation(place.number, state)
         if not os.path.isdir(place.path) and self._strays(place):
             return Observation(phase="stopping", reason=DELETED, attempt=place.number)
         if self._supervised(place, state):
-            return _observation(place, state or {"phase": "starting"})
+            return observation(place.number, state or {"phase": "starting"})
         with self._lock:
             state = place.state()  # it may have ended in between
             if state.get("phase") in TERMINAL or self._supervised(place, state):
-                return _observation(place, state or {"phase": "starting"})
+                return observation(place.number, state or {"phase": "starting"})
             if not place.started():
                 if place.locked():
-                    return _observation(place, state or {"phase": "starting"})
+                    return observation(place.number, state or {"phase": "starting"})
                 return Observation(phase="absent", attempt=place.number)
             key = (place.job.path, place.number)
             at, pause = self._adopted.get(key, (0.0, 0.0))
             if time.monotonic() >= at + pause:
                 self._adopted[key] = (time.monotonic(), min(max(pause * 2, _RETRY), _RETRY_MOST))
                 self._supervise(place, None)
-        return _observation(place, state or {"phase": "starting"})
+        return observation(place.number, state or {"phase": "starting"})
 
     def _strays(self, place: Attempt) -> bool:
         """Whether processes run whose job folder is gone; their supervisor ends them, and where it is dead we do."""
@@ -290,40 +289,3 @@ def _processes(spec: dict[str, Any]) -> int:
 
 def _interpreter(spec: dict[str, Any]) -> str:
     return spec.get("interpreter") or sys.executable
-
-
-def _observation(place: Attempt, state: dict[str, Any]) -> Observation:
-    """What a state file says. The job's own code can write there too: nonsense is left out, and stops nobody."""
-    ended = state["phase"] in TERMINAL
-    ranks = state.get("ranks")
-    return Observation(
-        phase=state["phase"], reason=str(state.get("reason") or "")[:2000], attempt=place.number,
-        exit_code=_int(state.get("exit_code")), failed_rank=_int(state.get("failed_rank")),
-        started_at=_time(state.get("started_at")), ended_at=_time(state.get("ended_at")),
-        seconds=_time(state.get("seconds")) or 0.0, cause=_word(state.get("cause")),
-        traceback=_lines(state.get("traceback")),
-        ranks=[
-            RankObservation(
-                rank=rank["rank"], pid=_int(rank.get("pid")), exit_code=_int(rank.get("exit_code")),
-                running=not ended and rank.get("exit_code") is None,
-            )
-            for rank in (ranks if isinstance(ranks, list) else [])[:_RANKS]
-            if isinstance(rank, dict) and _int(rank.get("rank")) is not None
-        ],
-    )
-
-
-def _int(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31 else None
-
-
-def _time(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and 0 <= value < 1 << 33 else None
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) and value.isalpha() and len(value) < 20 else ""
-
-
-def _lines(value: Any) -> list[str]:
-    return [line for line in value if isinstance(line, str)][-100:] if isinstance(value, list) else []

@@ -11,6 +11,8 @@ SCHEMA = 1
 TERMINAL = ("completed", "failed", "canceled")
 #: Environment of every process of a job; by it strays are found.
 MARKER = "JUPYTER_MLOPS_JOB_DIR"
+#: Environment of the process that starts the ranks of one of several machines: ``number/how many/host:port``.
+NODES = "JUPYTER_MLOPS_NODES"
 #: Why an attempt ends whose folder is gone.
 DELETED = "the job's folder was deleted"
 _MAX_JSON = 16 * 1024 * 1024

@@ -328,7 +328,7 @@ def _save_figures(pyplot, numbers, folder):
         _warn("the open figures were not all saved: %s: %s" % (type(error).__name__, error))
 
 
-def _note_ends(attempt, size):
+def _note_ends(attempt, ranks):
     """As the ranks' parent, write the ``.exit`` of those that could not: killed ones, and ``os._exit``.
 
     Looks at a child that has ended without reaping it: that is the business of ``torch.distributed.run``.
@@ -340,7 +340,7 @@ def _note_ends(attempt, size):
     noted = set()
 
     def look(number, frame):
-        for index in range(size):
+        for index in ranks:
             pid = attempt.signed_in(index).get("pid") if index not in noted else None
             if pid is None:
                 continue
@@ -374,15 +374,24 @@ def agent(folder, number, processes, lock):
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
         grace = float((job.spec().get("limits") or {}).get("grace", 10.0))
+        first, where = 0, [
+            "--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", uuid.uuid4().hex,
+            "--local-addr", "127.0.0.1",
+        ]
+        if os.environ.get(jobfolder.NODES):
+            node, nodes, address = os.environ.pop(jobfolder.NODES).split("/", 2)
+            host, _, port = address.rpartition(":")
+            first = int(node) * int(processes)
+            # Ranks in the order of the machines, which only the static rendezvous promises.
+            where = ["--nnodes", nodes, "--node-rank", node, "--master-addr", host, "--master-port", port]
         arguments = torchrun.parse_args([
-            "--nnodes", "1", "--nproc-per-node", processes, "--max-restarts", "0",
-            "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", uuid.uuid4().hex,
-            "--local-addr", "127.0.0.1", "--log-dir", os.path.join(attempt.path, "torchrun"),
+            *where, "--nproc-per-node", processes, "--max-restarts", "0",
+            "--log-dir", os.path.join(attempt.path, "torchrun"),
             "-m", "jupyter_mlops.runtime.launch", job.path, str(attempt.number), "env", "-",
         ])
         if hasattr(arguments, "shutdown_timeout"):
             arguments.shutdown_timeout = max(int(grace), 1)
-        _note_ends(attempt, int(processes))
+        _note_ends(attempt, range(first, first + int(processes)))
         try:
             torchrun.run(arguments)
             result["code"] = 0

@@ -168,12 +168,12 @@ def shrink(log, limit):
         block = max(info.st_blksize, 512)
         start, stop = -(-begin // block) * block, end // block * block
         if gap is None:
-            _punch(fd, start, 0)  # asks whether it can be done, before anybody is told that it was
+            punch(fd, start, 0)  # asks whether it can be done, before anybody is told that it was
         from .jobfolder import write_json
 
         write_json(hole_path(log), {"begin": begin, "end": end, "from": start, "to": max(start, stop)})
         if stop > start:
-            _punch(fd, start, stop - start)
+            punch(fd, start, stop - start)
         return True
     finally:
         os.close(fd)
@@ -194,7 +194,7 @@ def _line_end(fd, begin, end, last):
     return begin + cut
 
 
-def _punch(fd, offset, length):
+def punch(fd, offset, length):
     """Give disk blocks back. ``length`` 0 only asks whether this file system can: raises the error that it would."""
     import ctypes
 

@@ -43,7 +43,7 @@ class Supervisor:
         self.spec = self.job.spec()
         distribution = self.spec.get("distribution") or {}
         self.size = max(int(distribution.get("process_count_per_instance") or 1), 1)
-        self.ranks = [verdict.Rank(index) for index in range(self.size)]
+        self.join(0, 1, "")
         self.boot = processes.boot_id()
         self.me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": self.boot}
         self.child = None  # type: int | None # pid of the process that this supervisor started: rank 0, or the agent
@@ -66,6 +66,18 @@ class Supervisor:
         self.restarted = False
         self.written = (None, 0.0)  # type: tuple[dict | None, float] # the last state and when it was written
         self.lock = -1
+
+    def join(self, node, nodes, address):
+        """Be one of several machines that run the attempt together; before anything else.
+
+        Args:
+            node: number of this one, from 0.
+            nodes: how many there are, each with ``size`` ranks.
+            address: host and port at which machine 0 brings all together.
+        """
+        self.node, self.nodes, self.address = node, nodes, address
+        self.world = self.size * nodes
+        self.ranks = [verdict.Rank(node * self.size + index) for index in range(self.size)]
 
     # -- life
 
@@ -147,7 +159,7 @@ class Supervisor:
         return any(boot and boot != self.boot for boot in boots)
 
     def _all(self):
-        return ["agent", *range(self.size)] if self.size > 1 else [0]
+        return ["agent", *(rank.index for rank in self.ranks)] if self.world > 1 else [0]
 
     # -- limits
 
@@ -207,9 +219,11 @@ class Supervisor:
         env = self._prepare(order)
         who = [self.job.path, str(self.attempt.number), "0"]
         log = self.attempt.log_path(0)
-        if self.size > 1:
+        if self.world > 1:
             who = ["agent", self.job.path, str(self.attempt.number), str(self.size)]
             log = self.attempt.agent_log
+        if self.nodes > 1:
+            env[jobfolder.NODES] = "%d/%d/%s" % (self.node, self.nodes, self.address)
         arguments = [order["interpreter"], "-u", "-m", "jupyter_mlops.runtime.launch", *who, str(self.lock)]
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.set_inheritable(self.lock, True)
@@ -290,16 +304,16 @@ class Supervisor:
             return False
         if self.child is not None:
             return self.child not in self.codes
-        if self.size == 1:
+        if self.world == 1:
             return False
         entry = self.attempt.signed_in("agent")
         return processes.alive(entry.get("pid"), entry.get("start_time"))
 
     def _read_exit(self, rank):
         told = self.codes.get(rank.pid) if rank.pid else None
-        if told is None and self.size == 1:
+        if told is None and self.world == 1:
             told = self.codes.get(self.child)
-        verdict.read_exit(self.attempt, rank, self.size, told)
+        verdict.read_exit(self.attempt, rank, self.world, told)
 
     # -- act
 
@@ -336,7 +350,7 @@ class Supervisor:
 
         The agent sends them SIGTERM, but its patience is longer than ours; without an agent we do both.
         """
-        if self.size == 1 or self.kill_at is not None:
+        if self.world == 1 or self.kill_at is not None:
             return
         agent = self._agent_runs()
         harmless = (0, None) if agent else (0,)  # None: ended without a word, which only the agent can judge
@@ -347,7 +361,7 @@ class Supervisor:
     def _family(self):
         living = [rank.pid for rank in self.ranks if rank.running]
         roots = [os.getpid(), *living]
-        if self.size > 1 and self.child is None and self._agent_runs():
+        if self.world > 1 and self.child is None and self._agent_runs():
             roots.append(self.attempt.signed_in("agent")["pid"])
         return processes.family(roots, set(living), self.job.marker)
 
@@ -382,7 +396,7 @@ class Supervisor:
     def _write(self):
         """Write the state when it changed, or as a heartbeat."""
         state = {
-            "phase": self.phase, "world_size": self.size, "started_at": self.started_at, "ended_at": None,
+            "phase": self.phase, "world_size": self.world, "started_at": self.started_at, "ended_at": None,
             "exit_code": None, "failed_rank": None, "reason": self.reason or self.stop_reason, "cause": self.cause,
             "ranks": [rank.public() for rank in self.ranks if rank.pid or rank.exit_code is not None],
         }
@@ -422,14 +436,14 @@ class Supervisor:
             rank.peak = max(self.peaks.get(rank.pid, 0), self.meters[1].peak(rank.index) if self.meters else 0)
             killed = self.kills is not None and (memory.kills() or 0) > self.kills
             self.cause = "memory" if killed else ""
-            reason = verdict.explain(self.attempt, rank, self.size, killed)
-            if rank.pid is None and self.size > 1:
+            reason = verdict.explain(self.attempt, rank, self.world, killed)
+            if rank.pid is None and self.world > 1:
                 self._show_agent_log()
             self._end("failed", reason, ended, rank.exit_code, rank.index if rank.pid else None, rank.traceback)
 
     def _show_agent_log(self):
         try:
-            verdict.show_agent_log(self.attempt)
+            verdict.show_agent_log(self.attempt, self.ranks[0].index)
         except OSError as error:
             self._say(str(error))
 
@@ -438,7 +452,7 @@ class Supervisor:
         self.phase, self.reason = phase, reason
         ended = ended or time.time()
         state = {
-            "phase": phase, "world_size": self.size, "started_at": self.started_at, "ended_at": ended,
+            "phase": phase, "world_size": self.world, "started_at": self.started_at, "ended_at": ended,
             "seconds": self._seconds(ended) if self.started_at else 0.0, "exit_code": code, "failed_rank": failed,
             "reason": reason, "cause": self.cause, "traceback": list(traceback),
             "ranks": [rank.public() for rank in self.ranks if rank.pid or rank.exit_code is not None],

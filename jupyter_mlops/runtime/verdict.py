@@ -88,11 +88,11 @@ def explain(attempt, rank, size, killed=False):
     return "%sended with exit code %d%s%s" % (who, code, ": %s" % text if text else "", lack)
 
 
-def show_agent_log(attempt):
-    """Nobody reads the agent's log, so show its end in rank 0's when there is nothing else to see."""
+def show_agent_log(attempt, rank=0):
+    """Nobody reads the agent's log, so show its end in the first rank's when there is nothing else to see."""
     data, _, _, size = jobfolder.read_log(attempt.agent_log, -8000, 8000)
-    if size and not jobfolder.read_log(attempt.log_path(0), 0, 1)[3]:
-        jobfolder.write_file(attempt.log_path(0), data, False)
+    if size and not jobfolder.read_log(attempt.log_path(rank), 0, 1)[3]:
+        jobfolder.write_file(attempt.log_path(rank), data, False)
 
 
 def last_line(path):

@@ -167,7 +167,7 @@ def test_bound_looks_now_and_then_and_complains_once(tmp_path, monkeypatch):
     def refuse(fd, offset, length):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    monkeypatch.setattr(logfile, "_punch", refuse)
+    monkeypatch.setattr(logfile, "punch", refuse)
     fill(logs[0], 100_000)
     bound.look(now=True)
     bound.look(now=True)

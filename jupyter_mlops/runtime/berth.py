@@ -1,0 +1,123 @@
+"""What runs in the pods of a job, see ``docs/clusters.md``.
+
+    python -m jupyter_mlops.runtime.berth hold WORK SECONDS    the sidecar: the job folder is copied out of it
+    python -m jupyter_mlops.runtime.berth job BOOT WORK        the main container: the attempt's supervisor and ranks
+
+``BOOT/order.json`` says what to run: ``{"job", "attempt", "spec", "run", "env", "timeout", "nodes", "address",
+"inputs": {"sha256", "size", "parts"}}``. The parcel of inputs lies in parts beside it, or is brought by exec.
+
+A sidecar gets SIGTERM when the main container has ended. It stays until the copy is complete, at most for SECONDS: one
+cannot execute in a container that has ended, and the volume goes with the pod.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from importlib.util import find_spec
+
+from . import bundle, jobfolder, mirror, parcel
+from .supervisor import Supervisor
+
+FOLDER = "job"
+PARCEL = "inputs.zip"
+TERMINATION = "/dev/termination-log"
+#: Names in the environment of a rank that are ours, the launcher's, or a cluster's.
+_DROPPED = ("JUPYTER_MLOPS_", "KUBERNETES_", "MLFLOW_", "_MLFLOW_", "TORCHELASTIC_")
+_LOOK = 0.1
+
+
+def hold(work, seconds):
+    """Stay until SIGTERM, then until the copy is complete or ``seconds`` are over."""
+    folder = jobfolder.private_folder(os.path.join(work, FOLDER))
+    drained = os.path.join(folder, mirror.DRAINED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    signal.sigwait((signal.SIGTERM, signal.SIGINT))
+    until = time.monotonic() + seconds
+    jobfolder.write_file(os.path.join(folder, mirror.ENDING), b"")
+    while not os.path.exists(drained) and time.monotonic() < until:
+        time.sleep(_LOOK)
+    return 0
+
+
+def job(boot, work):
+    """Run the attempt to its end; 0 when it completed."""
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda n, f: stopped.append(n))
+    with open(os.path.join(boot, "order.json"), encoding="utf-8") as f:
+        order = json.load(f)
+    folder = jobfolder.JobFolder(jobfolder.private_folder(os.path.join(work, FOLDER)))
+    attempt = folder.attempt(order["attempt"])
+    if attempt.started():
+        return _last_words("the container was started again after its ranks had begun")
+    try:
+        _inputs(boot, work, folder, order.get("inputs") or {}, stopped)
+    except (parcel.ParcelError, OSError) as error:
+        return _last_words("the inputs could not be unpacked: %s" % error)
+    for name in ("spec", "run"):
+        jobfolder.write_json(os.path.join(folder.path, name + ".json"), order[name])
+    node = int(os.environ.get("JOB_COMPLETION_INDEX") or 0)
+    supervisor = Supervisor(folder.path, attempt.number)
+    supervisor.join(node, int(order.get("nodes") or 1), order.get("address") or "")
+    if not supervisor.acquire():
+        return _last_words("another supervisor is at work")
+    if stopped:
+        folder.ask_stop(attempt.number, 0)
+    env = environment(order)
+    if find_spec("cloudpickle") is None:
+        bundle.prepend(env, os.path.join(boot, "cloudpickle.zip"))
+    supervisor.run({"interpreter": sys.executable, "env": env, "timeout": order.get("timeout")})
+    state = attempt.state()
+    if state.get("phase") == "completed":
+        return 0
+    return _last_words(state.get("reason") or "it ended without a word")
+
+
+def environment(order):
+    """The environment of the ranks: the image's, what the spec asks for, what the control plane gives."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED) and k != "JOB_COMPLETION_INDEX"}
+    env.update(MPLBACKEND="Agg", PYTHONUNBUFFERED="1", MLFLOW_DISABLE_TELEMETRY="true")
+    env.update((order["spec"].get("environment_variables") or {}))
+    env.update(order.get("env") or {})
+    env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + env.get("PATH", os.defpath)
+    return env
+
+
+def _inputs(boot, work, folder, about, stopped):
+    """Put what the job needs into its folder."""
+    if not about:
+        return
+    path = os.path.join(work, PARCEL)
+    if about.get("parts"):
+        parcel.join(os.path.join(os.path.dirname(boot), "parts"), int(about["parts"]), path, about["sha256"])
+    while not os.path.exists(path):
+        if stopped:
+            return
+        time.sleep(_LOOK)
+    new = os.path.join(work, "unpacked")
+    parcel.unpack(path, new)
+    for name in os.listdir(new):
+        os.replace(os.path.join(new, name), os.path.join(folder.path, name))
+    os.unlink(path)
+
+
+def _last_words(text):
+    print("jupyter-mlops: " + text, file=sys.stderr, flush=True)
+    try:
+        with open(TERMINATION, "w", encoding="utf-8") as f:
+            f.write(text[:3000])
+    except OSError:
+        pass
+    return 1
+
+
+def main(arguments):
+    """See the module."""
+    if arguments[0] == "hold":
+        return hold(arguments[1], float(arguments[2]))
+    return job(arguments[1], arguments[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

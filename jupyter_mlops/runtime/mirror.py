@@ -1,0 +1,261 @@
+"""A job folder in a pod, told to whoever keeps a copy of it.
+
+``python -m jupyter_mlops.runtime.mirror FOLDER ATTEMPT`` is executed in the pod and speaks over its standard input and
+output. What it writes are frames: 4 bytes length of the header, 4 bytes length of the data, a JSON header, the data.
+
+    {"file": P, "at": N, "size": S, "mtime": NS, "crc": C}   bytes of a file from offset N on, S when looked at
+    {"even": true, "ended": E}                                everything that there was has been told; E: for good
+    {"bye": true}                                             the answer to "done", the last
+
+What it reads are lines of JSON:
+
+    {"have": {P: [S, NS]}, "parts": {P: [S, NS, bytes]}}      first of all: what is there already, and what in part
+    {"got": N}                                                N frames have been taken, all in all
+    {"put": P, "text": T}                                     a wish to be left in the folder: ``stop``
+    {"gone": P}                                               an entry of the spool that was delivered
+    {"done": true}                                            the whole is there, for good: the pod may go
+
+Files that only grow (logs, journals, samples) are told from where the copy ends; all others are told anew, as a whole,
+when size or time of change differ. Small ones first, so that a large output holds up no metric. What a job leaves in
+``outputs/`` is told when nobody has written to it for a while. A connection that breaks is made again and goes on.
+"""
+
+import json
+import os
+import shutil
+import stat
+import struct
+import sys
+import threading
+import time
+import zlib
+
+from . import jobfolder, logfile
+
+HEAD = struct.Struct(">II")
+PIECE = 256 * 1024
+#: Frames that may be on their way without an answer.
+WINDOW = 16
+#: Seconds between looks at what changes all the time, and at everything.
+LOOK, LOOK_ALL = 0.15, 1.0
+#: Seconds without a change after which a file of the user's counts as written.
+SETTLED = 2.0
+#: Left in the folder: by the pod's keeper when the pod ends; by us when the copy is complete.
+ENDING, DRAINED = ".ending", ".drained"
+_GROWING = (".log", ".bin", ".jsonl")
+#: Where the copy comes from, or what is of no use elsewhere.
+_OURS = frozenset({"spec.json", "run.json", "stop", "inputs", "code", "delivery.json", ENDING, DRAINED})
+_FREE = ("outputs", "figures", "returns")
+
+
+def grows(path):
+    """Whether a file is only ever appended to."""
+    top = path.split("/", 1)[0]
+    return top in ("attempts", "journal") and path.endswith(_GROWING)
+
+
+class Mirror:
+    """Tells what is in a folder, and what comes to be there.
+
+    Args:
+        folder: the job's.
+        attempt: number of the attempt that runs here.
+        out: a binary stream.
+    """
+
+    def __init__(self, folder, attempt, out):
+        self.job = jobfolder.JobFolder(folder)
+        self.attempt = self.job.attempt(attempt)
+        self.out = out
+        self.sent = 0
+        self.got = 0
+        self.have = {}  # path → [size, mtime in ns] as told, or as the copy said
+        self.parts = {}  # path → [size, mtime in ns, bytes]
+        self.changed = threading.Condition()
+        self.writing = threading.Lock()
+        self.closed = False
+        self._state = b""
+
+    # -- what is asked
+
+    def listen(self, lines):
+        """Take what the other side says, until it hangs up."""
+        for line in lines:
+            try:
+                word = json.loads(line)
+            except ValueError:
+                break
+            with self.changed:
+                if "got" in word:
+                    self.got = max(self.got, int(word["got"]))
+                self.changed.notify_all()
+            if "put" in word and word["put"] == "stop":
+                jobfolder.write_file(os.path.join(self.job.path, "stop"), word["text"].encode())
+            elif "gone" in word and word["gone"].startswith("spool/") and ".." not in word["gone"]:
+                shutil.rmtree(os.path.join(self.job.path, *word["gone"].split("/")[:2]), ignore_errors=True)
+            elif word.get("done"):
+                jobfolder.write_file(os.path.join(self.job.path, DRAINED), b"")
+                self._write({"bye": True})
+                break
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    # -- what is told
+
+    def run(self):
+        """Until the other side hangs up."""
+        everything = 0.0
+        even = None
+        while not self.closed:
+            ended = self._ended()
+            now = time.monotonic()
+            whole = ended or now - everything >= LOOK_ALL
+            if whole:
+                everything = now
+            before = self.sent
+            for path in self._changed(whole, ended):
+                self._tell(path)
+                if self.closed:
+                    return
+            if self.sent != before or even is None or (ended and not even):
+                even = ended
+                self._frame({"even": True, "ended": ended})
+            with self.changed:
+                if not self.closed:
+                    self.changed.wait(LOOK)
+
+    def _ended(self):
+        return (self.attempt.state().get("phase") in jobfolder.TERMINAL
+                or os.path.exists(os.path.join(self.job.path, ENDING)))
+
+    def _changed(self, whole, ended):
+        """Paths below the folder that the copy lacks, small and important ones first."""
+        found = []
+        tops = [os.path.join("attempts", str(self.attempt.number)), "journal"]
+        if whole:
+            tops = [name for name in _listing(self.job.path) if name not in _OURS]
+        for top in tops:
+            for path, info in self._files(top):
+                known = self.have.get(path)
+                if known is not None and known[0] == info.st_size and (grows(path) or known[1] == info.st_mtime_ns):
+                    continue
+                if path.split("/", 1)[0] in _FREE and not ended and time.time() - info.st_mtime < SETTLED:
+                    continue
+                if path.endswith("/state.json") and self._only_a_heartbeat(path):
+                    continue
+                found.append((path.split("/", 1)[0] in _FREE, not grows(path), info.st_size, path))
+        # The state last among its like: who reads it finds what it speaks of.
+        found.sort(key=lambda f: (f[0], f[3].endswith("/state.json"), f[2]))
+        return [f[3] for f in found]
+
+    def _files(self, top):
+        """(path, its stat) of all plain files; an entry of the spool only when it is whole."""
+        root = os.path.join(self.job.path, top)
+        try:
+            info = os.lstat(root)
+        except OSError:
+            return
+        if stat.S_ISREG(info.st_mode):
+            yield top, info
+            return
+        for folder, folders, names in os.walk(root):
+            folders[:] = sorted(f for f in folders if not os.path.islink(os.path.join(folder, f)))
+            if top == "spool" and os.path.dirname(folder) == root and "entry.json" not in names:
+                folders[:] = []
+                continue
+            for name in sorted(names, key=lambda n: (n == "entry.json", n)):
+                if name.endswith(".tmp") or name == "lock":
+                    continue
+                full = os.path.join(folder, name)
+                try:
+                    info = os.lstat(full)
+                except OSError:
+                    continue
+                if stat.S_ISREG(info.st_mode):
+                    yield os.path.relpath(full, self.job.path), info
+
+    def _only_a_heartbeat(self, path):
+        state = jobfolder.read_json(os.path.join(self.job.path, path))
+        state.pop("heartbeat", None)
+        told = json.dumps(state, sort_keys=True).encode()
+        if told == self._state:
+            return True
+        self._state = told
+        return False
+
+    def _tell(self, path):
+        full = os.path.join(self.job.path, path)
+        try:
+            fd = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return
+        try:
+            info = os.fstat(fd)
+            size, mtime = info.st_size, info.st_mtime_ns
+            at = 0
+            if grows(path):
+                at = min((self.have.get(path) or [0])[0], size)
+            else:
+                part = self.parts.pop(path, None)
+                if part is not None and part[:2] == [size, mtime]:
+                    at = min(part[2], size)
+            gap = logfile.hole(full) if path.endswith(".log") else None
+            if at >= size:
+                self._frame({"file": path, "at": at, "size": size, "mtime": mtime, "crc": 0})
+            while at < size and not self.closed:
+                if gap is not None and gap[0] <= at < gap[1]:
+                    at = min(gap[1], size)
+                    continue
+                end = min(at + PIECE, size, gap[0] if gap is not None and at < gap[0] else size)
+                data = os.pread(fd, end - at, at)
+                if not data:
+                    break
+                self._frame({"file": path, "at": at, "size": size, "mtime": mtime, "crc": zlib.crc32(data)}, data)
+                at += len(data)
+            if at >= size:
+                self.have[path] = [size, mtime]
+        finally:
+            os.close(fd)
+
+    def _frame(self, header, data=b""):
+        with self.changed:
+            while self.sent - self.got >= WINDOW and not self.closed:
+                self.changed.wait()
+            if self.closed:
+                return
+        self._write(header, data)
+        self.sent += 1
+
+    def _write(self, header, data=b""):
+        head = json.dumps(header).encode()
+        with self.writing:
+            self.out.write(HEAD.pack(len(head), len(data)) + head)
+            self.out.write(data)
+            self.out.flush()
+
+
+def _listing(folder):
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def main(arguments):
+    """Run as ``FOLDER ATTEMPT``."""
+    lines = iter(sys.stdin.buffer.readline, b"")
+    mirror = Mirror(arguments[0], arguments[1], sys.stdout.buffer)
+    first = json.loads(next(lines))
+    mirror.have = dict(first.get("have") or {})
+    mirror.parts = dict(first.get("parts") or {})
+    threading.Thread(target=mirror.listen, args=(lines,), daemon=True).start()
+    try:
+        mirror.run()
+    except BrokenPipeError:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
