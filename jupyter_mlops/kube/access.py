@@ -24,20 +24,42 @@ SERVING: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
-def role(name: str, namespace: str) -> dict[str, Any]:
-    """A Role with the least rights for serving, to be applied by an operator."""
+#: (API group, resource, verbs) that jobs need.
+TRAINING: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("batch", "jobs", ("get", "create", "patch", "delete")),
+    ("", "secrets", ("get", "create", "delete")),
+    ("", "services", ("get", "create", "patch")),
+    ("", "pods", ("list", "watch")),
+    ("", "pods/exec", ("get", "create")),
+    ("", "events", ("list",)),
+)
+
+
+def rules(*needs: tuple[tuple[str, str, tuple[str, ...]], ...]) -> list[dict[str, Any]]:
+    """The rules of a Role for one or both of :data:`SERVING` and :data:`TRAINING`."""
+    verbs: dict[tuple[str, str], list[str]] = {}
+    for need in needs:
+        for group, resource, wanted in need:
+            there = verbs.setdefault((group, resource), [])
+            there += [verb for verb in wanted if verb not in there]
+    return [{"apiGroups": [group], "resources": [resource], "verbs": wanted}
+            for (group, resource), wanted in verbs.items()]
+
+
+def role(name: str, namespace: str, serving: bool = True, training: bool = True) -> dict[str, Any]:
+    """A Role with the least rights for what a compute is for, to be applied by an operator."""
+    needs = [*((SERVING,) if serving else ()), *((TRAINING,) if training else ())]
     return {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
-            "metadata": {"name": name, "namespace": namespace},
-            "rules": [{"apiGroups": [group], "resources": [resource], "verbs": list(verbs)}
-                      for group, resource, verbs in SERVING]}
+            "metadata": {"name": name, "namespace": namespace}, "rules": rules(*needs)}
 
 
-def missing(kube: Kube) -> list[str]:
+def missing(kube: Kube, serving: bool = True, training: bool = False) -> list[str]:
     """What the account of a compute may not do of it, such as ``"create pods/exec"``."""
     found = []
-    for group, resource, verbs in SERVING:
+    for rule in role("", kube.namespace, serving, training)["rules"]:
+        group, resource = rule["apiGroups"][0], rule["resources"][0]
         if group == "gateway.networking.k8s.io" and not kube.has_group(group):
             continue
         name, _, sub = resource.partition("/")
-        found += [f"{verb} {resource}" for verb in verbs if not kube.may(verb, name, group, sub)]
+        found += [f"{verb} {resource}" for verb in rule["verbs"] if not kube.may(verb, name, group, sub)]
     return found

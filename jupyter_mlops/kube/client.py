@@ -26,7 +26,7 @@ IN_CLUSTER = "in-cluster"
 KINDS: dict[str, tuple[str, str]] = {
     "ConfigMap": ("v1", "configmaps"), "Secret": ("v1", "secrets"), "Service": ("v1", "services"),
     "Pod": ("v1", "pods"), "Event": ("v1", "events"), "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
-    "Deployment": ("apps/v1", "deployments"), "ReplicaSet": ("apps/v1", "replicasets"),
+    "Deployment": ("apps/v1", "deployments"), "ReplicaSet": ("apps/v1", "replicasets"), "Job": ("batch/v1", "jobs"),
     "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),

@@ -24,12 +24,19 @@ WINDOW = 16
 
 
 class Exec:
-    """One command in a container; use as an asynchronous context."""
+    """One command in a container; use as an asynchronous context.
 
-    def __init__(self, kube: Kube, pod: str, container: str, command: list[str], timeout: float = 10.0) -> None:
+    Args:
+        timeout: seconds for connecting.
+        heartbeat: seconds between pings, without whose answer the connection counts as lost; None: no pings.
+    """
+
+    def __init__(self, kube: Kube, pod: str, container: str, command: list[str], timeout: float = 10.0,
+                 heartbeat: float | None = None) -> None:
         self.kube = kube
         self.pod = pod
         self.timeout = timeout
+        self.heartbeat = heartbeat
         self.exit: dict[str, Any] = {}
         self.stderr = b""
         self._query = [("container", container), ("stdin", "1"), ("stdout", "1"), ("stderr", "1"),
@@ -49,7 +56,7 @@ class Exec:
             async with asyncio.timeout(self.timeout):
                 self._socket = await self._session.ws_connect(
                     f"{url}?{urlencode(self._query)}", headers=headers, protocols=("v5.channel.k8s.io",),
-                    max_msg_size=0)
+                    max_msg_size=0, heartbeat=self.heartbeat)
         except aiohttp.WSServerHandshakeError as error:
             await self._session.close()
             raise from_answer(error.status, json.dumps({"message": error.message}), "executing in a pod",

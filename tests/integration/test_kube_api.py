@@ -23,6 +23,7 @@ from jupyter_mlops.core.errors import (
 )
 from jupyter_mlops.core.resources.base import Resource
 from jupyter_mlops.core.resources.compute import ComputeSpec
+from jupyter_mlops.kube import packs
 from jupyter_mlops.kube.client import Kube
 from jupyter_mlops.runtime import parcel
 from jupyter_mlops.serving.kubernetes import packing
@@ -332,7 +333,7 @@ def test_scaling_needs_metrics(server, driver, model):
 
 
 def test_a_large_model_is_brought_by_exec_and_resumed(server, driver, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "MAX_PARTS", 1)
+    monkeypatch.setattr(packs, "MAX_PARTS", 1)
     monkeypatch.setattr("jupyter_mlops.serving.kubernetes.driver.WORK", str(tmp_path / "pod"))
     driver.spec.serving.python = "python3"
     (tmp_path / "pod").mkdir()

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 FRESH = 15.0
 
 
+def purposes(spec: ComputeSpec) -> tuple[bool, bool]:
+    """Whether a compute is for serving, and whether it is for jobs: for what it has an image; else for both."""
+    serving, training = bool(spec.serving.image), bool(spec.training.image)
+    return (serving, training) if serving or training else (True, True)
+
+
 class Clusters:
     """Drivers by the name of their compute.
 
@@ -77,7 +83,7 @@ class Clusters:
             version = driver.kube.version()
             lacks = self._lacks.get(name)
             if lacks is None:
-                lacks = self._lacks[name] = missing(driver.kube)
+                lacks = self._lacks[name] = missing(driver.kube, *purposes(driver.spec))
             told = f"; no permission to {', '.join(lacks[:5])}{' and more' if len(lacks) > 5 else ''}" if lacks else ""
             known = {"phase": "Ready", "reason": f"Kubernetes {version}, namespace {driver.kube.namespace}{told}"}
             if lacks:

@@ -8,15 +8,11 @@ from each other. What serves goes on when nobody is connected.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import json
 import logging
-import os
-import secrets
 import threading
 import time
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from ...compute.base import LogChunk
 from ...core.errors import MlopsError, NotFound, Refused
 from ...core.resources.base import check_name
 from ...core.resources.compute import ComputeSpec
+from ...kube import identity, packs
 from ...kube.client import Kube
 from ...kube.exec import send_parcel
 from ...kube.pods import age
@@ -64,7 +61,7 @@ class KubernetesServing:
                  kubeconfig: str = "") -> None:
         self.local = local
         # Others may serve into the same namespace from a workspace of the same name.
-        self.workspace = f"{workspace[:40]}-{sha256(self._secret()).hexdigest()[:12]}"
+        self.workspace = identity.workspace(local.places.home, workspace)
         self.spec = spec
         self.kube = Kube(compute, spec.context, spec.namespace, kubeconfig)
         self.gateways = Gateways(self.kube, spec.serving, self.workspace, local.places.endpoint, self.token)
@@ -75,20 +72,8 @@ class KubernetesServing:
 
     def token(self, endpoint: str) -> str:
         """What the pods of an endpoint show each other: made of a secret of the workspace, the same at any time."""
-        return hmac.new(self._secret(), f"{self.kube.namespace}/{endpoint}".encode(), "sha256").hexdigest()
-
-    def _secret(self) -> bytes:
-        path = self.local.places.home / "cluster.secret"
-        if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            new = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(fd, "wb") as f:
-                f.write(secrets.token_hex(32).encode())
-            with contextlib.suppress(FileExistsError):
-                os.link(new, path)  # whoever is first: never half written, never replaced
-            new.unlink()
-        return path.read_bytes()
+        secret = identity.secret(self.local.places.home)
+        return hmac.new(secret, f"{self.kube.namespace}/{endpoint}".encode(), "sha256").hexdigest()
 
     def _objects(self, endpoint: str) -> Objects:
         return self.gateways.objects(endpoint)
@@ -155,11 +140,11 @@ class KubernetesServing:
     def _apply(self, endpoint: str, deployment: str, order: Order, path: Path, about: dict[str, Any]) -> None:
         objects = self._objects(endpoint)
         names, name = objects.names, objects.names.deployment(deployment)
-        count = packing.part_count(about["size"])
+        count = packs.part_count(about["size"])
         delivery = Delivery(about["sha256"], about["size"])
-        if count <= packing.MAX_PARTS:
+        if count <= packs.MAX_PARTS:
             delivery.parts = [f"{name}-m-{about['sha256'][:10]}-{i:02d}" for i in range(count)]
-        boot = {"runtime.zip": packing.runtime_zip(), "token": self.token(endpoint).encode(),
+        boot = {"runtime.zip": packs.runtime_zip(), "token": self.token(endpoint).encode(),
                 "pod.json": json.dumps(manifests.pod_json(names, deployment, order, delivery), sort_keys=True).encode()}
         boot_name = f"{name}-b-{packing.digest(*boot.values())[:10]}"
         there = self.kube.get("Deployment", name)
@@ -178,7 +163,7 @@ class KubernetesServing:
         if any(part not in known for part in delivery.parts):
             with open(path, "rb") as f:
                 for part in delivery.parts:
-                    data = f.read(packing.PART)
+                    data = f.read(packs.PART)
                     if part not in known:
                         objects.put_immutable(manifests.secret(part, labels, owner, {"part": data}, immutable=True))
         objects.apply(manifests.trunk_service(names, deployment, owner))
@@ -266,7 +251,7 @@ class KubernetesServing:
         key = (endpoint, deployment)
         folder = self._folder(endpoint, deployment)
         about = read_json(folder / "parcel.json")
-        if not seen.waiting or packing.part_count(int(about.get("size") or 0)) <= packing.MAX_PARTS:
+        if not seen.waiting or packs.part_count(int(about.get("size") or 0)) <= packs.MAX_PARTS:
             return
         running = self._deliveries.get(key)
         if running is not None and running.is_alive():

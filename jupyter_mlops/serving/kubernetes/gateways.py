@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from ...core.errors import BackendTimeout, MlopsError, Refused, Unavailable
 from ...core.resources.compute import ServingOptions
+from ...kube import packs
 from ...kube import pods as reading
 from ...kube.client import Kube
 from ...kube.names import DOMAIN
@@ -127,7 +128,7 @@ class Gateways:
         data, about = packing.libraries()
         code = packing.gateway_zip()
         stem, labels = objects.names.anchor, objects.names.labels("gateway")
-        pieces = {f"{stem}-l-{about['sha256'][:10]}-{i:02d}": piece for i, piece in enumerate(packing.parts(data))}
+        pieces = {f"{stem}-l-{about['sha256'][:10]}-{i:02d}": piece for i, piece in enumerate(packs.parts(data))}
         first = f"{stem}-g-{packing.digest(code, about)[:10]}"
         there = objects.secrets("gateway", owner)
         made = {first: {"gateway.zip": code, "about.json": json.dumps(about).encode()},

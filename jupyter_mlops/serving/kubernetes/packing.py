@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import Refused
+from ...kube import packs
 from ...runtime import bundle, parcel
 from ..bundle import GATEWAY
 from ..places import read_json, write_json
 from .gatehouse import platform
 
-#: Bytes of one part: a Secret holds a little less than 1 MiB.
-PART = 960 * 1024
-#: A parcel of more parts than this is brought by exec: nodes hold mounted Secrets in memory.
-MAX_PARTS = 16
 _PACKAGES = ("core", "runtime", "serving", "compute")
 
 
@@ -52,37 +49,6 @@ def model_parcel(folder: Path) -> tuple[Path, dict[str, Any]]:
     return target, known
 
 
-def part_count(size: int) -> int:
-    """In how many parts so many bytes go."""
-    return -(-size // PART)
-
-
-def parts(data: bytes) -> list[bytes]:
-    """Bytes in parts that fit into Secrets."""
-    return [data[at:at + PART] for at in range(0, len(data), PART)]
-
-
-@lru_cache(maxsize=1)
-def runtime_zip() -> bytes:
-    """Our runtime, compressed, for scorers."""
-    return _compressed(bundle.build())
-
-
-def _compressed(data: bytes) -> bytes:
-    result = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(result, "w") as target:
-        for info in source.infolist():
-            _write(target, info.filename, source.read(info))
-    return result.getvalue()
-
-
-def _write(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-    info.external_attr = 0o644 << 16
-    info.compress_type = zipfile.ZIP_DEFLATED
-    archive.writestr(info, data)
-
-
 @lru_cache(maxsize=1)
 def gateway_zip() -> bytes:
     """The packages that a gateway is made of, the same for the same sources."""
@@ -90,13 +56,13 @@ def gateway_zip() -> bytes:
     version = bundle.version()
     result = io.BytesIO()
     with zipfile.ZipFile(result, "w") as archive:
-        _write(archive, "jupyter_mlops/__init__.py", f'"""Jupyter MLOps, as far as a gateway needs it."""\n\n'
+        packs.add(archive, "jupyter_mlops/__init__.py", f'"""Jupyter MLOps, as far as a gateway needs it."""\n\n'
                f"__version__ = {version!r}\n".encode())
-        _write(archive, "jupyter_mlops/streaming.py", (root / "streaming.py").read_bytes())
+        packs.add(archive, "jupyter_mlops/streaming.py", (root / "streaming.py").read_bytes())
         for package in _PACKAGES:
             for path in sorted((root / package).rglob("*")):
                 if path.suffix in (".py", ".css", ".js") and "migrations" not in path.parts:
-                    _write(archive, f"jupyter_mlops/{path.relative_to(root).as_posix()}", path.read_bytes())
+                    packs.add(archive, f"jupyter_mlops/{path.relative_to(root).as_posix()}", path.read_bytes())
     return result.getvalue()
 
 
@@ -115,9 +81,9 @@ def libraries() -> tuple[bytes, dict[str, Any]]:
                     continue
                 path = Path(os.fspath(file.locate()))
                 if path.is_file():
-                    _write(archive, file.as_posix(), path.read_bytes())
+                    packs.add(archive, file.as_posix(), path.read_bytes())
     data = result.getvalue()
-    return data, {"platform": platform(), "sha256": sha256(data).hexdigest(), "parts": part_count(len(data))}
+    return data, {"platform": platform(), "sha256": sha256(data).hexdigest(), "parts": packs.part_count(len(data))}
 
 
 def digest(*values: Any) -> str:
