@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..compute.base import ComputeDriver
+from ..compute.kubernetes.clusters import JobClusters
 from ..core import context
 from ..core.blobs import Blobs, named_by, needed_blobs, put_inputs
 from ..core.controllers import CanaryController, DeploymentController, EndpointController, JobController
@@ -90,6 +91,7 @@ class ControlPlane:
         self.orphans = self.views.orphans = Orphans(self.views.api, self.tokens.holder)
         self.shipper = Shipper(self.views.api, lambda job: self.feed.touch("run"))
         self.jobs = JobController(home, self.views, self.driver_for, self.job_environment, self.shipper)
+        self.job_clusters = JobClusters(home, place.name, self.jobs.changed)
         self.blobs = Blobs(home)
         self.endpoints = EndpointController(self.serving_for)
         self.deployments = DeploymentController(self.serving_for, self.views, self.blobs)
@@ -147,6 +149,7 @@ class ControlPlane:
         await asyncio.gather(
             self.mlflow.stop(), self.workspace.stop(), self.shipper.stop(), self.captured.stop()
         )
+        await asyncio.to_thread(self.job_clusters.close)
         if not await self.store.read(lambda tx: tx.count("endpoint")):
             await asyncio.to_thread(self.serving.stop_gateway)
         await self.feed.close()
@@ -273,13 +276,13 @@ class ControlPlane:
         kind = self._computes.get(compute)
         if kind is None:
             raise NotFound(f"compute {compute!r} does not exist", "`local` is always there")
+        if kind == "kubernetes" and (cluster := self.job_clusters.get(compute)) is not None:
+            return cluster
         if kind not in self._drivers:
             if kind == "local":
                 from ..compute.local import LocalCompute
 
                 driver: ComputeDriver = LocalCompute()
-            elif kind == "kubernetes":
-                raise Refused(f"compute {compute!r} serves endpoints; it runs no jobs", "run the job on `local`")
             else:
                 found = list(entry_points(group="jupyter_mlops.compute", name=kind))
                 if not found:
@@ -307,6 +310,7 @@ class ControlPlane:
         computes, _ = await self.store.read(lambda tx: tx.page("compute", limit=1000))
         self._computes = {c.name: c.spec["type"] for c in computes}
         self.clusters.take(computes)
+        self.job_clusters.take(computes)
         stale = time.monotonic() - self._facts_at > _FACTS_LIFE or not self._facts_at
         for index, compute in enumerate(computes):
             status: dict[str, Any] = {"phase": "Ready", "reason": ""}

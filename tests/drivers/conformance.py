@@ -165,14 +165,17 @@ class Conformance:
         assert "killed by signal 9 (SIGKILL)" in seen.reason and seen.cause == "", "and nothing of lack of memory"
 
     def test_what_a_killed_rank_was_writing_is_swept(self, bench: Bench) -> None:
-        attempt = JobFolder(bench.home / "jobs" / "a").attempt(1)
-        half = f"{attempt.exit_path(0)}.1.1.tmp"
-        job = bench.cell("a", f"import os, signal\nopen({half!r}, 'w').close()\nos.kill(os.getpid(), signal.SIGKILL)")
-        assert bench.ended(job).phase == "failed" and not os.path.exists(half)
+        job = bench.cell("a", """
+import os, signal
+attempt = os.path.join(os.environ["JUPYTER_MLOPS_JOB_DIR"], "attempts", "1")
+open(os.path.join(attempt, "rank-0.exit.1.1.tmp"), "w").close()
+os.kill(os.getpid(), signal.SIGKILL)
+""")
+        assert bench.ended(job).phase == "failed" and bench.log(job) == ""
+        assert not list((job.folder / "attempts" / "1").glob("*.tmp"))
 
-    def test_starting_again_runs_once(self, bench: Bench, tmp_path: Path) -> None:
-        count = tmp_path / "count"
-        job = bench.cell("a", f"open({str(count)!r}, 'a').write('x')\nimport time\ntime.sleep(0.5)")
+    def test_starting_again_runs_once(self, bench: Bench) -> None:
+        job = bench.cell("a", "open('count', 'a').write('x')\nimport time\ntime.sleep(0.5)")
         for _ in range(5):
             bench.driver.start(job, 1, {})
             bench.make().start(job, 1, {})  # another control plane
@@ -180,7 +183,7 @@ class Conformance:
         bench.driver.start(job, 1, {})
         bench.make().start(job, 1, {})
         assert bench.make().observe(job, 1).phase == "completed"
-        assert count.read_text() == "x"
+        assert (job.folder / "outputs" / "count").read_text() == "x"
 
     def test_stop_ends_all_that_belongs_to_the_job(self, bench: Bench) -> None:
         # A rank that ignores SIGTERM, a child in a session of its own whose parents are gone, and one that in addition
@@ -308,12 +311,12 @@ time.sleep(60)
         assert (seen.phase, seen.exit_code) == ("canceled", 0)
         assert bench.log(job) == "up\nsaved\n"
 
-    def test_stop_before_start(self, bench: Bench, tmp_path: Path) -> None:
-        job = bench.job("a", cell={"source": f"open({str(tmp_path / 'ran')!r}, 'w')"})
+    def test_stop_before_start(self, bench: Bench) -> None:
+        job = bench.job("a", cell={"source": "open('ran', 'w')"})
         bench.driver.stop(job, 1, 1.0)
         bench.driver.start(job, 1, {})
         assert bench.ended(job).phase == "canceled"
-        assert not (tmp_path / "ran").exists()
+        assert not (job.folder / "outputs" / "ran").exists()
 
     def test_nothing_outlives_a_job(self, bench: Bench) -> None:
         job = bench.cell("a", """

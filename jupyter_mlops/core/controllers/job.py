@@ -27,7 +27,7 @@ from .base import Controller, Key
 from .folder import remove_folder, write_folder
 from .pace import Pace
 from .recorder import JournalShipper, RunRecorder
-from .slots import Slots, request_of
+from .slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class JobController(Controller):
     async def _check(self, spec: JobSpec) -> None:
         plain = spec.model_dump()
         await asyncio.to_thread(self._driver_for(spec.compute).check, plain)
-        lacking = self.slots.lacks(spec.compute, request_of(plain))
+        lacking = self.slots.lacks(spec.compute, plain)
         if lacking:
             raise Refused(f"the job {lacking} on compute {spec.compute!r}", "ask for less, or choose another compute")
 

@@ -10,21 +10,26 @@ from ..resources.job import parse_bytes
 
 #: CPUs that a compute has at least for jobs: two processes are how distributed training is tried out.
 LEAST_CPUS = 2
+#: CPUs of a cluster for which nobody has set a limit: the cluster itself decides what fits.
+UNLIMITED = 1e9
 
 
-def request_of(spec: dict[str, Any]) -> Request:
-    """What a job asks for; without a wish one CPU for each process."""
+def request_of(spec: dict[str, Any], cluster: bool = False) -> Request:
+    """What a job asks for; without a wish one CPU for each process. A ``cluster`` counts its GPUs itself."""
     resources = spec.get("resources") or {}
     processes = int((spec.get("distribution") or {}).get("process_count_per_instance") or 1)
+    count = int(resources.get("instance_count") or 1)
     return Request(
-        float(resources.get("cpus") or processes), parse_bytes(resources.get("memory") or ""),
-        float(resources.get("gpus") or 0),
+        float(resources.get("cpus") or processes) * count, parse_bytes(resources.get("memory") or "") * count,
+        0.0 if cluster else float(resources.get("gpus") or 0),
     )
 
 
 def capacity_of(compute: Resource) -> Capacity:
-    """What a compute has for jobs: as its spec says, else as its machine is."""
+    """What a compute has for jobs: as its spec says, else as its machine is; a cluster has what it has."""
     spec, status = compute.spec, compute.status
+    if spec.get("type") == "kubernetes":
+        return Capacity(float(spec.get("cpus") or UNLIMITED), parse_bytes(spec.get("memory") or ""), 0)
     return Capacity(
         float(spec.get("cpus") or max(int(status.get("cpus") or 1), LEAST_CPUS)),
         parse_bytes(spec.get("memory") or "") or int(status.get("memory_bytes") or 0),
@@ -37,6 +42,7 @@ class Slots:
 
     def __init__(self) -> None:
         self._queues: dict[str, Queue] = {}
+        self._clusters: set[str] = set()
         self._compute_of: dict[str, str] = {}
         #: job → the GPUs that it was given, until it is launched
         self.granted: dict[str, tuple[int, ...]] = {}
@@ -50,6 +56,7 @@ class Slots:
 
     def resize(self, computes: list[Resource]) -> None:
         """What computes there are, and what they have."""
+        self._clusters = {c.name for c in computes if c.spec.get("type") == "kubernetes"}
         for compute in computes:
             capacity = capacity_of(compute)
             if compute.name in self._queues:
@@ -57,10 +64,10 @@ class Slots:
             else:
                 self._queues[compute.name] = Queue(capacity)
 
-    def lacks(self, compute: str, request: Request) -> str:
-        """Why a compute can never meet a request; empty when it can."""
+    def lacks(self, compute: str, spec: dict[str, Any]) -> str:
+        """Why a compute can never meet what a job asks for; empty when it can."""
         queue = self._queues.get(compute)
-        return queue.capacity.lacks(request) if queue is not None else ""
+        return queue.capacity.lacks(request_of(spec, compute in self._clusters)) if queue is not None else ""
 
     def wait(self, job: Resource) -> None:
         """A job waits for its turn; nothing happens when it is known already."""
@@ -70,7 +77,8 @@ class Slots:
         compute = job.spec.get("compute") or "local"
         self._compute_of[job.name] = compute
         self._queue(compute).add(Waiting(
-            job.name, job.created_by, request_of(job.spec), (str(job.status.get("queued_at") or ""), job.name),
+            job.name, job.created_by, request_of(job.spec, compute in self._clusters),
+            (str(job.status.get("queued_at") or ""), job.name),
             PRIORITIES[priority],
         ))
 
@@ -79,7 +87,8 @@ class Slots:
         compute = job.spec.get("compute") or "local"
         self._compute_of[job.name] = compute
         gpu_ids = tuple(job.status.get("gpu_ids") or ())
-        self._queue(compute).hold(Holder(job.name, job.created_by, request_of(job.spec), gpu_ids))
+        request = request_of(job.spec, compute in self._clusters)
+        self._queue(compute).hold(Holder(job.name, job.created_by, request, gpu_ids))
 
     def _queue(self, compute: str) -> Queue:
         return self._queues.setdefault(compute, Queue(Capacity(LEAST_CPUS, 0, 0)))
@@ -114,8 +123,9 @@ class Slots:
         if queue is None:
             return {}
         used = queue.used()
+        cpus = 0.0 if queue.capacity.cpus == UNLIMITED else queue.capacity.cpus
         return {
             "running_jobs": len(queue.holders), "queued_jobs": len(queue.waiting) + len(queue.impossible),
-            "slots": {"cpus": queue.capacity.cpus, "memory_bytes": queue.capacity.memory, "gpus": queue.capacity.gpus},
+            "slots": {"cpus": cpus, "memory_bytes": queue.capacity.memory, "gpus": queue.capacity.gpus},
             "used": {"cpus": used.cpus, "memory_bytes": used.memory, "gpus": used.gpus},
         }

@@ -25,6 +25,12 @@ class Toleration(Model):
     toleration_seconds: int | None = Field(default=None, alias="tolerationSeconds", ge=0)
 
 
+def _image(value: str) -> str:
+    if value and not _IMAGE.fullmatch(value):
+        raise ValueError(f"{value!r} is no name of an image")
+    return value
+
+
 class ServingOptions(Model):
     """How endpoints are served on a cluster.
 
@@ -54,9 +60,7 @@ class ServingOptions(Model):
     @field_validator("image", "gateway_image")
     @classmethod
     def _an_image(cls, value: str) -> str:
-        if value and not _IMAGE.fullmatch(value):
-            raise ValueError(f"{value!r} is no name of an image")
-        return value
+        return _image(value)
 
     @field_validator("tls_secret", "hostname")
     @classmethod
@@ -72,6 +76,33 @@ class ServingOptions(Model):
         return self
 
 
+class TrainingOptions(Model):
+    """How jobs run on a cluster.
+
+    ``image`` needs Python 3.9 and what the jobs import; nothing of ours has to be in it. ``hold``: seconds for which a
+    pod that has ended stays, with all that it was given, until its outputs have been copied.
+    """
+
+    image: str = Field(default="", max_length=500)
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    image_pull_secrets: list[str] = Field(default_factory=list, max_length=10)
+    python: str = Field(default="python3", pattern=r"^[A-Za-z0-9._/-]{1,200}$", description="its name in the images")
+    gpu_resource: str = Field(
+        default="nvidia.com/gpu", pattern=r"^[A-Za-z0-9][A-Za-z0-9./_-]{0,252}$",
+        description="what a GPU is called there: amd.com/gpu, nvidia.com/mig-1g.5gb, …"
+    )
+    hold: int = Field(default=300, ge=0, le=86_400)
+    max_nodes: int = Field(default=0, ge=0, le=1000, description="most pods of one job; 0: no limit of ours")
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
+    run_as_user: int = Field(default=1000, ge=0, le=2**31 - 1, description="0: the cluster or the image says")
+
+    @field_validator("image")
+    @classmethod
+    def _an_image(cls, value: str) -> str:
+        return _image(value)
+
+
 class ComputeSpec(Spec):
     """``type`` names a driver from the entry point group ``jupyter_mlops.compute``.
 
@@ -82,6 +113,7 @@ class ComputeSpec(Spec):
     context: str = Field(default="", max_length=253, description="of the kubeconfig; empty: its current one")
     namespace: str = Field(default="", pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$")
     serving: ServingOptions = Field(default_factory=ServingOptions)
+    training: TrainingOptions = Field(default_factory=TrainingOptions)
     description: str = Field(default="", max_length=5000)
     max_processes: int = Field(
         default=0, ge=0, le=4096, description="most processes of one job; 0: the number of CPUs, at least 2"

@@ -73,9 +73,16 @@ class PyTorchDistribution(Model):
 
 
 class JobResources(Model):
-    """What one job asks of its compute; the local compute has one instance. Accounting, not isolation."""
+    """What one job asks of its compute, for each of its instances.
 
-    instance_count: int = Field(default=1, ge=1, le=1)
+    The local compute has one instance, and counts what is asked for; a cluster gives each instance (a pod) that much.
+    """
+
+    instance_count: int = Field(default=1, ge=1, le=1000)
+    shm_size: str = Field(
+        default="", max_length=20, pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$",
+        description="most bytes of /dev/shm, on a cluster; 2Gi"
+    )
     cpus: float | None = Field(default=None, gt=0, le=4096, description="CPUs; none: one for each process")
     memory: str = Field(
         default="", max_length=20, pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="bytes, such as 4Gi"
@@ -157,8 +164,8 @@ class JobSpec(Spec):
             )
         if self.args and self.script is None:
             raise ValueError("args needs script")
-        if (self.command is not None or self.batch is not None) and self.processes > 1:
-            raise ValueError(f"distribution needs script or cell, not {given[0]}")
+        if (self.command is not None or self.batch is not None) and self.world_size > 1:
+            raise ValueError(f"several processes need script or cell, not {given[0]}")
         for name in ("cwd", "interpreter"):
             path = getattr(self, name)
             if path and not os.path.isabs(path):
@@ -172,6 +179,11 @@ class JobSpec(Spec):
     def processes(self) -> int:
         """Processes per node: 1 without a distribution."""
         return self.distribution.process_count_per_instance if self.distribution else 1
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of all instances together."""
+        return self.processes * self.resources.instance_count
 
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,

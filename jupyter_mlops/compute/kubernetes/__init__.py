@@ -1,0 +1,1 @@
+"""Jobs on a Kubernetes cluster, with nothing but its API; see ``docs/clusters.md``."""

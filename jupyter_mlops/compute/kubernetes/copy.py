@@ -1,0 +1,278 @@
+"""The copy here of a job folder in a pod, kept over one exec stream to :mod:`jupyter_mlops.runtime.mirror`.
+
+It lands in the job's own folder, so that everything that reads a job's folder (journals, spool, logs, outputs) finds a
+job on a cluster as it finds one on this machine. What the pods of several nodes would both write lies in
+``attempts/<n>/node-<k>/``, and the outputs of all but the first node in ``outputs/node-<k>/``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import MlopsError
+from ...kube.client import Kube
+from ...kube.exec import Exec
+from ...runtime import jobfolder, logfile, mirror
+from .manifests import KEEPER, WORK
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two tries to connect, doubled up to the most.
+RETRY, RETRY_MOST = 0.3, 5.0
+#: Seconds without a word, not even to a ping, after which a connection counts as lost.
+SILENCE = 20.0
+#: Seconds between looks for spool entries that were delivered and for a wish to stop.
+LOOK = 0.3
+_HEADER_LIMIT = 64 * 1024
+#: Folders of the job that its pods may write to here.
+_TOPS = frozenset({"attempts", "journal", "spool", "outputs", "returns", "figures"})
+_PER_NODE = frozenset({"state.json", "limits.json", "supervisor.log", "torchrun.log", "agent.pid", "agent.exit"})
+
+
+class Copy:
+    """One pod's folder.
+
+    Args:
+        folder: the job's, here.
+        changed: called when something came that may have moved the attempt on.
+    """
+
+    def __init__(self, kube: Kube, python: str, pod: str, node: int, folder: Path, attempt: int,
+                 changed: Callable[[], None]) -> None:
+        self.kube = kube
+        self.python = python
+        self.pod = pod
+        self.node = node
+        self.job = jobfolder.JobFolder(folder)
+        self.attempt = self.job.attempt(attempt)
+        self.changed = changed
+        #: Whether all is here that will ever be.
+        self.complete = False
+        #: Why there is no connection, in one line; empty while there is one.
+        self.trouble = "connecting"
+        self.bytes = 0
+        self._spool: set[str] = set()
+        self._sent_stop = False
+        self._dirty: set[str] = set()
+
+    async def run(self) -> None:
+        """Until all is here."""
+        pause = RETRY
+        while not self.complete:
+            before = self.bytes
+            try:
+                await self._once()
+                self.trouble = "the connection ended"
+            except MlopsError as error:
+                self.trouble = error.message
+            except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+                self.trouble = f"{type(error).__name__}: {error}"[:300]
+                log.warning("copying from pod %s: %s", self.pod, self.trouble)
+            pause = RETRY if self.bytes > before else min(pause * 2, RETRY_MOST)
+            if not self.complete:
+                await asyncio.sleep(pause)
+
+    async def _once(self) -> None:
+        command = [self.python, "-m", "jupyter_mlops.runtime.mirror", f"{WORK}/job", str(self.attempt.number)]
+        async with Exec(self.kube, self.pod, KEEPER, command, heartbeat=SILENCE) as channel:
+            have, parts = await asyncio.to_thread(self._here)
+            await channel.send(json.dumps({"have": have, "parts": parts}).encode() + b"\n")
+            asker = asyncio.ensure_future(self._ask(channel))
+            self._sent_stop = False
+            taken = 0
+            try:
+                async for header, data in _frames(channel):
+                    self.trouble = ""
+                    taken += 1
+                    if header.get("bye"):
+                        self.complete = True
+                        self.changed()
+                        return
+                    if header.get("even"):
+                        if header.get("ended"):
+                            await asyncio.to_thread(self._sync)
+                            await channel.send(b'{"done": true}\n')
+                        self.changed()
+                    else:
+                        self._take(header, data)
+                    await channel.send(b'{"got": %d}\n' % taken)
+                if channel.stderr:
+                    self.trouble = channel.stderr.decode("utf-8", "replace").strip().splitlines()[-1][:300]
+                    log.warning("copying from pod %s: %s", self.pod, self.trouble)
+            finally:
+                asker.cancel()
+                with contextlib.suppress(asyncio.CancelledError, MlopsError, OSError, ConnectionError):
+                    await asker
+
+    async def _ask(self, channel: Exec) -> None:
+        """Hand on what is wished for here."""
+        while True:
+            if not self._sent_stop and self.job.stop_wish(self.attempt.number) is not None:
+                wish = jobfolder.read_json(os.path.join(self.job.path, "stop"))
+                await channel.send(json.dumps({"put": "stop", "text": json.dumps(wish)}).encode() + b"\n")
+                self._sent_stop = True
+            for name in sorted(self._spool):
+                # Delivered, or refused by MLflow and put aside: no need to keep it there.
+                if not os.path.exists(os.path.join(self.job.spool, name)):
+                    await channel.send(json.dumps({"gone": f"spool/{name}"}).encode() + b"\n")
+                    self._spool.discard(name)
+            await asyncio.sleep(LOOK)
+
+    # -- where things are here
+
+    def place(self, path: str) -> str | None:
+        """The path here of a file there; None for one that has no business here."""
+        parts = path.split("/")
+        if parts[0] not in _TOPS or len(parts) < 2 or any(p in ("", ".", "..") or "\0" in p for p in parts):
+            return None
+        if parts[0] == "attempts":
+            if parts[1] != str(self.attempt.number) or len(parts) < 3:
+                return None
+            if parts[2] in _PER_NODE or len(parts) > 3 or (parts[2] == "usage.jsonl" and self.node):
+                parts.insert(2, f"node-{self.node}")
+        elif self.node and parts[0] in ("outputs", "figures"):
+            parts.insert(1, f"node-{self.node}")
+        elif self.node and parts[0] == "returns":
+            return None
+        return os.path.join(self.job.path, *parts)
+
+    def _there(self, path: str) -> str | None:
+        """The path there of a file here, as far as it is this node's."""
+        parts = os.path.relpath(path, self.job.path).split(os.sep)
+        own = f"node-{self.node}"
+        for at in (1, 2):
+            if len(parts) > at + 1 and parts[at].startswith("node-") and parts[0] in ("attempts", "outputs", "figures"):
+                if parts[at] != own:
+                    return None
+                del parts[at]
+                break
+        there = "/".join(parts)
+        return there if self.place(there) == path else None
+
+    def _here(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """What has come already: sizes and times; and what of large files."""
+        have: dict[str, list[int]] = {}
+        for top in sorted(_TOPS):
+            for folder, _, names in os.walk(os.path.join(self.job.path, top)):
+                for name in names:
+                    full = os.path.join(folder, name)
+                    there = self._there(full)
+                    if there is None or name.endswith(".tmp"):
+                        continue
+                    with contextlib.suppress(OSError):
+                        info = os.lstat(full)
+                        have[there] = [info.st_size, info.st_mtime_ns]
+        parts: dict[str, list[int]] = {}
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._incoming):
+                size, mtime, _, there = name.split("-", 3)
+                full = os.path.join(self._incoming, name)
+                with contextlib.suppress(OSError, ValueError):
+                    parts[bytes.fromhex(there).decode()] = [int(size), int(mtime), os.path.getsize(full)]
+        return have, parts
+
+    @property
+    def _incoming(self) -> str:
+        return os.path.join(self.attempt.path, f"node-{self.node}", "incoming")
+
+    # -- what comes
+
+    def _take(self, header: dict[str, Any], data: bytes) -> None:
+        path, at, size, mtime = str(header["file"]), int(header["at"]), int(header["size"]), int(header["mtime"])
+        if zlib.crc32(data) != header["crc"] and data:
+            raise ValueError(f"a piece of {path} arrived damaged")
+        target = self.place(path)
+        if target is None or at < 0 or size < 0:
+            return
+        self.bytes += len(data)
+        jobfolder.private_folder(os.path.dirname(target))
+        if mirror.grows(path):
+            self._append(target, at, data)
+            return
+        if len(data) == size and not at:
+            self._replace(target, data, mtime)
+        else:
+            self._piece(path, target, at, size, mtime, data)
+        if path.startswith("spool/") and path.endswith("/entry.json"):
+            self._spool.add(path.split("/")[1])
+        if path.endswith(".hole"):
+            self._punch(target)
+
+    def _append(self, target: str, at: int, data: bytes) -> None:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            os.pwrite(fd, data, at)
+        finally:
+            os.close(fd)
+        self._dirty.add(target)
+
+    def _replace(self, target: str, data: bytes, mtime: int) -> None:
+        jobfolder.write_file(target, data, durable=False)
+        os.utime(target, ns=(mtime, mtime))
+        self._dirty.add(target)
+
+    def _piece(self, path: str, target: str, at: int, size: int, mtime: int, data: bytes) -> None:
+        """A piece of a large file, which is put in its place when it is whole."""
+        name = path.encode().hex()
+        if len(name) > 180:
+            name = sha256(path.encode()).hexdigest()  # then it cannot be gone on with
+        part = os.path.join(jobfolder.private_folder(self._incoming), f"{size}-{mtime}-p-{name}")
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            os.pwrite(fd, data, at)
+        finally:
+            os.close(fd)
+        if at + len(data) >= size:
+            os.utime(part, ns=(mtime, mtime))
+            os.replace(part, target)
+            self._dirty.add(target)
+
+    @staticmethod
+    def _punch(target: str) -> None:
+        """Give back here, too, what is not kept of a log there."""
+        entry = jobfolder.read_json(target)
+        begin, end = entry.get("from"), entry.get("to")
+        if isinstance(begin, int) and isinstance(end, int) and 0 <= begin < end:
+            with contextlib.suppress(OSError):
+                fd = os.open(target[:-5] + ".log", os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    logfile.punch(fd, begin, end - begin)
+                finally:
+                    os.close(fd)
+
+    def _sync(self) -> None:
+        """After this the copy there may go."""
+        for path in sorted(self._dirty):
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        self._dirty.clear()
+
+
+async def _frames(channel: Exec) -> Any:
+    held = bytearray()
+    size = mirror.HEAD.size
+    async for piece in channel.output():
+        held += piece
+        while len(held) >= size:
+            head, body = mirror.HEAD.unpack_from(held)
+            if head > _HEADER_LIMIT or body > mirror.PIECE:
+                raise ValueError(f"the pod answers with something else than ours: {bytes(held[:200])!r}")
+            if len(held) < size + head + body:
+                break
+            header = json.loads(held[size:size + head])
+            data = bytes(held[size + head:size + head + body])
+            del held[:size + head + body]
+            yield header, data

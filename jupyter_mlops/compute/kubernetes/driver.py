@@ -1,0 +1,413 @@
+"""The compute driver of one cluster.
+
+An attempt is an Indexed Job, a pod for each node; in each pod the same supervisor as on this machine runs the ranks
+over a job folder of its own, of which :mod:`.copy` keeps a copy here. What is known of an attempt is that copy and the
+pods' status; nothing that matters is kept in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import Conflict, MlopsError, Refused
+from ...core.resources.compute import ComputeSpec
+from ...core.resources.job import JobSpec
+from ...kube import packs
+from ...kube.client import Kube
+from ...kube.errors import Absent
+from ...kube.exec import send_parcel
+from ...kube.names import ours, owner
+from ...runtime import jobfolder, logfile, parcel
+from ...runtime.berth import PARCEL
+from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
+from ..base import NOTHING, Grant, JobRef, LogChunk, Observation
+from ..state import observation
+from . import manifests, verdict
+from .copy import Copy
+from .manifests import KEEPER, WORK, Names, Order
+from .watch import Pod, PodWatch, key, node_of
+
+log = logging.getLogger(__name__)
+
+#: What is noted of an attempt here, beside what its pods tell.
+NOTE = "cluster.json"
+#: Seconds between two looks at events of a pod that waits.
+EVENTS = 3.0
+#: Seconds after which an attempt whose Job was made has pods, or somebody took them away.
+APPEAR = 30.0
+
+
+class KubernetesCompute:
+    """Jobs of one workspace on one compute.
+
+    Args:
+        workspace: what tells this workspace from others that use the namespace.
+        compute: the compute's name.
+        spec: of type ``kubernetes``.
+        kubeconfig: path; empty: see :class:`Kube`.
+    """
+
+    def __init__(self, workspace: str, compute: str, spec: ComputeSpec, kubeconfig: str = "") -> None:
+        self.workspace = workspace
+        self.spec = spec
+        self.kube = Kube(compute, spec.context, spec.namespace, kubeconfig)
+        self._changed: list[Callable[[str], None]] = []
+        self._watch = PodWatch(self.kube, {**ours(workspace), "app.kubernetes.io/component": "job"}, self._pod_changed)
+        self._copies: dict[tuple[str, int, int], tuple[Copy, asyncio.Task[None]]] = {}
+        self._wanted: dict[tuple[str, int], JobFolder] = {}
+        self._last_pods: dict[tuple[str, int], dict[int, Pod]] = {}
+        self._events: dict[str, tuple[float, list[dict[str, Any]]]] = {}
+        self._brought: set[tuple[str, int, int]] = set()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # -- before ----------------------------------------------------------------------------------------------------
+
+    def check(self, spec: dict[str, Any]) -> None:
+        """Refuse what cannot run there.
+
+        Raises:
+            Refused: see its message.
+        """
+        job = JobSpec.model_validate(spec)
+        name = self.kube.cluster
+        if not self.spec.training.image:
+            raise Refused(f"compute '{name}' has no image for jobs", "an operator sets training.image in the compute")
+        if job.script is not None or job.batch is not None:
+            what = "scripts" if job.script is not None else "batch runs"
+            raise Refused(f"{what} do not run on clusters yet", "run a cell or a command there, or use `local`")
+        if job.cwd and job.command is not None:
+            raise Refused(f"the folder {job.cwd} is not on compute '{name}'", "leave cwd out: it is outputs/ there")
+        if job.resources.gpus != int(job.resources.gpus):
+            raise Refused("a cluster gives whole GPUs", "ask for whole ones, or name a share as training.gpu_resource")
+        most = self.spec.training.max_nodes
+        if most and job.resources.instance_count > most:
+            raise Refused(f"{job.resources.instance_count} nodes are more than compute '{name}' allows ({most})",
+                          f"use --nodes {most} or fewer")
+
+    def facts(self) -> dict[str, Any]:
+        """What jobs may have of the cluster: as its spec says; the cluster itself decides what fits."""
+        from ...core.resources.job import parse_bytes
+
+        return {"cpus": int(self.spec.cpus) or 4096, "memory_bytes": parse_bytes(self.spec.memory) or 1 << 50,
+                "gpus": []}
+
+    def subscribe(self, changed: Callable[[str], None]) -> None:
+        """Have ``changed(job name)`` called when a pod changed, or something came out of one."""
+        self._changed.append(changed)
+
+    # -- the loop on which watch and copies run ------------------------------------------------------------------------
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name=f"cluster-{self.kube.cluster}",
+                                 daemon=True).start()
+                asyncio.run_coroutine_threadsafe(self._watch.run(), self._loop)
+            return self._loop
+
+    def close(self) -> None:
+        """End watch and copies; what runs on the cluster goes on."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            async def end() -> None:
+                tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(end(), loop).result(5)
+            loop.call_soon_threadsafe(loop.stop)
+        self._copies.clear()
+
+    def _pod_changed(self, pod: Pod, gone: bool) -> None:
+        job, attempt = key(pod)
+        if not job or not attempt.isdigit():
+            return
+        known = self._last_pods.setdefault((job, int(attempt)), {})
+        known[node_of(pod)] = {**pod, "gone": True} if gone else pod
+        self._follow(job, int(attempt))
+        self._tell(job)
+
+    def _tell(self, job: str) -> None:
+        for changed in self._changed:
+            changed(job)
+
+    def _follow(self, job: str, attempt: int) -> None:
+        """Have a copy of each pod that has a keeper; on the loop."""
+        folder = self._wanted.get((job, attempt))
+        if folder is None:
+            return
+        for pod in self._watch.of(job, attempt):
+            at = (job, attempt, node_of(pod))
+            if at in self._copies or not verdict.keeper_runs(pod):
+                continue
+            copy = Copy(self.kube, self.spec.training.python, pod["metadata"]["name"], at[2], Path(folder.path),
+                        attempt, lambda: self._tell(job))
+            self._copies[at] = (copy, asyncio.get_running_loop().create_task(copy.run()))
+
+    def _want(self, job: JobRef, attempt: int) -> None:
+        """Follow an attempt from now on."""
+        at = (job.name, attempt)
+        if at not in self._wanted:
+            self._wanted[at] = JobFolder(job.folder)
+            loop = self._running()
+            loop.call_soon_threadsafe(self._follow, *at)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def _names(self, job: JobRef, attempt: int) -> Names:
+        return Names(self.workspace, job.name, attempt)
+
+    def start(self, job: JobRef, attempt: int, env: dict[str, str], grant: Grant = NOTHING) -> None:
+        """Make the attempt's Job and what it needs, or do nothing when that is done.
+
+        Raises:
+            Refused: the cluster does not take it; nothing of it is left there.
+            BackendUnreachable, BackendTimeout: it does not answer; call it again.
+        """
+        folder = JobFolder(job.folder)
+        place = folder.attempt(attempt)
+        if place.state().get("phase") in TERMINAL or _note(place).get("started"):
+            return
+        values = folder.spec()
+        if not values:
+            raise Refused(f"job {job.name} has no spec.json: {jobfolder.DELETED}", "submit it again")
+        jobfolder.private_folder(place.path)
+        if folder.stop_wish(attempt) is not None:
+            self._end(place, Observation("canceled", "stopped before it started", attempt))
+            return
+        # Neither the notebook's folder nor its Python is there.
+        spec = JobSpec.model_validate({**values, "cwd": "", "interpreter": ""})
+        names = self._names(job, attempt)
+        order = Order(spec, self.spec.training, self.spec.training.image, grant.timeout)
+        try:
+            self._make(names, order, folder, place, env)
+        except Refused:
+            with contextlib.suppress(MlopsError):
+                self.kube.delete("Job", names.object)
+            raise
+        self._want(job, attempt)
+
+    def _make(self, names: Names, order: Order, folder: JobFolder, place: Attempt, env: dict[str, str]) -> None:
+        path = self._inputs(folder, place)
+        about = {"sha256": parcel.sha256(str(path)), "size": path.stat().st_size} if path else {}
+        count = -(-int(about.get("size") or 0) // packs.PART)
+        if about and count <= packs.MAX_PARTS:
+            order.parts = [manifests.part_name(names, number) for number in range(count)]
+            about["parts"] = count
+        made = self.kube.apply(manifests.job(names, order, suspended=True), names.ours())
+        mine = owner(made)
+        what = {"schema": 1, "job": names.job, "attempt": names.attempt, "spec": order.spec.model_dump(),
+                "run": folder.run(), "env": {**env, "JUPYTER_MLOPS_ATTEMPT": str(names.attempt)},
+                "timeout": order.timeout, "nodes": order.nodes, "inputs": about,
+                "address": manifests.address(names) if order.nodes > 1 else ""}
+        secrets = [(manifests.boot_name(names), {
+            "runtime.zip": packs.runtime_zip(), "cloudpickle.zip": packs.cloudpickle_zip(),
+            "order.json": json.dumps(what).encode(),
+        })]
+        if path and order.parts:
+            secrets += zip(order.parts, ({"part": data} for data in packs.parts(path.read_bytes())), strict=True)
+        for name, data in secrets:
+            self._put(manifests.secret(name, names, mine, data))
+        if order.nodes > 1:
+            self.kube.apply(manifests.service(names, mine), names.ours())
+        self.kube.merge("Job", names.object, {"spec": {"suspend": False}})
+        jobfolder.write_json(os.path.join(place.path, NOTE), {
+            "schema": 1, "started": True, "compute": self.kube.cluster, "namespace": self.kube.namespace,
+            "job": names.object, "uid": mine["uid"], "nodes": order.nodes, "time": time.time(),
+            "bring": bool(path) and not order.parts, "hold": order.options.hold,
+        })
+
+    def _put(self, manifest: dict[str, Any]) -> None:
+        try:
+            self.kube.call("POST", self.kube.path("Secret"), manifest, what=f"making {manifest['metadata']['name']}",
+                           timeout=30.0)
+        except Conflict:
+            there = self.kube.get("Secret", manifest["metadata"]["name"])
+            wanted = manifest["metadata"]["ownerReferences"][0]["uid"]
+            if any(o["uid"] == wanted for o in (there or {}).get("metadata", {}).get("ownerReferences") or []):
+                return
+            self.kube.delete("Secret", manifest["metadata"]["name"])
+            self.kube.call("POST", self.kube.path("Secret"), manifest, timeout=30.0)
+
+    @staticmethod
+    def _inputs(folder: JobFolder, place: Attempt) -> Path | None:
+        """What the pods need of the job's folder: what was shipped with it, and what earlier attempts left."""
+        entries = []
+        if os.path.isdir(folder.inputs) and os.listdir(folder.inputs):
+            entries.append(("inputs", folder.inputs))
+        if os.path.isdir(folder.outputs) and os.listdir(folder.outputs):
+            entries.append(("outputs", folder.outputs))
+        if not entries:
+            return None
+        target = Path(place.path) / PARCEL
+        try:
+            parcel.pack(str(target), entries)
+        except parcel.ParcelError as error:
+            raise Refused(f"what the job needs cannot be sent: {error}", "put plain files there") from error
+        return target
+
+    def observe(self, job: JobRef, attempt: int) -> Observation:
+        """What is so now: as the copies of the pods' folders say, and where they say nothing, the pods' status."""
+        folder = JobFolder(job.folder)
+        place = folder.attempt(attempt)
+        state = place.state()
+        note = _note(place)
+        if state.get("phase") in TERMINAL:
+            self._collect(job, attempt, note)
+            return observation(attempt, state)
+        if not note.get("started"):
+            return Observation("absent", attempt=attempt)
+        self._want(job, attempt)
+        if not self._watch.seen:
+            reason = f"compute '{self.kube.cluster}': {self._watch.trouble}"
+            return verdict.running(place, note, {}, {}, reason)
+        pods = {node_of(p): p for p in self._watch.of(job.name, attempt)}
+        last = {**self._last_pods.get((job.name, attempt), {}), **pods}
+        copies = {at[2]: copy for at, (copy, _) in list(self._copies.items()) if at[:2] == (job.name, attempt)}
+        if note.get("bring"):
+            self._bring(place, note, pods)
+        seen = verdict.ended(place, note, last, copies)
+        if seen is None and not last and time.time() - float(note.get("time") or 0) > APPEAR:
+            seen = self._vanished(place, note)
+        if seen is None and folder.stop_wish(attempt) is not None:
+            seen = self._press(place, note, pods)
+        if seen is not None:
+            self._end(place, seen)
+            self._collect(job, attempt, note)
+            return seen
+        trouble = self._watch.trouble and f"compute '{self.kube.cluster}': {self._watch.trouble}; the job goes on"
+        return verdict.running(place, note, pods, copies, trouble, self._look_at_events)
+
+    def _vanished(self, place: Attempt, note: dict[str, Any]) -> Observation | None:
+        """An attempt that has no pods although it should."""
+        found = self.kube.get("Job", note["job"])
+        if found is None or found["metadata"]["uid"] != note["uid"]:
+            return Observation("failed", "its pods are gone: the Job was deleted on the cluster", place.number,
+                               cause="lost", ended_at=time.time())
+        return None
+
+    def _press(self, place: Attempt, note: dict[str, Any], pods: dict[int, Pod]) -> Observation | None:
+        """A stop was asked for: pods with ranks hear of it over their copy; others are taken away."""
+        if any(verdict.main_runs(p) for p in pods.values()):
+            return None
+        if any(verdict.main_ended(p) for p in pods.values()):
+            return None
+        self.kube.delete("Job", note["job"])
+        return Observation("canceled", "stopped before it started", place.number, ended_at=time.time())
+
+    def _look_at_events(self, pod: Pod) -> list[dict[str, Any]]:
+        name = pod["metadata"]["name"]
+        at, found = self._events.get(name, (0.0, []))
+        if time.monotonic() - at > EVENTS:
+            try:
+                found = self.kube.list("Event", fields=f"involvedObject.kind=Pod,involvedObject.name={name}")
+            except MlopsError:
+                found = []
+            while len(self._events) > 500:
+                self._events.pop(next(iter(self._events)))
+            self._events[name] = (time.monotonic(), found)
+        return found
+
+    def _bring(self, place: Attempt, note: dict[str, Any], pods: dict[int, Pod]) -> None:
+        """Send the inputs into pods that wait for them."""
+        path = Path(place.path) / PARCEL
+        for node, pod in pods.items():
+            at = (place.job.path, place.number, node)
+            if verdict.main_runs(pod) and at not in self._brought:
+                self._brought.add(at)
+                asyncio.run_coroutine_threadsafe(self._send(at, pod["metadata"]["name"], path), self._running())
+
+    async def _send(self, at: tuple[str, int, int], pod: str, path: Path) -> None:
+        digest = await asyncio.to_thread(parcel.sha256, str(path))
+        while True:
+            try:
+                await send_parcel(self.kube, pod, KEEPER, self.spec.training.python, path, f"{WORK}/{PARCEL}", digest)
+                return
+            except Absent:
+                return
+            except MlopsError as error:
+                log.warning("bringing inputs into pod %s: %s", pod, error.message)
+                if self._last_gone(pod):
+                    return
+                await asyncio.sleep(1.0)
+
+    def _last_gone(self, pod: str) -> bool:
+        return pod not in self._watch.pods
+
+    def _end(self, place: Attempt, seen: Observation) -> None:
+        """Note how it ended, where everybody looks for it."""
+        jobfolder.private_folder(place.path)
+        place.write_state(verdict.state(seen))
+
+    def _collect(self, job: JobRef, attempt: int, note: dict[str, Any]) -> None:
+        """Take away what an attempt that has ended left on the cluster; once, and again where it did not succeed."""
+        at = (job.name, attempt)
+        for where in [w for w in self._copies if w[:2] == at]:
+            _, task = self._copies.pop(where)
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(task.cancel)
+        self._wanted.pop(at, None)
+        place = JobFolder(job.folder).attempt(attempt)
+        if not note.get("job") or note.get("collected"):
+            return
+        try:
+            self.kube.delete("Job", note["job"])
+        except MlopsError as error:
+            log.warning("job %s: its objects on '%s' are not removed: %s", job.name, self.kube.cluster, error.message)
+            return
+        self._last_pods.pop(at, None)
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(place.path, PARCEL))
+        with contextlib.suppress(OSError):
+            jobfolder.write_json(os.path.join(place.path, NOTE), {**note, "collected": True}, durable=False)
+
+    def stop(self, job: JobRef, attempt: int, grace: float) -> None:
+        """Leave the wish; it goes to the pods over their copies. Returns at once."""
+        folder = JobFolder(job.folder)
+        place = folder.attempt(attempt)
+        if place.state().get("phase") in TERMINAL or not os.path.isdir(folder.path):
+            return
+        if folder.stop_wish(attempt) is None:
+            folder.ask_stop(attempt, grace)
+        self._tell(job.name)
+
+    def read_log(self, job: JobRef, attempt: int, rank: int, offset: int, limit: int) -> LogChunk:
+        """Bytes of a rank's log, as far as they have come."""
+        path = JobFolder(job.folder).attempt(attempt).log_path(rank)
+        data, begin, following, size = logfile.read(path, offset, limit)
+        return LogChunk(data, begin, following, size, logfile.hole(path))
+
+    def delete(self, job: JobRef) -> None:
+        """Remove what is left on the cluster of a job that has ended.
+
+        Raises:
+            Conflict: an attempt of it still runs.
+        """
+        folder = JobFolder(job.folder)
+        with contextlib.suppress(FileNotFoundError):
+            for path in (Path(folder.path) / "attempts").iterdir():
+                if path.name.isascii() and path.name.isdigit():
+                    place = folder.attempt(path.name)
+                    note = _note(place)
+                    if note.get("started") and place.state().get("phase") not in TERMINAL:
+                        raise Conflict(f"job {job.name} still runs", "stop it first")
+                    self._collect(job, place.number, note)
+
+
+def _note(place: Attempt) -> dict[str, Any]:
+    note = jobfolder.read_json(os.path.join(place.path, NOTE))
+    return note if isinstance(note.get("job"), str) else {}

@@ -1,0 +1,194 @@
+"""How an attempt on a cluster is doing, and how it ended: of what its pods' folders say, and what the cluster says."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ...kube import pods as words
+from ...runtime import jobfolder
+from ...runtime.jobfolder import TERMINAL, Attempt
+from ..base import Observation
+from ..state import observation
+from .manifests import KEEPER, MAIN
+
+if TYPE_CHECKING:
+    from .copy import Copy
+
+Pod = dict[str, Any]
+
+
+def _status(pod: Pod, container: str) -> dict[str, Any]:
+    for found in words.containers(pod):
+        if found.get("name") == container:
+            state: dict[str, Any] = found.get("state") or {}
+            return state
+    return {}
+
+
+def keeper_runs(pod: Pod) -> bool:
+    """Whether one can execute in its sidecar."""
+    return bool(_status(pod, KEEPER).get("running"))
+
+
+def main_runs(pod: Pod) -> bool:
+    """Whether the ranks' container runs."""
+    return bool(_status(pod, MAIN).get("running"))
+
+
+def main_ended(pod: Pod) -> bool:
+    """Whether the ranks' container has run and ended."""
+    return bool(_status(pod, MAIN).get("terminated"))
+
+
+def over(pod: Pod) -> bool:
+    """Whether nothing of a pod runs any more, nor will."""
+    if pod.get("gone"):
+        return True
+    phase = (pod.get("status") or {}).get("phase")
+    return phase in ("Succeeded", "Failed") and not keeper_runs(pod)
+
+
+def node_state(place: Attempt, node: int) -> dict[str, Any]:
+    """What the supervisor of a node wrote last, as far as it has come here."""
+    state = jobfolder.read_json(os.path.join(place.path, f"node-{node}", "state.json"))
+    return state if isinstance(state.get("phase"), str) else {}
+
+
+def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: dict[int, Copy]) -> Observation | None:
+    """The end of an attempt, or None while it goes on.
+
+    A node has ended when all that its supervisor left is here, or when its pod is gone with what it had.
+    """
+    count = int(note.get("nodes") or 1)
+    states: list[dict[str, Any]] = []
+    for node in range(count):
+        state = node_state(place, node)
+        pod = pods.get(node)
+        copy = copies.get(node)
+        if state.get("phase") in TERMINAL and (copy is None or copy.complete or pod is None or over(pod)):
+            states.append(state)
+        elif pod is not None and (over(pod) or (copy is not None and copy.complete)):
+            states.append({"phase": "failed", "reason": lost(pod), "cause": lost_cause(pod), "node": node,
+                           "ended_at": time.time(), "started_at": state.get("started_at"),
+                           "ranks": state.get("ranks") or [], "lost": True})
+        else:
+            return None
+    return _together(place, states)
+
+
+def _together(place: Attempt, states: list[dict[str, Any]]) -> Observation:
+    """One observation of several nodes: the one that failed first, by itself, speaks for all."""
+    parts = [observation(place.number, s) for s in states]
+    told = [("supervisor got signal" in str(s.get("reason"))) for s in states]
+    wished = place.job.stop_wish(place.number) is not None
+    phases = [p.phase for p in parts]
+    if all(p == "completed" for p in phases):
+        chosen = parts[0]
+    else:
+        failed = [i for i, p in enumerate(phases) if p == "failed" and not told[i]]
+        if failed:
+            chosen = parts[min(failed, key=lambda i: parts[i].ended_at or float("inf"))]
+        else:
+            chosen = parts[next(i for i, p in enumerate(phases) if p != "completed")]
+            if not wished and chosen.phase == "canceled":
+                # Nobody here asked for it: the cluster ended the pod.
+                chosen.phase, chosen.cause = "failed", "lost"
+                chosen.reason = "the cluster ended the pod: it was deleted, evicted or preempted"
+    chosen.ranks = [r for p in parts for r in p.ranks]
+    starts = [p.started_at for p in parts if p.started_at]
+    ends = [p.ended_at for p in parts if p.ended_at]
+    chosen.started_at = min(starts) if starts else None
+    chosen.ended_at = max(ends) if ends else time.time()
+    chosen.seconds = max(p.seconds for p in parts)
+    chosen.attempt = place.number
+    return chosen
+
+
+def lost(pod: Pod) -> str:
+    """Why a pod ended before its supervisor could say so."""
+    status = pod.get("status") or {}
+    ended_ = _status(pod, MAIN).get("terminated") or {}
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            what = {"PreemptionByScheduler": "preempted by a job of higher priority",
+                    "EvictionByEvictionAPI": "evicted: its node is being emptied",
+                    "DeletionByTaintManager": "its node is lost",
+                    "DeletionByPodGC": "its node is gone",
+                    "TerminationByKubelet": "evicted by its node"}.get(str(condition.get("reason")), "")
+            message = " ".join(str(condition.get("message") or "").split())[:200]
+            return (what or str(condition.get("reason"))) + (f": {message}" if message and not what else "")
+    if status.get("reason") == "DeadlineExceeded":
+        return "ran longer than limits.timeout"
+    if ended_.get("reason") == "OOMKilled":
+        return "killed for lack of memory (out of memory); ask for more with resources.memory"
+    trouble = words.trouble(pod)
+    if trouble is not None:
+        return trouble.reason
+    if pod.get("gone"):
+        return "its pod was deleted on the cluster"
+    if ended_:
+        said = str(ended_.get("message") or "").strip().splitlines()
+        return said[0][:500] if said else f"the pod ended with exit code {ended_.get('exitCode')}"
+    return "its pod is gone"
+
+
+def lost_cause(pod: Pod) -> str:
+    """The same in one word."""
+    status = pod.get("status") or {}
+    if status.get("reason") == "DeadlineExceeded":
+        return "timeout"
+    if (_status(pod, MAIN).get("terminated") or {}).get("reason") == "OOMKilled":
+        return "memory"
+    return "lost"
+
+
+def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: dict[int, Copy], trouble: str,
+            events: Callable[[Pod], list[dict[str, Any]]] = lambda pod: []) -> Observation:
+    """An attempt that goes on."""
+    count = int(note.get("nodes") or 1)
+    states = [node_state(place, node) for node in range(count)]
+    parts = [observation(place.number, s) for s in states if s]
+    result = Observation("starting", attempt=place.number, reason=trouble)
+    result.ranks = [r for p in parts for r in p.ranks]
+    starts = [p.started_at for p in parts if p.started_at]
+    result.started_at = min(starts) if starts else None
+    phases = {p.phase for p in parts}
+    if "stopping" in phases:
+        result.phase = "stopping"
+        result.reason = next(p.reason for p in parts if p.phase == "stopping")
+    elif phases & {"running", *TERMINAL}:
+        result.phase = "running"
+        for rank in result.ranks:
+            rank.running = rank.running or (rank.exit_code is None and rank.pid is not None)
+    if phases and phases <= set(TERMINAL) and not trouble:
+        result.reason = "its outputs are being copied"
+    elif not trouble and result.phase == "starting":
+        result.reason = _waits(pods, events)
+    return result
+
+
+def _waits(pods: dict[int, Pod], events: Callable[[Pod], list[dict[str, Any]]]) -> str:
+    """What an attempt that has not begun is waiting for."""
+    if not pods:
+        return "waiting for the cluster to make its pods"
+    for node in sorted(pods):
+        pod = pods[node]
+        who = f"pod {node}: " if len(pods) > 1 else ""
+        if not main_runs(pod) and (found := words.trouble(pod, events(pod) if words.age(pod) > 2 else [])):
+            return who + found.reason
+    if any(not keeper_runs(p) for p in pods.values()):
+        return "the cluster starts its pods"
+    return "starting"
+
+
+def state(seen: Observation) -> dict[str, Any]:
+    """What is noted of it."""
+    return {
+        "phase": seen.phase, "reason": seen.reason, "exit_code": seen.exit_code, "failed_rank": seen.failed_rank,
+        "started_at": seen.started_at, "ended_at": seen.ended_at or time.time(), "seconds": seen.seconds,
+        "cause": seen.cause, "traceback": seen.traceback, "world_size": len(seen.ranks),
+        "ranks": [{"rank": r.rank, "pid": r.pid, "exit_code": r.exit_code} for r in seen.ranks],
+    }

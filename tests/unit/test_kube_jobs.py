@@ -1,0 +1,227 @@
+"""Jobs on a cluster: what is sent is valid in three Kubernetes minors and harmless; what is seen is told in words."""
+
+from __future__ import annotations
+
+import json
+
+import kubernetes_validate
+import pytest
+from test_kube_manifests import MINORS, OWNER, violations
+
+from jupyter_mlops.compute.base import JobRef
+from jupyter_mlops.compute.kubernetes import manifests, verdict
+from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
+from jupyter_mlops.compute.kubernetes.manifests import Names, Order
+from jupyter_mlops.core.errors import Refused
+from jupyter_mlops.core.resources.compute import ComputeSpec, TrainingOptions
+from jupyter_mlops.core.resources.job import JobSpec
+from jupyter_mlops.kube import access
+from jupyter_mlops.runtime.jobfolder import JobFolder, private_folder, write_json
+
+NAMES = Names("default", "digits", 2)
+OPTIONS = TrainingOptions(
+    image="registry.example/torch:1", node_selector={"pool": "gpu"}, image_pull_secrets=["pull"], hold=60,
+    tolerations=[{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}], gpu_resource="amd.com/gpu")
+
+
+def order(**more) -> Order:
+    spec = {"cell": {"source": "1"}, "resources": {"instance_count": 4, "gpus": 8, "cpus": 1.5, "memory": "4Gi",
+                                                   "shm_size": "8Gi"}, "environment_variables": {"TOKEN": "s3cret"}}
+    return Order(JobSpec.model_validate({**spec, **more}), OPTIONS, OPTIONS.image, 3600.0, {}, ["a-in-00", "a-in-01"])
+
+
+def everything() -> dict[str, dict]:
+    plain = Order(JobSpec(command="true"), TrainingOptions(image="python:3.11-slim"), "python:3.11-slim")
+    return {
+        "job": manifests.job(NAMES, order(), suspended=True), "plain": manifests.job(NAMES, plain, suspended=False),
+        "service": manifests.service(NAMES, OWNER), "secret": manifests.secret("a", NAMES, OWNER, {"part": b"\0"}),
+    }
+
+
+@pytest.mark.parametrize("minor", MINORS)
+def test_every_object_fits_the_schema(minor):
+    for what, manifest in everything().items():
+        kubernetes_validate.validate(manifest, minor, strict=True)
+        labels = manifest["metadata"]["labels"]
+        assert labels["jupyter-mlops.io/job"] == "digits" and labels["jupyter-mlops.io/attempt"] == "2", what
+        assert manifest["kind"] == "Job" or manifest["metadata"]["ownerReferences"] == [OWNER], "goes with the Job"
+
+
+def test_pods_are_harmless_and_hold_no_secret():
+    for what in ("job", "plain"):
+        pod = everything()[what]["spec"]["template"]["spec"]
+        assert violations(pod) == []
+        assert pod["automountServiceAccountToken"] is False
+    assert "s3cret" not in json.dumps(everything()["job"]), "the environment lies in a Secret"
+
+
+def test_what_a_job_asks_for_is_what_its_pods_get():
+    job = everything()["job"]["spec"]
+    pod = job["template"]["spec"]
+    (main,), (keeper,) = pod["containers"], pod["initContainers"]
+    assert main["resources"] == {"requests": {"cpu": "1500m", "memory": "4Gi"},
+                                 "limits": {"memory": "4Gi", "amd.com/gpu": "8"}}
+    assert (job["completions"], job["parallelism"], job["completionMode"]) == (4, 4, "Indexed")
+    assert job["suspend"] is True and job["backoffLimit"] == 0 and keeper["restartPolicy"] == "Always"
+    assert pod["subdomain"] == NAMES.object and manifests.address(NAMES).startswith(f"{NAMES.object}-0.{NAMES.object}:")
+    assert next(v for v in pod["volumes"] if v["name"] == "shm")["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    assert pod["activeDeadlineSeconds"] > 3600 and pod["terminationGracePeriodSeconds"] == 10 + 10 + 60
+    assert pod["nodeSelector"] == {"pool": "gpu"} and pod["tolerations"][0]["key"] == "gpu"
+    plain = everything()["plain"]["spec"]["template"]["spec"]
+    assert "activeDeadlineSeconds" not in plain and "subdomain" not in plain
+
+
+def test_names_of_attempts_and_workspaces_differ():
+    names = {Names(w, j, a).object for w in ("one", "two") for j in ("a", "b") for a in (1, 2)}
+    assert len(names) == 8 and all(len(n) <= 46 for n in names)
+    assert len(Names("w", "x" * 40, 12).object) <= 46
+
+
+@pytest.mark.parametrize(("spec", "words"), [
+    ({"script": "train.py", "cwd": "/home/ann"}, "scripts do not run on clusters yet"),
+    ({"command": "true", "cwd": "/home/ann"}, "the folder /home/ann is not on compute 'gpu'"),
+    ({"cell": {"source": "1"}, "resources": {"gpus": 0.5}}, "whole GPUs"),
+    ({"cell": {"source": "1"}, "resources": {"instance_count": 9}}, "9 nodes are more than compute 'gpu' allows (8)"),
+])
+def test_what_cannot_run_there_is_refused(spec, words):
+    driver = KubernetesCompute("w", "gpu", ComputeSpec(
+        type="kubernetes", namespace="ns", training={"image": "a:1", "max_nodes": 8}))
+    with pytest.raises(Refused) as error:
+        driver.check(spec)
+    assert words in error.value.message
+    driver.check({"cell": {"source": "1"}, "cwd": "/home/ann", "interpreter": "/usr/bin/python3"})
+    bare = KubernetesCompute("w", "gpu", ComputeSpec(type="kubernetes", namespace="ns"))
+    with pytest.raises(Refused, match="no image for jobs"):
+        bare.check({"cell": {"source": "1"}})
+
+
+# -- what is seen ---------------------------------------------------------------------------------------------------
+
+
+def pod(main=None, keeper="running", phase="Running", **more) -> dict:
+    def status(name, state):
+        return {"name": name, "image": "a:1", "state": state}
+
+    return {"metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"}, "status": {
+        "phase": phase, "initContainerStatuses": [status("keeper", {keeper: {}})],
+        "containerStatuses": [status("job", main or {"running": {}})], **more}}
+
+
+@pytest.fixture
+def place(tmp_path):
+    attempt = JobFolder(private_folder(str(tmp_path / "job"))).attempt(1)
+    private_folder(attempt.path)
+    return attempt
+
+
+def tell(place, node, **state):
+    private_folder(f"{place.path}/node-{node}")
+    write_json(f"{place.path}/node-{node}/state.json", {"schema": 1, "ranks": [], **state})
+
+
+NOTE = {"nodes": 2}
+
+
+def test_an_attempt_has_ended_when_all_its_nodes_have(place):
+    pods = {0: pod(), 1: pod()}
+    assert verdict.ended(place, NOTE, pods, {}) is None
+    tell(place, 0, phase="completed", started_at=1.0, ended_at=5.0, seconds=4.0, exit_code=0)
+    assert verdict.ended(place, NOTE, pods, {}) is None
+    tell(place, 1, phase="completed", started_at=2.0, ended_at=7.0, seconds=5.0, exit_code=0)
+    seen = verdict.ended(place, NOTE, pods, {})
+    assert (seen.phase, seen.exit_code, seen.started_at, seen.ended_at, seen.seconds) == ("completed", 0, 1.0, 7.0, 5.0)
+
+
+def test_an_end_counts_when_all_that_belongs_to_it_is_here(place):
+    class Copy:
+        complete = False
+
+    tell(place, 0, phase="completed")
+    assert verdict.ended(place, {"nodes": 1}, {0: pod()}, {0: Copy}) is None
+    Copy.complete = True
+    assert verdict.ended(place, {"nodes": 1}, {0: pod()}, {0: Copy}).phase == "completed"
+    Copy.complete = False
+    gone = {**pod(), "gone": True}
+    assert verdict.ended(place, {"nodes": 1}, {0: gone}, {0: Copy}).phase == "completed", "nothing more will come"
+
+
+def test_the_node_that_failed_first_speaks_for_all(place):
+    tell(place, 0, phase="canceled", reason="stopped: the supervisor got signal 15", ended_at=9.0)
+    tell(place, 1, phase="failed", reason="rank 1 ended with exit code 1: ValueError: x", exit_code=1, failed_rank=1,
+         traceback=["ValueError: x"], ended_at=8.0)
+    seen = verdict.ended(place, NOTE, {}, {})
+    assert (seen.phase, seen.failed_rank, seen.reason) == ("failed", 1, "rank 1 ended with exit code 1: ValueError: x")
+    assert seen.traceback == ["ValueError: x"] and seen.cause == ""
+
+
+def test_a_pod_that_the_cluster_ended_is_no_wish_of_the_user(place):
+    tell(place, 0, phase="canceled", reason="stopped: the supervisor got signal 15", ended_at=9.0)
+    seen = verdict.ended(place, {"nodes": 1}, {}, {})
+    assert (seen.phase, seen.cause) == ("failed", "lost") and "evicted or preempted" in seen.reason
+    place.job.ask_stop(1, 5.0)
+    tell(place, 0, phase="canceled", reason="stopped", ended_at=9.0)
+    assert verdict.ended(place, {"nodes": 1}, {}, {}).phase == "canceled"
+
+
+@pytest.mark.parametrize(("seen", "words", "cause"), [
+    ({"gone": True}, "its pod was deleted on the cluster", "lost"),
+    (pod({"terminated": {"reason": "OOMKilled", "exitCode": 137}}, "terminated", "Failed"), "lack of memory", "memory"),
+    (pod({"terminated": {"exitCode": 1, "message": "the inputs could not be unpacked: x"}}, "terminated", "Failed"),
+     "the inputs could not be unpacked: x", "lost"),
+    (pod(None, "terminated", "Failed", reason="DeadlineExceeded"), "ran longer than limits.timeout", "timeout"),
+    (pod(None, "terminated", "Failed", reason="Evicted", message="The node was low on resource: memory."),
+     "the node evicted it: The node was low on resource: memory.", "lost"),
+    (pod(None, "terminated", "Failed", conditions=[
+        {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "m"}]),
+     "preempted by a job of higher priority", "lost"),
+    (pod(None, "terminated", "Failed", conditions=[
+        {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "m"}]),
+     "its node is lost", "lost"),
+])
+def test_a_pod_that_ended_without_a_word_of_its_supervisor(place, seen, words, cause):
+    seen = {"metadata": {"name": "p"}, **seen}
+    tell(place, 0, phase="running", started_at=1.0, ranks=[{"rank": 0, "pid": 7, "exit_code": None}])
+    found = verdict.ended(place, {"nodes": 1}, {0: seen}, {})
+    assert found.phase == "failed" and words in found.reason and found.cause == cause
+    assert [(r.rank, r.running) for r in found.ranks] == [(0, False)]
+
+
+def test_what_an_attempt_waits_for(place):
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    waiting = pod({"waiting": {}}, "waiting", "Pending", conditions=[
+        {"type": "PodScheduled", "status": "False", "message": message}])
+    assert verdict.running(place, {"nodes": 1}, {}, {}, "").reason == "waiting for the cluster to make its pods"
+    assert verdict.running(place, {"nodes": 1}, {0: waiting}, {}, "").reason == (
+        "no node has room: not enough nvidia.com/gpu on 3 of 3 nodes; it waits")
+    assert verdict.running(place, NOTE, {0: pod(), 1: waiting}, {}, "").reason.startswith("pod 1: no node has room")
+    image = pod({"waiting": {"reason": "ErrImagePull", "message": "not found"}}, "waiting", "Pending")
+    assert "the image 'a:1' cannot be pulled" in verdict.running(place, {"nodes": 1}, {0: image}, {}, "").reason
+    tell(place, 0, phase="running", started_at=1.0, ranks=[{"rank": 0, "pid": 7, "exit_code": None}])
+    seen = verdict.running(place, {"nodes": 1}, {0: pod()}, {}, "")
+    assert (seen.phase, seen.reason, seen.ranks[0].running) == ("running", "", True)
+    assert verdict.running(place, {"nodes": 1}, {0: pod()}, {}, "away").reason == "away", "and it is running still"
+    tell(place, 0, phase="stopping", reason="stopped", ranks=[{"rank": 0, "pid": 7, "exit_code": None}])
+    assert verdict.running(place, {"nodes": 1}, {0: pod()}, {}, "").phase == "stopping"
+
+
+def test_nothing_is_started_that_shall_end(tmp_path):
+    driver = KubernetesCompute("w", "gpu", ComputeSpec(type="kubernetes", namespace="ns", training={"image": "a:1"}))
+    folder = tmp_path / "jobs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(json.dumps({"cell": {"source": "1"}}))
+    job = JobRef("a", folder)
+    assert driver.observe(job, 1).phase == "absent"
+    driver.stop(job, 1, 1.0)
+    driver.start(job, 1, {})  # no cluster is asked
+    seen = driver.observe(job, 1)
+    assert (seen.phase, seen.reason) == ("canceled", "stopped before it started")
+    driver.delete(job)
+
+
+def test_the_role_has_both_parts():
+    both = access.role("mlops", "ns")["rules"]
+    assert {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "create", "patch", "delete"]} in both
+    pods = next(r for r in both if r["resources"] == ["pods"])
+    assert pods["verbs"] == ["get", "list", "patch", "watch"]
+    training = access.role("mlops", "ns", serving=False)["rules"]
+    assert not any(r["resources"] == ["deployments"] for r in training)
