@@ -39,6 +39,12 @@ class JobFailed(Failed):
         self.lines = lines
 
 
+def ranks_of(spec: dict[str, Any]) -> int:
+    """How many ranks a job has, on all its instances together."""
+    each = int((spec.get("distribution") or {}).get("process_count_per_instance") or 1)
+    return each * int((spec.get("resources") or {}).get("instance_count") or 1)
+
+
 class Job(Record):
     """A job; ``await job`` or ``job.wait()`` for its end."""
 
@@ -101,7 +107,7 @@ class Job(Record):
     @property
     def processes(self) -> int:
         """Number of ranks."""
-        return int((self.spec.get("distribution") or {}).get("process_count_per_instance") or 1)
+        return ranks_of(self.spec)
 
     @property
     def attempts(self) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..client import render
+from ..client.job import ranks_of
 from ..core.errors import MlopsError
 from ..core.resources.base import utcnow
 from . import settings
@@ -58,7 +59,7 @@ def snapshot(
         "started_at": status.get("started_at") or "",
         "ended_at": status.get("ended_at") or "",
         "exit_code": status.get("exit_code"),
-        "processes": int((spec.get("distribution") or {}).get("process_count_per_instance") or 1),
+        "processes": ranks_of(spec),
         "metrics": {k: _thin(c, points) for k, c in kept.items()},
         "attempt": int(status.get("attempt") or 0),
         "restarts": {k: steps for k, c in kept.items() if (steps := _restarts(status, c))},

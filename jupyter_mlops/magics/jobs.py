@@ -207,7 +207,8 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
         spec["tags"] = dict(a.tag)
     limits = {"grace": a.grace, "timeout": a.timeout}
     spec["limits"] = {k: v for k, v in limits.items() if v is not None}
-    resources = {"cpus": a.cpus, "memory": a.memory, "gpus": a.gpus}
+    nodes = a.nodes if a.nodes > 1 else None
+    resources = {"instance_count": nodes, "cpus": a.cpus, "memory": a.memory, "gpus": a.gpus}
     spec["resources"] = {k: v for k, v in resources.items() if v is not None}
     if a.retries is not None:
         spec["retry_settings"] = {"max_retries": a.retries}
@@ -215,8 +216,8 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
         spec["queue_settings"] = {"priority": a.priority}
     if a.processes > _MOST:
         raise Refused(f"{a.processes} processes are more than any machine runs", f"at most {_MOST} can be asked for")
-    if a.processes > 1:
-        if find_spec("torch") is None:
+    if a.processes > 1 or nodes:
+        if find_spec("torch") is None and a.compute == "local":
             raise Refused(
                 f"{a.processes} processes need PyTorch, which is not installed in {sys.executable}",
                 "pip install 'jupyter-mlops[torch]', or leave out --processes",

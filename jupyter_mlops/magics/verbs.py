@@ -89,6 +89,8 @@ def _train(p: argparse.ArgumentParser) -> None:
                    help="processes; several are ranks of torch.distributed (default 1)")
     _experiment(p, "experiment of its run (default: this notebook's)")
     p.add_argument("--compute", default="local", metavar="NAME", help="where it runs (default local)")
+    p.add_argument("--nodes", type=count, default=1, metavar="N",
+                   help="machines of a cluster, each with --processes (default 1)")
     p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE", help="environment of the job")
     p.add_argument("--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a tag of its run")
     p.add_argument("--grace", type=float, default=None, metavar="S",
@@ -112,7 +114,7 @@ def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--memory", type=memory, metavar="SIZE",
                    help="memory that it occupies, e.g. 4Gi (default: not counted)")
     p.add_argument("--gpus", type=amount, metavar="X",
-                   help="GPUs that it occupies: whole ones, or 0.5 of one (default 0)")
+                   help="GPUs that it occupies, on each machine: whole ones, or 0.5 of one (default 0)")
 
 
 def _attach(p: argparse.ArgumentParser) -> None:
