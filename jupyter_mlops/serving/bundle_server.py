@@ -20,11 +20,11 @@ import hashlib
 import http.client
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,31 @@ class Bundle:
             return False
 
 
+class Stop:
+    """A wish to stop that a signal handler may set at any moment: it might interrupt who holds the lock of an Event."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._wished = False
+
+    def set(self) -> None:
+        """Wish it."""
+        self._wished = True
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b".")
+
+    def is_set(self) -> bool:
+        """Whether it was wished."""
+        return self._wished
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it was wished, at the latest after so many seconds."""
+        if not self._wished:
+            select.select([self._read], [], [], seconds)
+        return self._wished
+
+
 class Server:
     """Serves a bundle until it is told to stop; there is one at a time for each state folder."""
 
@@ -151,7 +176,7 @@ class Server:
         self.bundle = bundle
         self.options = options
         self.tally = Tally(bundle.state / RECORD, str(bundle.about["id"]))
-        self._stop = threading.Event()
+        self._stop = Stop()
         self._gateway: subprocess.Popen[bytes] | None = None
         self._collector: subprocess.Popen[bytes] | None = None
         self._up_since = 0.0

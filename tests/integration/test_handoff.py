@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Plane, make_home, processes_of, wait_for
+from conftest import Plane, free_port, make_home, processes_of, wait_for
 
 from jupyter_mlops.client.sync import Client
 from jupyter_mlops.core.errors import Conflict, NotFound, ParameterError, Refused
@@ -34,6 +34,7 @@ signature:
   inputs: '[{"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, 2]}}]'
   outputs: '[{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}]'
 """
+PORTS = free_port(), free_port()
 ARTIFACTS = "/mlflow/api/2.0/mlflow-artifacts/artifacts/0"
 
 
@@ -249,8 +250,14 @@ def test_what_cannot_be_handed_off_is_refused(home, exported):
     assert status == 403, body
 
 
+def written(site) -> int:
+    """Bytes of what was captured, as far as it is in files."""
+    place = site.bundle / "state" / "endpoints" / "spots" / "capture"
+    return sum(p.stat().st_size for p in place.rglob("*.rec"))
+
+
 def test_it_serves_elsewhere_without_network_and_survives_kills(site):
-    site.start("--port", "18088").ready()
+    site.start("--port", str(PORTS[0])).ready()
     assert site.score(0.0, 1.0) == [0, 1]
     assert site.ask("POST", "/endpoints/spots/invocations", b"{}")[0] == 400
     key, site.key = site.key, "jmk_wrong"
@@ -259,7 +266,7 @@ def test_it_serves_elsewhere_without_network_and_survives_kills(site):
     if no_network():
         net = [os.readlink(f"/proc/{pid}/ns/net") for pid in processes_of(site.bundle)]
         assert len(net) >= 3 and os.readlink("/proc/self/ns/net") not in net
-    wait_for(lambda: site.counted() == 2, 20)
+    wait_for(lambda: site.counted() == 2 and written(site), 20)
     # Loaders refuse what leads out of their folder.
     model = site.bundle / "state" / "endpoints" / "spots" / "v1" / "model" / "model.pkl"
     assert model.resolve() == model.absolute() and model.read_bytes() == (site.bundle / "model/model.pkl").read_bytes()
@@ -274,7 +281,7 @@ def test_it_serves_elsewhere_without_network_and_survives_kills(site):
     wait_for(lambda: site.counted() == 3, 20)
     assert "hush" not in site.out.read_text() and (site.bundle / "lib" / "jupyter_mlops").is_dir()
     assert site.call("--health").returncode == site.call("--verify").returncode == 0
-    again = site.call("--port", "18089")
+    again = site.call("--port", str(PORTS[1]))
     assert again.returncode == 1 and "serves already" in again.stderr
 
 
@@ -288,13 +295,10 @@ def test_its_record_comes_home_once(home, site):
     # More is answered, the gateway is killed again, and what was captured becomes Parquet there; then it ends.
     place = site.bundle / "state" / "endpoints" / "spots" / "capture"
 
-    def written() -> int:
-        return sum(p.stat().st_size for p in place.rglob("*.rec"))
-
-    before = written()
+    before = written(site)
     site.score(0.1, 0.9)
     wait_for(lambda: site.counted() == report["requests"] + 1, 20)
-    wait_for(lambda: written() > before, 20)  # a row is in its file at the latest a second after the answer
+    wait_for(lambda: written(site) > before, 20)  # a row is in its file at the latest a second after the answer
     os.kill(site.state("gateway.json")["pid"], signal.SIGKILL)
     site.ready()
     site.score(0.2)
@@ -320,7 +324,7 @@ def test_its_record_comes_home_once(home, site):
     audit = [a["detail"] for a in home.plane.get("audit")["items"] if a["action"] == "endpoints/records/write"]
     assert [a["rows"] for a in audit] == [0, 3, 0, 3]
     # Started again it goes on counting where it was.
-    site.start("--port", "18088").ready()
+    site.start("--port", str(PORTS[0])).ready()
     site.score(1.0)
     wait_for(lambda: site.counted() == report["requests"] + 3, 20)
     site.process.terminate()
@@ -345,7 +349,7 @@ def test_what_was_changed_does_not_serve(site):
         path = site.bundle / name
         kept = path.read_bytes() if path.exists() else None
         path.write_bytes((kept or b"") + b"x")
-        for arguments in (("--verify",), ("--port", "18088")):
+        for arguments in (("--verify",), ("--port", str(PORTS[0]))):
             done = site.call(*arguments)
             assert done.returncode == 1 and f"{name} {message}" in done.stderr, done
         path.write_bytes(kept) if kept is not None else path.unlink()
@@ -356,7 +360,7 @@ def test_what_was_changed_does_not_serve(site):
         done = site.call(*arguments)
         assert done.returncode == 1 and message in done.stderr, done
     token = site.env.pop("SERVICE_TOKEN")
-    done = site.call("--port", "18088")
+    done = site.call("--port", str(PORTS[0]))
     site.env["SERVICE_TOKEN"] = token
     assert done.returncode == 1 and "the model wants SERVICE_TOKEN" in done.stderr
 
