@@ -69,6 +69,14 @@ def wait_for(what, timeout: float = 30.0, pause: float = 0.05):
         time.sleep(pause)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item):
+    """What failed and is tried once more (``--reruns``) begins with fresh fixtures of every scope: what it left in a
+    shared control plane would only make it fail in another way."""
+    if getattr(item, "execution_count", 0) == 1 and any(getattr(item, "_test_failed_statuses", {}).values()):
+        item.session._setupstate.teardown_exact(None)
+
+
 def free_port() -> int:
     """A free port on loopback."""
     with socket.socket() as s:
