@@ -35,7 +35,7 @@ LONGEST = (
     "integration/test_endpoints.py", "integration/test_batch.py", "integration/test_deploy_variables.py",
     "integration/test_flavours.py", "integration/test_captured.py", "integration/test_instances.py",
     "integration/test_scaler.py",
-    "integration/test_kube_api.py", "integration/test_kube_pods.py",
+    "drivers/test_pods.py", "integration/test_kube_api.py", "integration/test_kube_pods.py",
     "integration/test_attacks.py", "integration/test_distributed_notebook.py", "drivers/test_local.py",
     "drivers/test_warm.py", "integration/test_job_life.py", "faults/test_misbehaviour.py", "faults/test_survival.py",
     "integration/test_mlflow_child.py", "integration/test_context.py", "integration/test_control.py",

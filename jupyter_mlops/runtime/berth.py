@@ -22,6 +22,8 @@ from .supervisor import Supervisor
 
 FOLDER = "job"
 PARCEL = "inputs.zip"
+#: Left by the sidecar when it listens; seconds for which its coming is awaited.
+READY, PATIENCE = ".keeper", 60.0
 TERMINATION = "/dev/termination-log"
 #: Names in the environment of a rank that are ours, the launcher's, or a cluster's.
 _DROPPED = ("JUPYTER_MLOPS_", "KUBERNETES_", "MLFLOW_", "_MLFLOW_", "TORCHELASTIC_")
@@ -30,9 +32,10 @@ _LOOK = 0.1
 
 def hold(work, seconds):
     """Stay until SIGTERM, then until the copy is complete or ``seconds`` are over."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     folder = jobfolder.private_folder(os.path.join(work, FOLDER))
     drained = os.path.join(folder, mirror.DRAINED)
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    jobfolder.write_file(os.path.join(work, READY), b"", durable=False)
     signal.sigwait((signal.SIGTERM, signal.SIGINT))
     until = time.monotonic() + seconds
     jobfolder.write_file(os.path.join(folder, mirror.ENDING), b"")
@@ -43,6 +46,16 @@ def hold(work, seconds):
 
 def job(boot, work):
     """Run the attempt to its end; 0 when it completed."""
+    try:
+        return _job(boot, work)
+    finally:
+        # Its SIGTERM comes when this process ends, and would be lost on one that does not listen yet.
+        until = time.monotonic() + PATIENCE
+        while not os.path.exists(os.path.join(work, READY)) and time.monotonic() < until:
+            time.sleep(_LOOK)
+
+
+def _job(boot, work):
     stopped = []
     signal.signal(signal.SIGTERM, lambda n, f: stopped.append(n))
     with open(os.path.join(boot, "order.json"), encoding="utf-8") as f:
@@ -105,7 +118,7 @@ def _inputs(boot, work, folder, about, stopped):
 def _last_words(text):
     print("jupyter-mlops: " + text, file=sys.stderr, flush=True)
     try:
-        with open(TERMINATION, "w", encoding="utf-8") as f:
+        with open(TERMINATION, "r+", encoding="utf-8") as f:  # it is there before us, in a container
             f.write(text[:3000])
     except OSError:
         pass

@@ -128,7 +128,7 @@ class Conformance:
         bench.driver.check(json.loads((job.folder / "spec.json").read_text()))
         bench.driver.start(job, 1, {"GIVEN": "two"})
         seen = bench.ended(job)
-        assert (seen.phase, seen.exit_code, seen.failed_rank, seen.reason) == ("completed", 0, None, "")
+        assert (seen.phase, seen.exit_code, seen.failed_rank, seen.reason) == ("completed", 0, None, ""), seen
         assert seen.started_at is not None and seen.ended_at is not None and seen.started_at <= seen.ended_at
         assert [(rank.rank, rank.running, rank.exit_code) for rank in seen.ranks] == [(0, False, 0)]
         assert bench.log(job) == "two one\n"

@@ -49,6 +49,8 @@ class KubeServer:
         self.token = "a-token"
         #: asked before every call: a response to give instead
         self.fault: Callable[[web.Request], web.Response | None] | None = None
+        #: whether these credentials may do what a SelfSubjectAccessReview asks for
+        self.allowed: Callable[[dict[str, Any]], bool] = lambda asked: asked["resource"] not in ("nodes", "events")
         self.delay = 0.0
         self.proxied: Callable[[str, web.Request, bytes], web.Response] | None = None
         self.env: dict[str, str] = {}
@@ -121,7 +123,7 @@ class KubeServer:
             return web.json_response({"gitVersion": "v1.36.0"})
         if path.endswith("/selfsubjectaccessreviews"):
             asked = (await request.json())["spec"]["resourceAttributes"]
-            return web.json_response({"status": {"allowed": asked["resource"] not in ("nodes", "events")}})
+            return web.json_response({"status": {"allowed": self.allowed(asked)}})
         if parts[0] == "apis" and len(parts) == 2:
             return web.json_response({}) if parts[1] in self.groups else status(404, "not found", "NotFound")
         parts = parts[2:] if parts[0] == "api" else parts[3:]
@@ -183,11 +185,15 @@ class KubeServer:
         labels = item["metadata"].get("labels") or {}
         return all(labels.get(k) == v for k, _, v in (p.partition("=") for p in selector.split(",") if p))
 
+    def command(self, request: web.Request) -> list[str]:
+        """What is executed here in the place of the pod."""
+        return request.query.getall("command")
+
     async def _exec(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(protocols=("v5.channel.k8s.io",), max_msg_size=0)
         await socket.prepare(request)
         process = await asyncio.create_subprocess_exec(
-            *request.query.getall("command"), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            *self.command(request), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, env={**os.environ, **self.env})
         assert process.stdin and process.stdout and process.stderr
 

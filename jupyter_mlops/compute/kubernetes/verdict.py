@@ -145,9 +145,12 @@ def lost_cause(pod: Pod) -> str:
     return "lost"
 
 
+Events = Callable[[str, str], list[dict[str, Any]]]
+
+
 def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: dict[int, Copy], trouble: str,
-            events: Callable[[Pod], list[dict[str, Any]]] = lambda pod: []) -> Observation:
-    """An attempt that goes on."""
+            events: Events = lambda kind, name: []) -> Observation:
+    """An attempt that goes on; ``events`` gives those of a Pod or Job, oldest first."""
     count = int(note.get("nodes") or 1)
     states = [node_state(place, node) for node in range(count)]
     parts = [observation(place.number, s) for s in states if s]
@@ -166,19 +169,27 @@ def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: 
     if phases and phases <= set(TERMINAL) and not trouble:
         result.reason = "its outputs are being copied"
     elif not trouble and result.phase == "starting":
-        result.reason = _waits(pods, events)
+        result.reason = _waits(note, pods, events)
     return result
 
 
-def _waits(pods: dict[int, Pod], events: Callable[[Pod], list[dict[str, Any]]]) -> str:
+def _waits(note: dict[str, Any], pods: dict[int, Pod], events: Events) -> str:
     """What an attempt that has not begun is waiting for."""
-    if not pods:
-        return "waiting for the cluster to make its pods"
+    if any(main_ended(p) for p in pods.values()):
+        return "its outputs are being copied"
     for node in sorted(pods):
         pod = pods[node]
         who = f"pod {node}: " if len(pods) > 1 else ""
-        if not main_runs(pod) and (found := words.trouble(pod, events(pod) if words.age(pod) > 2 else [])):
+        late = events("Pod", pod["metadata"]["name"]) if words.age(pod) > 2 else []
+        if not main_runs(pod) and (found := words.trouble(pod, late)):
             return who + found.reason
+    if len(pods) < int(note.get("nodes") or 1):
+        failed = [e for e in events("Job", str(note.get("job") or "")) if e.get("reason") == "FailedCreate"]
+        if failed:
+            return words.creation(str(failed[-1].get("message") or "")).reason
+        if note.get("queue") and not pods:
+            return f"it waits in Kueue's queue '{note['queue']}'"
+        return "waiting for the cluster to make its pods"
     if any(not keeper_runs(p) for p in pods.values()):
         return "the cluster starts its pods"
     return "starting"

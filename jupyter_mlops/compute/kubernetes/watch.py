@@ -40,7 +40,7 @@ class PodWatch:
         self.pods: dict[str, Pod] = {}
         #: Monotonic time at which the list was known to be right last; 0: never.
         self.seen = 0.0
-        self.trouble = "not asked yet"
+        self.trouble = f"compute '{kube.cluster}' has not answered yet"
 
     def of(self, job: str, attempt: int) -> list[Pod]:
         """The pods of an attempt, by node."""

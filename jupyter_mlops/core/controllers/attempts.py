@@ -19,6 +19,8 @@ PHASES = {
 }
 #: Most seconds between two attempts.
 RETRY_MOST = 60.0
+#: Further attempts of a job whose pod or node was taken from it, whatever it asked for.
+LOST_RETRIES = 3
 #: Bytes of the failing rank's log from which the last lines are kept in the status.
 _TAIL_BYTES = 8192
 _TAIL_LINES = 20
@@ -99,7 +101,9 @@ def retry_pause(status: dict[str, Any], spec: JobSpec, ended: AttemptStatus, cau
     tried = ended.attempt - int(status.get("resumed_after") or 0)
     if ended.phase != "Failed" or cause in ("timeout", "deleted") or status.get("stop_requested"):
         return None
-    if tried > spec.retry_settings.max_retries or time_left(status, spec, ended) == 0:
+    # Who lost a machine did nothing wrong.
+    most = max(spec.retry_settings.max_retries, LOST_RETRIES if cause == "lost" else 0)
+    if tried > most or time_left(status, spec, ended) == 0:
         return None
     return min(2.0 ** min(tried - 1, 10), RETRY_MOST)
 

@@ -1,0 +1,333 @@
+"""The emulated API server of :mod:`kube_server`, whose Jobs have pods: processes on this machine that run what their
+containers would, with real Secrets as files, signals in the order of a kubelet, and a real watch."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import copy
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from kube_server import KubeServer, status
+
+from jupyter_mlops.compute.kubernetes.manifests import BOOT, PARTS, WORK
+
+MLOPS = os.path.dirname(BOOT)
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class PodServer(KubeServer):
+    """``hold_pods``: pods of new Jobs stay pending, with these conditions. ``too_old``: watches are told 410, once."""
+
+    def __init__(self, namespace: str = "team") -> None:
+        super().__init__(namespace)
+        self.groups |= {"batch"}
+        self.folder = Path(tempfile.mkdtemp(prefix="mlops-pods-", dir="/tmp"))
+        self.hold_pods: list[dict[str, Any]] | None = None
+        self.too_old = 0
+        self.watches = 0
+        self.version = 1
+        self.events: list[tuple[int, str, dict[str, Any]]] = []
+        self._news: asyncio.Condition | None = None
+        self._processes: dict[str, dict[str, asyncio.subprocess.Process]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[asyncio.Task[Any]] = set()
+
+    def stop(self) -> None:
+        async def end() -> None:
+            tasks = [*self._tasks, *self._open]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for both in self._processes.values():
+                for process in both.values():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
+        super().stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def pods(self) -> list[dict[str, Any]]:
+        return self.of("pods")
+
+    def work(self, pod: str) -> Path:
+        return self.folder / pod / "work"
+
+    def cut_connections(self) -> None:
+        """End every watch and execution that is open."""
+        def cut() -> None:
+            for task in list(self._open):
+                task.cancel()
+
+        self._loop.call_soon_threadsafe(cut)
+
+    # -- objects -----------------------------------------------------------------------------------------------------
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if request.query.get("watch") and request.path.endswith("/pods"):
+            self.calls.append(("WATCH", request.path))
+            if self.fault is not None and (answer := self.fault(request)) is not None:
+                return answer
+            return await self._watch(request)
+        return await super()._answer(request)
+
+    def command(self, request: web.Request) -> list[str]:
+        pod = request.path.split("/")[-2]
+        return [self._here(part, pod) for part in super().command(request)]
+
+    async def _exec(self, request: web.Request) -> web.WebSocketResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            return await super()._exec(request)
+        finally:
+            self._open.discard(task)
+
+    async def _object(self, request: web.Request, plural: str, name: str) -> web.Response:
+        if request.method == "GET" and not name:
+            found = [o for o in self.of(plural) if self._selected(o, request.query.get("labelSelector", ""))]
+            return web.json_response({"items": found, "metadata": {"resourceVersion": str(self.version)}})
+        if request.method == "DELETE" and plural == "pods":
+            there = self.objects.get((plural, name))
+            if there is None:
+                return status(404, "not found", "NotFound")
+            body = json.loads(await request.read() or b"{}")
+            self._terminate(name, body.get("gracePeriodSeconds"))
+            return web.json_response(there)
+        before = copy.deepcopy(self.objects.get((plural, name)))
+        answer = await super()._object(request, plural, name)
+        made = self.objects.get((plural, name or ""))
+        if plural == "jobs" and made is not None and made["spec"].get("suspend") is False and (
+                before is None or before["spec"].get("suspend") is not False):
+            for index in range(made["spec"]["completions"]):
+                self.spawn(self._pod(made, index))
+        return answer
+
+    def _collect(self) -> None:
+        """Pods are terminated first; the rest goes at once."""
+        uids = {o["metadata"]["uid"] for o in self.objects.values()}
+        for (plural, name), found in list(self.objects.items()):
+            owners = found["metadata"].get("ownerReferences") or []
+            if owners and any(o["uid"] not in uids for o in owners):
+                if plural == "pods":
+                    self._terminate(name, None)
+                else:
+                    del self.objects[plural, name]
+
+    # -- pods --------------------------------------------------------------------------------------------------------
+
+    def _here(self, text: str, pod: str) -> str:
+        """A path in a pod as a path here."""
+        return text.replace(MLOPS + "/", f"{self.folder / pod}/").replace("python3", sys.executable)
+
+    def _set(self, name: str, **changes: Any) -> None:
+        pod = self.objects.get(("pods", name))
+        if pod is None:
+            return
+        pod["status"] = {**pod["status"], **changes}
+        self._publish("MODIFIED", pod)
+
+    def _publish(self, what: str, pod: dict[str, Any]) -> None:
+        self.version += 1
+        pod["metadata"]["resourceVersion"] = str(self.version)
+        self.events.append((self.version, what, copy.deepcopy(pod)))
+        if self._news is not None:
+            self.spawn(self._notify())
+
+    async def _notify(self) -> None:
+        assert self._news is not None
+        async with self._news:
+            self._news.notify_all()
+
+    async def _pod(self, job: dict[str, Any], index: int) -> None:
+        name = f"{job['metadata']['name']}-{index}-{uuid.uuid4().hex[:5]}"
+        template = job["spec"]["template"]
+        labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-completion-index": str(index)}
+        pod = self.put("pods", {
+            "apiVersion": "v1", "kind": "Pod", "spec": template["spec"], "status": {"phase": "Pending"},
+            "metadata": {"name": name, "labels": labels, "creationTimestamp": now(), "ownerReferences": [{
+                "apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"],
+                "uid": job["metadata"]["uid"]}]}})
+        self._publish("ADDED", pod)
+        if self.hold_pods is not None:
+            self._set(name, conditions=self.hold_pods)
+            return
+        self._mount(pod)
+        spec = template["spec"]
+        both = self._processes[name] = {}
+        ended = {"phase": "Succeeded"}
+        try:
+            both["keeper"] = await self._container(pod, spec["initContainers"][0], index)
+            self._set(name, initContainerStatuses=[_state("keeper", running={"startedAt": now()})])
+            both["job"] = await self._container(pod, spec["containers"][0], index)
+            self._set(name, phase="Running", containerStatuses=[_state("job", running={"startedAt": now()})])
+            code = await both["job"].wait()
+            self._end_group(both["job"])
+            terminated = {"exitCode": code if code >= 0 else 128 - code, "reason": "Error" if code else "Completed"}
+            self._set(name, containerStatuses=[_state("job", terminated=terminated)])
+            if code:
+                ended = {"phase": "Failed"}
+                for other in self.pods():  # backoffLimit 0
+                    if other["metadata"]["name"] != name and self._of(other) == job["metadata"]["uid"]:
+                        self._terminate(other["metadata"]["name"], None)
+            both["keeper"].terminate()
+            await both["keeper"].wait()
+        except ProcessLookupError:
+            pass
+        self._set(name, **ended, initContainerStatuses=[_state("keeper", terminated={"exitCode": 0})])
+        if (gone := self.objects.get(("pods", name))) is not None and gone["metadata"].get("deletionTimestamp"):
+            self.objects.pop(("pods", name), None)
+            self._publish("DELETED", gone)
+
+    @staticmethod
+    def _of(pod: dict[str, Any]) -> str:
+        return pod["metadata"]["ownerReferences"][0]["uid"]
+
+    def _mount(self, pod: dict[str, Any]) -> None:
+        name = pod["metadata"]["name"]
+        for sub in ("boot", "parts", "work"):
+            (self.folder / name / sub).mkdir(parents=True)
+
+        def data(secret: str) -> dict[str, bytes]:
+            found = self.objects["secrets", secret]["data"]
+            return {k: base64.b64decode(v) for k, v in found.items()}
+
+        for volume in pod["spec"]["volumes"]:
+            if "secret" in volume:
+                for key, value in data(volume["secret"]["secretName"]).items():
+                    if key == "order.json":
+                        value = self._address(value)
+                    (self.folder / name / "boot" / key).write_bytes(value)
+            for source in (volume.get("projected") or {}).get("sources") or []:
+                item = source["secret"]["items"][0]
+                (self.folder / name / "parts" / item["path"]).write_bytes(data(source["secret"]["name"])[item["key"]])
+        assert BOOT.endswith("/boot") and PARTS.endswith("/parts") and WORK.endswith("/work")
+
+    def _address(self, order: bytes) -> bytes:
+        """Host names of pods do not resolve here."""
+        value = json.loads(order)
+        if value.get("address"):
+            port = self.__dict__.setdefault("_ports", {}).setdefault(value["address"], _free_port())
+            value["address"] = f"127.0.0.1:{port}"
+        return json.dumps(value).encode()
+
+    async def _container(self, pod: dict[str, Any], container: dict[str, Any],
+                         index: int) -> asyncio.subprocess.Process:
+        name = pod["metadata"]["name"]
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "MLFLOW", "PYTEST"))}
+        env.update({e["name"]: self._here(e["value"], name) for e in container["env"]})
+        env["JOB_COMPLETION_INDEX"] = str(index)
+        env["KUBERNETES_SERVICE_HOST"] = "10.0.0.1"
+        command = [self._here(part, name) for part in container["command"]]
+        with open(self.folder / name / f"{container['name']}.log", "wb") as log:  # noqa: ASYNC230
+            return await asyncio.create_subprocess_exec(
+                *command, cwd=self.folder / name / "work", env=env, stdin=asyncio.subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True)
+
+    def _end_group(self, process: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def _terminate(self, name: str, grace: int | None) -> None:
+        """What a kubelet does with a pod that is deleted: SIGTERM to the ranks' container, later SIGKILL."""
+        pod = self.objects.get(("pods", name))
+        if pod is None or pod["metadata"].get("deletionTimestamp"):
+            return
+        pod["metadata"]["deletionTimestamp"] = now()
+        self._publish("MODIFIED", pod)
+        main = self._processes.get(name, {}).get("job")
+        if main is None:
+            self.objects.pop(("pods", name), None)
+            self._publish("DELETED", pod)
+            return
+        if main.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                main.terminate()
+            seconds = pod["spec"]["terminationGracePeriodSeconds"] if grace is None else grace
+            self.spawn(self._kill_later(name, seconds))
+
+    async def _kill_later(self, name: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        for process in self._processes.get(name, {}).values():
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def lose_node(self, name: str) -> None:
+        """A pod's node is gone with all that was on it."""
+        def lose() -> None:
+            pod = self.objects.pop(("pods", name), None)
+            for process in self._processes.get(name, {}).values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            if pod is not None:
+                pod["status"]["conditions"] = [
+                    {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": ""}]
+                self._publish("DELETED", pod)
+
+        self._loop.call_soon_threadsafe(lose)
+
+    # -- watching ----------------------------------------------------------------------------------------------------
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {self.token}":
+            return status(401, "Unauthorized", "Unauthorized")
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        self.watches += 1
+        if self._news is None:
+            self._news = asyncio.Condition()
+        try:
+            if self.too_old:
+                self.too_old -= 1
+                gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+                await response.write(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+                return response
+            seen = int(request.query["resourceVersion"])
+            while True:
+                for version, what, pod in list(self.events):
+                    if version > seen and self._selected(pod, request.query.get("labelSelector", "")):
+                        await response.write(json.dumps({"type": what, "object": pod}).encode() + b"\n")
+                    seen = max(seen, version)
+                async with self._news:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._news.wait(), 1.0)
+        except ConnectionError:
+            return response
+        finally:
+            self._open.discard(task)
+
+
+def _state(name: str, **state: Any) -> dict[str, Any]:
+    return {"name": name, "image": "image:1", "state": state, "restartCount": 0}
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
