@@ -49,10 +49,10 @@ test-faults: setup
 
 # Against the cluster that KUBECONFIG names, in namespaces of its own. Its nodes have, or can pull, the images:
 # CLUSTER_IMAGE with any Python 3.11 or later, CLUSTER_MODELS_IMAGE with scikit-learn, pandas and skops as well (the tests
-# of models are skipped without it).
+# of models are skipped without it), CLUSTER_TORCH_IMAGE with torch (those of several ranks are skipped without it).
 CLUSTER_IMAGE ?= docker.io/library/python:3.11-slim
 test-cluster: setup
-	CLUSTER_IMAGE=$(CLUSTER_IMAGE) $(BIN)/python -m pytest -n 0 -m cluster tests/cluster
+	CLUSTER_IMAGE=$(CLUSTER_IMAGE) $(BIN)/python -m pytest -n 0 -m cluster tests/cluster tests/drivers/test_kubernetes.py
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

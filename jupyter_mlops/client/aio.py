@@ -337,6 +337,10 @@ class AsyncClient:
         path = f"/endpoints/{segment(endpoint)}/deployments/{segment(name)}/logs"
         return await self._call("GET", path, params={"offset": offset, "limit": limit})
 
+    async def preview_job(self, name: str, spec: Json) -> Json:
+        """Ask whether a job would run; starts nothing."""
+        return await self._call("POST", f"/jobs/{segment(name)}/actions/preview", spec)
+
     # -- computes -------------------------------------------------------------------------------------------------
 
     async def list_computes(self) -> list[Json]:
@@ -354,6 +358,15 @@ class AsyncClient:
     async def delete_compute(self, name: str) -> None:
         """Delete a compute."""
         await self._call("DELETE", f"/computes/{segment(name)}")
+
+    async def check_compute(self, name: str, spec: Json, create_namespace: bool = False) -> Json:
+        """Ask a cluster whether it can be attached; saves nothing."""
+        body = {"spec": spec, "create_namespace": create_namespace}
+        return await self._call("POST", f"/computes/{segment(name)}/actions/check", body)
+
+    async def survey_compute(self, name: str) -> Json:
+        """What is true of an attached cluster now."""
+        return await self._call("GET", f"/computes/{segment(name)}/survey")
 
     # -- views over MLflow ----------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 from ..core.errors import Conflict, MlopsError, NotFound, ParameterError, PreconditionFailed, Refused
 from ..runtime.locate import Place
 from .aio import AsyncClient
+from .compute import Compute, ComputeTable, Survey
 from .endpoints import EndpointCalls
 from .job import Job, JobTable
 from .logs import LogMatch, LogMatches, Piece, found_in, last_of, pinned, text_of
@@ -267,6 +268,22 @@ class Client(EndpointCalls):
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
+    def computes(self) -> ComputeTable:
+        """Where jobs run and models serve."""
+        return ComputeTable([Compute(self, row) for row in self.call(self.aio.list_computes())])
+
+    def compute(self, name: str) -> Compute:
+        """One compute."""
+        return Compute(self, self.call(self.aio.get_compute(name)))
+
+    def check_compute(self, name: str, spec: dict[str, Any], create_namespace: bool = False) -> Survey:
+        """Ask a cluster whether it can be attached; saves nothing."""
+        return Survey(name, self.call(self.aio.check_compute(name, spec, create_namespace)))
+
+    def attach_compute(self, name: str, spec: dict[str, Any]) -> Compute:
+        """Save a compute, or change it."""
+        return Compute(self, self.call(self.aio.put_compute(name, spec)))
+
     def jobs(self, phase: str | None = None, limit: int | None = 50) -> JobTable:
         """Jobs, newest first."""
         return JobTable([Job(self, row) for row in self.call(self.aio.list_jobs(limit, phase))])
@@ -274,6 +291,10 @@ class Client(EndpointCalls):
     def job(self, name: str) -> Job:
         """One job."""
         return Job(self, self.call(self.aio.get_job(name)))
+
+    def preview_job(self, spec: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+        """Whether a job would run, which limit is in the way, what it costs; starts nothing."""
+        return self.call(self.aio.preview_job(name or "preview", spec))
 
     def submit_job(self, spec: dict[str, Any], name: str | None = None) -> Job:
         """Start a job at once. A name that is taken gets a number: ``train``, ``train-2``, ``train-3`` …"""

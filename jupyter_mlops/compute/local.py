@@ -84,6 +84,12 @@ class LocalCompute:
         if instances != 1:
             raise Refused(f"{instances} instances are asked for, the local compute is one machine",
                           "set resources.instance_count to 1")
+        if (spec.get("resources") or {}).get("instance_type"):
+            raise Refused("instance types are kinds of nodes of a cluster, and this is one machine",
+                          "leave --instance out, or name a cluster with --compute")
+        if (spec.get("environment") or {}).get("image"):
+            raise Refused("jobs on this machine run in a Python of this machine, not in an image",
+                          "leave --image out, or name a cluster with --compute")
         interpreter = _interpreter(spec)
         if not os.path.isfile(interpreter) or not os.access(interpreter, os.X_OK):
             raise Refused(f"the interpreter {interpreter} is not an executable file",

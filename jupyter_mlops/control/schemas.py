@@ -166,6 +166,16 @@ class Usage(BaseModel):
     attempts: list[AttemptUsage]
 
 
+class Preview(BaseModel):
+    """Whether a job would run; ``fits`` is null where that cannot be known, ``manifest`` null on this machine."""
+
+    fits: bool | None
+    reasons: list[str] = Field(default_factory=list)
+    manifest: dict[str, Any] | None = None
+    instances: int = 1
+    price_per_hour: float | None = Field(default=None, description="of all instances, at the operator's price")
+
+
 class Nothing(Body):
     """An empty object."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.resources.compute import ComputeSpec
 from .client import Kube
 
 #: (API group, resource, verbs) that serving needs.
@@ -51,6 +52,12 @@ def role(name: str, namespace: str, serving: bool = True, training: bool = True)
     needs = [*((SERVING,) if serving else ()), *((TRAINING,) if training else ())]
     return {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
             "metadata": {"name": name, "namespace": namespace}, "rules": rules(*needs)}
+
+
+def purposes(spec: ComputeSpec) -> tuple[bool, bool]:
+    """Whether a compute is for serving, and whether it is for jobs: for what it has an image; without any, for both."""
+    serving, training = bool(spec.serving.image), bool(spec.training.image)
+    return (serving, training) if serving or training else (True, True)
 
 
 def missing(kube: Kube, serving: bool = True, training: bool = False) -> list[str]:

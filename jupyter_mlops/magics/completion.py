@@ -69,6 +69,7 @@ class Names:
 
     async def _ask(self, client: Any) -> None:
         async with client:
+            self.put("compute", [c["name"] for c in await client.list_computes()])
             jobs = await client.list_jobs(100)
             self.put("job", [j["name"] for j in jobs])
             self.put("running job", [j["name"] for j in jobs if not j["status"].get("ended_at")])
@@ -109,7 +110,7 @@ _POSITIONAL: dict[tuple[str, str], str] = {
     ("logs", "name"): "job",
     ("attach", "name"): "job", ("resume", "name"): "job", ("purge", "name"): "job",
     ("stop", "name"): "running job", ("train", "script"): "script", ("help", "verb_name"): "verb",
-    ("config", "key"): "setting",
+    ("config", "key"): "setting", ("compute", "name"): "compute",
 }
 _OPTION: dict[str, str] = {"experiment": "experiment", "run": "run", "endpoint": "endpoint", "use": "variable"}
 
@@ -207,7 +208,7 @@ def _of_option(verb: str, action: argparse.Action, names: Callable[[str], list[s
     if action.dest == "artifact":
         return None if verb == "log" else []  # files: IPython completes paths
     if action.dest == "compute":
-        return ["local"]
+        return names("compute") or ["local"]
     return _of_kind(_OPTION.get(action.dest, ""), names)
 
 

@@ -17,7 +17,7 @@ from ..core.errors import ParameterError, Refused
 from ..shipping import MOST, Shipment, prepare
 from . import settings
 from .context import Context
-from .manifest import Manifest
+from .manifest import Manifest, Yaml
 
 if TYPE_CHECKING:
     from ..client.job import Job, JobTable
@@ -29,12 +29,16 @@ _FIRST_LINE = 2
 _MOST = 1024
 
 
-def train(a: argparse.Namespace, context: Context) -> Job | Manifest:
+def train(a: argparse.Namespace, context: Context) -> Job | Manifest | Yaml:
     """Check, pack, submit and show a job; returns at once unless ``--wait``."""
     spec = job_spec(a, context)
     shipment = _shipment(a, context, spec)
     try:
         manifest = Manifest(shipment.variables, shipment.size, shipment.remarks)
+        if a.compute != "local":
+            manifest.preview = context.client.preview_job(spec, a.name)
+        if a.yaml:
+            return Yaml((manifest.preview or {}).get("manifest") or spec)
         if a.dry_run:
             return manifest
         _show(manifest, context)
@@ -208,7 +212,10 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
     limits = {"grace": a.grace, "timeout": a.timeout}
     spec["limits"] = {k: v for k, v in limits.items() if v is not None}
     nodes = a.nodes if a.nodes > 1 else None
-    resources = {"instance_count": nodes, "cpus": a.cpus, "memory": a.memory, "gpus": a.gpus}
+    if a.image:
+        spec["environment"] = {"image": a.image}
+    resources = {"instance_count": nodes, "instance_type": a.instance,
+                 "cpus": a.cpus, "memory": a.memory, "gpus": a.gpus}
     spec["resources"] = {k: v for k, v in resources.items() if v is not None}
     if a.retries is not None:
         spec["retry_settings"] = {"max_retries": a.retries}

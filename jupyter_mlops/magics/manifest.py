@@ -14,7 +14,10 @@ class Manifest:
         items: the rows as they are in the job's spec.
         size: bytes of the payload.
         remarks: what was left out, and versions that differ.
+        preview: whether the compute can run it; None when nobody was asked.
     """
+
+    preview: dict[str, Any] | None = None
 
     def __init__(self, items: list[dict[str, Any]], size: int = 0, remarks: list[str] | None = None) -> None:
         self.items = items
@@ -27,6 +30,18 @@ class Manifest:
     def to_dict(self) -> list[dict[str, Any]]:
         """The rows."""
         return list(self.items)
+
+    def _place(self) -> str:
+        """Whether it fits, in one line."""
+        found = self.preview
+        if found is None:
+            return ""
+        if found["fits"] is False:
+            return f"it would not start now: {'; '.join(found['reasons'])}"
+        price, count = found.get("price_per_hour"), found.get("instances") or 1
+        cost = f"; {price:g} an hour for {count} {'instance' if count == 1 else 'instances'}" if price else ""
+        after = f" ({'; '.join(found['reasons'])})" if found["reasons"] else ""
+        return ("it fits" if found["fits"] else "the compute accepts it") + after + cost
 
     def _title(self) -> str:
         if not self.items:
@@ -46,7 +61,8 @@ class Manifest:
     def text(self) -> str:
         """Aligned columns and remarks."""
         table = [render.text_table(self._COLUMNS, self._rows(False), "")] if self.items else []
-        return "\n".join([*table, self._title(), *map(render.clean, self.remarks)])
+        place = [render.clean(self._place())] if self.preview is not None else []
+        return "\n".join([*table, self._title(), *map(render.clean, self.remarks), *place])
 
     def html(self) -> str:
         """One line that unfolds to the table."""
@@ -57,11 +73,39 @@ class Manifest:
             head = f'<details><summary style="{muted};cursor:pointer">{title}</summary>{table}</details>'
         else:
             head = f'<div style="{muted}">{title}</div>'
-        remarks = "".join(f'<div style="{muted}">{render.escape(r)}</div>' for r in self.remarks)
+        lines = [*self.remarks, self._place()] if self.preview is not None else self.remarks
+        remarks = "".join(f'<div style="{muted}">{render.escape(r)}</div>' for r in lines)
         return f'<div style="color:{render.TEXT}">{head}{remarks}</div>'
 
     def __repr__(self) -> str:
         return f"<Manifest {render.clean(self._title())}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": self.text(), "text/html": self.html()}
+
+
+class Yaml:
+    """A document to be read, and to be piped into other tools."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def to_dict(self) -> Any:
+        """The document."""
+        return self._data
+
+    def text(self) -> str:
+        """As YAML."""
+        import yaml
+
+        return str(yaml.safe_dump(self._data, sort_keys=False)).rstrip()
+
+    def html(self) -> str:
+        """The same, for a notebook."""
+        return f'<pre style="color:{render.TEXT}">{render.escape(self.text())}</pre>'
+
+    def __repr__(self) -> str:
+        return self.text()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": self.text(), "text/html": self.html()}

@@ -91,6 +91,8 @@ def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--compute", default="local", metavar="NAME", help="where it runs (default local)")
     p.add_argument("--nodes", type=count, default=1, metavar="N",
                    help="machines of a cluster, each with --processes (default 1)")
+    p.add_argument("--instance", metavar="NAME", help="on a cluster: the kind of node, as the operator has named it")
+    p.add_argument("--image", metavar="IMAGE", help="on a cluster: container image (default: the compute's)")
     p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE", help="environment of the job")
     p.add_argument("--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a tag of its run")
     p.add_argument("--grace", type=float, default=None, metavar="S",
@@ -103,7 +105,9 @@ def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--no-ship", action="store_true", help="send nothing: the cell must stand alone")
     p.add_argument("--ship-limit", type=size, metavar="SIZE", help="most bytes to send, e.g. 2G (default 256Mi)")
     p.add_argument("--dry-run", "--manifest", dest="dry_run", action="store_true",
-                   help="show what would be sent, and start nothing")
+                   help="show what would be sent and whether it fits, and start nothing")
+    p.add_argument("--yaml", action="store_true",
+                   help="print what a cluster would get (or the job's spec) as YAML, and start nothing")
     p.add_argument("--interpreter", metavar="PATH", help="another Python to run it (default: this one)")
     p.add_argument("--retries", type=whole, metavar="N", help="further attempts when it fails (default 0)")
     p.add_argument("--timeout", type=span, metavar="T",
@@ -115,6 +119,22 @@ def _train(p: argparse.ArgumentParser) -> None:
                    help="memory that it occupies, e.g. 4Gi (default: not counted)")
     p.add_argument("--gpus", type=amount, metavar="X",
                    help="GPUs that it occupies, on each machine: whole ones, or 0.5 of one (default 0)")
+
+
+def _compute(p: argparse.ArgumentParser) -> None:
+    p.add_argument("action", nargs="?", choices=("list", "show", "attach", "detach"), default="list", metavar="ACTION",
+                   help="list (default), show, attach or detach")
+    p.add_argument("name", nargs="?", metavar="NAME", help="name of the compute")
+    p.add_argument("--kubernetes", metavar="CONTEXT", help="a context of the kubeconfig (default: its current one)")
+    p.add_argument("--namespace", metavar="NAME", help="where everything lies that is made there")
+    p.add_argument("--create-namespace", action="store_true", help="make the namespace when it is not there")
+    p.add_argument("--image", metavar="IMAGE", help="of jobs: Python 3.9 and what they import")
+    p.add_argument("--serving-image", metavar="IMAGE", help="of endpoints: Python 3.9 and what the models import")
+    p.add_argument("--queue", metavar="NAME", help="a LocalQueue of Kueue for the jobs")
+    p.add_argument("--gpu-resource", metavar="NAME", help="what a GPU is called there (default nvidia.com/gpu)")
+    p.add_argument("-f", "--file", metavar="FILE", help="a compute as YAML, with instance types and all else")
+    p.add_argument("--force", action="store_true", help="attach although something stands in the way")
+    _yes(p)
 
 
 def _attach(p: argparse.ArgumentParser) -> None:
@@ -184,6 +204,8 @@ VERBS: dict[str, Verb] = {
         Verb("train", "run a script or a cell as a job that outlives the kernel", "jobs:train", _train,
              ("train script.py -n digits --processes 2 -- --epochs 3", "train script.py --retries 2 --timeout 2h"),
              rest="arguments of the script", cell=True),
+        Verb("compute", "list computes; attach a cluster, show what is free there", "computes:compute", _compute,
+             ("compute", "compute attach gpu --kubernetes CONTEXT --namespace ml --image IMAGE", "compute show gpu")),
         Verb("attach", "take up a job that was started elsewhere: output, log, results", "jobs:attach", _attach,
              ("attach NAME",)),
         Verb("jobs", "list jobs", "jobs:jobs", _jobs, ("jobs", "jobs NAME")),

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 
 import pytest
-from cluster_bench import IMAGE, cluster, namespace
+from cluster_bench import IMAGE, cluster, fresh_namespace, namespace
 from conftest import Plane, make_home, wait_for
 
+from jupyter_mlops.compute.base import JobRef
+from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
+from jupyter_mlops.compute.kubernetes.survey import survey
+from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.kube.client import Kube
 
 pytestmark = pytest.mark.cluster
 TORCH = os.environ.get("CLUSTER_TORCH_IMAGE", "")
-__all__ = ["cluster", "namespace"]
+__all__ = ["cluster", "fresh_namespace", "namespace"]
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +182,124 @@ time.sleep(60)
     assert (status["phase"], status["failed_rank"], status["exit_code"]) == ("Failed", 1, 1), status
     assert status["reason"] == "rank 1 ended with exit code 1: RuntimeError: only here"
     assert status["traceback"][-1] == "RuntimeError: only here"
+
+
+def submit(plane, name: str, source: str, **more) -> None:
+    plane.put(f"jobs/{name}", {"compute": "gpu", "cell": {"source": source}, **more})
+
+
+def test_a_preview_is_what_the_api_says(plane, kube):
+    spec = {"compute": "gpu", "cell": {"source": "1"}, "resources": {"instance_count": 2, "cpus": 0.1}}
+    found = plane.post("jobs/ahead/actions/preview", spec)
+    assert found["fits"] in (True, None) and found["manifest"]["kind"] == "Job" and found["instances"] == 2
+    found = plane.post("jobs/ahead/actions/preview", {**spec, "resources": {"gpus": 1024}})
+    assert found["fits"] is False and "no node has 1024 nvidia.com/gpu" in found["reasons"][0]
+    assert not objects(kube, "ahead")
+
+
+def test_an_image_that_is_not_there(plane, kube):
+    submit(plane, "noimage", "1", environment={"image": "nowhere.invalid/none:1"})
+    reason = wait_for(lambda: "image" in (r := plane.get("jobs/noimage")["status"]["reason"]) and r, 60)
+    assert "the image 'nowhere.invalid/none:1' cannot be pulled" in reason
+    plane.post("jobs/noimage/actions/stop", {})
+    assert ended(plane, "noimage")["phase"] == "Canceled"
+
+
+def test_time_that_is_over_and_a_stop(plane, kube):
+    submit(plane, "slow", "import time\nprint('up', flush=True)\ntime.sleep(600)", limits={"timeout": 5, "grace": 1})
+    status = ended(plane, "slow")
+    assert (status["phase"], status["reason"]) == ("Failed", "ran longer than limits.timeout (5 s)")
+    submit(plane, "halted", "import time\nprint('up', flush=True)\ntime.sleep(600)", limits={"grace": 1})
+    wait_for(lambda: plane.get("jobs/halted")["status"]["phase"] == "Running", 60)
+    plane.post("jobs/halted/actions/stop", {})
+    status = ended(plane, "halted")
+    assert (status["phase"], status["reason"]) == ("Canceled", "stopped")
+    for name in ("slow", "halted"):
+        wait_for(lambda n=name: not objects(kube, n), 30)
+
+
+def test_a_quota_holds_it_back(plane, cluster, fresh_namespace):
+    cluster.call("POST", f"/api/v1/namespaces/{fresh_namespace}/resourcequotas", {
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}, "spec": {"hard": {"pods": "1"}}})
+    plane.put("computes/small", {"type": "kubernetes", "namespace": fresh_namespace, "training": {"image": IMAGE,
+                                                                                               "hold": 10}})
+    for name in ("fits", "waits"):
+        plane.put(f"jobs/{name}", {"compute": "small", "cell": {"source": "import time\ntime.sleep(8)"}})
+    reason = wait_for(lambda: "quota" in (r := plane.get("jobs/waits")["status"]["reason"]) and r, 30)
+    assert "the quota 'small' of the namespace is used up" in reason
+    assert ended(plane, "fits")["phase"] == "Completed" and ended(plane, "waits", 120)["phase"] == "Completed"
+
+
+def test_twenty_at_once(plane, kube):
+    names = [f"many-{i}" for i in range(20)]
+    for name in names:
+        submit(plane, name, "from jupyter_mlops import log\nfor i in range(100):\n    log({'x': float(i)}, step=i)",
+               resources={"cpus": 0.01, "memory": "64Mi"})
+    for name in names:
+        status = ended(plane, name, 400)
+        assert status["phase"] == "Completed", (name, status)
+        values = plane.get(f"runs/{status['run_id']}/metrics")["metrics"]["x"]["values"]
+        assert values == [float(i) for i in range(100)]
+    for name in names:
+        wait_for(lambda n=name: not objects(kube, n), 60)
+
+
+def test_a_large_output_and_a_long_log(plane, kube):
+    submit(plane, "large", """
+import hashlib, os
+data = os.urandom(1 << 20) * 200
+open("big", "wb").write(data)
+for number in range(300_000):
+    print("line", number)
+print(hashlib.sha256(data).hexdigest())
+""")
+    status = ended(plane, "large", 300)
+    assert status["phase"] == "Completed", status
+    folder = plane.home / "jobs" / "large"
+    lines = (folder / "attempts" / "1" / "rank-0.log").read_text().splitlines()
+    assert lines[:-1] == [f"line {n}" for n in range(300_000)]
+    with open(folder / "outputs" / "big", "rb") as f:
+        assert hashlib.file_digest(f, "sha256").hexdigest() == lines[-1]
+
+
+def test_the_role_suffices_and_attaching_says_what_is_missing(cluster, kube, tmp_path):
+    """A service account with the role alone runs a job; with less it is told what it lacks."""
+    name = "mlops-jobs"
+    base = f"/api/v1/namespaces/{kube.namespace}"
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{kube.namespace}"
+    cluster.call("POST", f"{base}/serviceaccounts", {"apiVersion": "v1", "kind": "ServiceAccount",
+                                                     "metadata": {"name": name}})
+    token = cluster.call("POST", f"{base}/serviceaccounts/{name}/token", {
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}})
+    config = cluster.client().configuration
+    kubeconfig = tmp_path / "kubeconfig"
+    with open(config.ssl_ca_cert, "rb") as f:
+        authority = base64.b64encode(f.read()).decode()
+    kubeconfig.write_text(json.dumps({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": config.host, "certificate-authority-data": authority}}],
+        "users": [{"name": "u", "user": {"token": token["status"]["token"]}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}))
+    spec = ComputeSpec(type="kubernetes", namespace=kube.namespace, training={"image": IMAGE, "hold": 20})
+    theirs = Kube("gpu", namespace=kube.namespace, kubeconfig=str(kubeconfig))
+    found = survey(theirs, spec)
+    assert "create jobs" in found["missing"] and found["nodes"] is None and found["problems"][0]["fatal"]
+    cluster.call("POST", f"{rbac}/roles", found["role"])
+    cluster.call("POST", f"{rbac}/rolebindings", {
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": kube.namespace}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "jupyter-mlops"}})
+    wait_for(lambda: not survey(theirs, spec)["missing"], 20)
+    driver = KubernetesCompute("least", "gpu", spec, str(kubeconfig))
+    folder = tmp_path / "jobs" / "least"
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(json.dumps({"cell": {"source": "print('done')"},
+                                                  "resources": {"instance_count": 1}}))
+    job = JobRef("least", folder)
+    driver.start(job, 1, {})
+    try:
+        seen = wait_for(lambda: (s := driver.observe(job, 1)).terminal and s, 60)
+        assert seen.phase == "completed" and driver.read_log(job, 1, 0, 0, 100).data == b"done\n"
+    finally:
+        driver.close()
+    wait_for(lambda: not objects(kube, "least"), 30)

@@ -12,10 +12,12 @@ from jupyter_mlops.compute.base import JobRef
 from jupyter_mlops.compute.kubernetes import manifests, verdict
 from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.compute.kubernetes.manifests import Names, Order
+from jupyter_mlops.compute.kubernetes.preview import preview
 from jupyter_mlops.core.errors import Refused
-from jupyter_mlops.core.resources.compute import ComputeSpec, TrainingOptions
+from jupyter_mlops.core.resources.compute import ComputeSpec, InstanceType, TrainingOptions
 from jupyter_mlops.core.resources.job import JobSpec
 from jupyter_mlops.kube import access
+from jupyter_mlops.kube.errors import NotAllowed
 from jupyter_mlops.runtime.jobfolder import JobFolder, private_folder, write_json
 
 NAMES = Names("default", "digits", 2)
@@ -27,7 +29,8 @@ OPTIONS = TrainingOptions(
 def order(**more) -> Order:
     spec = {"cell": {"source": "1"}, "resources": {"instance_count": 4, "gpus": 8, "cpus": 1.5, "memory": "4Gi",
                                                    "shm_size": "8Gi"}, "environment_variables": {"TOKEN": "s3cret"}}
-    return Order(JobSpec.model_validate({**spec, **more}), OPTIONS, OPTIONS.image, 3600.0, {}, ["a-in-00", "a-in-01"])
+    return Order(JobSpec.model_validate({**spec, **more}), OPTIONS, OPTIONS.image, 3600.0,
+                 parts=["a-in-00", "a-in-01"])
 
 
 def everything() -> dict[str, dict]:
@@ -194,8 +197,19 @@ def test_what_an_attempt_waits_for(place):
     assert verdict.running(place, {"nodes": 1}, {0: waiting}, {}, "").reason == (
         "no node has room: not enough nvidia.com/gpu on 3 of 3 nodes; it waits")
     assert verdict.running(place, NOTE, {0: pod(), 1: waiting}, {}, "").reason.startswith("pod 1: no node has room")
+    done = pod({"terminated": {"exitCode": 0}})
+    assert verdict.running(place, {"nodes": 1}, {0: done}, {}, "").reason == "its outputs are being copied"
     image = pod({"waiting": {"reason": "ErrImagePull", "message": "not found"}}, "waiting", "Pending")
     assert "the image 'a:1' cannot be pulled" in verdict.running(place, {"nodes": 1}, {0: image}, {}, "").reason
+    message = 'pods "x" is forbidden: exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1'
+
+    def events(kind, name):
+        return [{"reason": "FailedCreate", "message": message}] if (kind, name) == ("Job", "a-1") else []
+
+    seen = verdict.running(place, {"nodes": 1, "job": "a-1"}, {}, {}, "", events)
+    assert seen.reason.startswith("the quota 'small' of the namespace is used up")
+    queued = verdict.running(place, {"nodes": 1, "job": "b-1", "queue": "team"}, {}, {}, "", events)
+    assert queued.reason == "it waits in Kueue's queue 'team'"
     tell(place, 0, phase="running", started_at=1.0, ranks=[{"rank": 0, "pid": 7, "exit_code": None}])
     seen = verdict.running(place, {"nodes": 1}, {0: pod()}, {}, "")
     assert (seen.phase, seen.reason, seen.ranks[0].running) == ("running", "", True)
@@ -225,3 +239,115 @@ def test_the_role_has_both_parts():
     assert pods["verbs"] == ["get", "list", "patch", "watch"]
     training = access.role("mlops", "ns", serving=False)["rules"]
     assert not any(r["resources"] == ["deployments"] for r in training)
+
+
+# -- instance types and previews ------------------------------------------------------------------------------------
+
+
+def test_an_instance_type_is_a_kind_of_node_with_amounts():
+    kind = InstanceType.model_validate({
+        "nodeSelector": {"gpu": "a100"}, "tolerations": [{"key": "gpu", "operator": "Exists"}], "price": 3.5,
+        "resources": {"requests": {"cpu": "4", "memory": "16Gi"}, "limits": {"nvidia.com/gpu": "1", "memory": "16Gi"}}})
+
+    def made(**resources):
+        spec = JobSpec.model_validate({"cell": {"source": "1"}, "resources": resources})
+        return manifests._pod(NAMES, Order(spec, TrainingOptions(image="a:1"), "a:1", None, kind))
+
+    pod = made()
+    assert pod["nodeSelector"] == {"gpu": "a100"} and pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert pod["containers"][0]["resources"] == {
+        "requests": {"cpu": "4", "memory": "16Gi"}, "limits": {"nvidia.com/gpu": "1", "memory": "16Gi"}}
+    more = made(cpus=2, memory="8Gi", gpus=2)["containers"][0]["resources"]
+    assert more == {"requests": {"cpu": "2000m", "memory": "8Gi"}, "limits": {"nvidia.com/gpu": "2", "memory": "8Gi"}}
+
+
+def test_instance_types_are_known_by_name_and_one_is_the_default():
+    spec = ComputeSpec(type="kubernetes", namespace="ns", training={"image": "a:1"}, instance_types={
+        "default": {"resources": {"requests": {"cpu": "1"}}}, "gpu-a": {"nodeSelector": {"gpu": "a"}}})
+    driver = KubernetesCompute("w", "gpu", spec)
+
+    def kind(**resources):
+        return driver._instance(JobSpec.model_validate({"cell": {"source": "1"}, "resources": resources}))
+
+    assert kind().resources.requests == {"cpu": "1"} and kind(instance_type="gpu-a").node_selector == {"gpu": "a"}
+    with pytest.raises(Refused) as error:
+        driver.check({"cell": {"source": "1"}, "resources": {"instance_type": "gpu-b"}})
+    assert "no instance type 'gpu-b'" in error.value.message and error.value.hint == "it has default, gpu-a"
+    with pytest.raises(ValueError, match="is no amount"):
+        ComputeSpec(type="kubernetes", namespace="ns", instance_types={"a": {"resources": {"limits": {"cpu": "much"}}}})
+
+
+class Cluster:
+    """An API that answers a preview."""
+
+    cluster = "gpu"
+    namespace = "ns"
+
+    def __init__(self, machines=None, limits=(), refusal=None):
+        self.machines, self.limits, self.refusal = machines, limits, refusal
+        self.dry = []
+
+    def apply(self, manifest, owned, dry_run=False):
+        assert dry_run
+        self.dry.append(manifest)
+        if self.refusal:
+            raise self.refusal
+        return manifest
+
+    def call(self, method, path, body=None, query=None, *, what=""):
+        if path.endswith("/nodes"):
+            if self.machines is None:
+                raise NotAllowed("no")
+            return {"items": self.machines}
+        assert path.endswith("/resourcequotas")
+        return {"items": [{"metadata": {"name": "q"}, "status": {
+            "hard": {r: h for r, h, _ in self.limits}, "used": {r: u for r, _, u in self.limits}}}]}
+
+
+def machine(cpu="8", memory="32Gi", taints=(), labels=None, ready="True", **devices):
+    return {"metadata": {"name": "n", "labels": labels or {}}, "spec": {"taints": list(taints)}, "status": {
+        "allocatable": {"cpu": cpu, "memory": memory, **{k.replace("_", "/"): v for k, v in devices.items()}},
+        "conditions": [{"type": "Ready", "status": ready}]}}
+
+
+def look(cluster, **more):
+    return preview(cluster, NAMES, order(**{"resources": {"instance_count": 2, "cpus": 4, "memory": "8Gi"}, **more}))
+
+
+TAINT = {"key": "special", "effect": "NoSchedule"}
+
+
+@pytest.mark.parametrize(("machines", "fits", "words"), [
+    (None, None, ""),
+    ([machine(labels={"pool": "gpu"})], True, ""),
+    ([machine()], False, "no node has the labels that are asked for"),
+    ([machine(labels={"pool": "gpu"}, ready="False")], False, "no node of the cluster takes pods now"),
+    ([machine(labels={"pool": "gpu"}, taints=[TAINT])], False,
+     "the nodes with taint special:NoSchedule are not for it"),
+    ([machine(labels={"pool": "gpu"}, taints=[{**TAINT, "key": "gpu"}])], True, ""),
+    ([machine(labels={"pool": "gpu"}, taints=[{**TAINT, "effect": "PreferNoSchedule"}])], True, ""),
+    ([machine("2", labels={"pool": "gpu"}), machine("3", labels={"pool": "gpu"})], False,
+     "no node has 4 CPUs: the largest has 3 CPUs"),
+    ([machine(memory="4Gi", labels={"pool": "gpu"})], False, "no node has 8.0 GiB: the largest has 4.0 GiB"),
+])
+def test_a_preview_says_whether_a_node_could_hold_a_pod(machines, fits, words):
+    found = look(Cluster(machines))
+    assert (found["fits"], " ".join(found["reasons"])) == (fits, words)
+    assert found["manifest"]["kind"] == "Job" and found["instances"] == 2
+
+
+def test_a_preview_counts_gpus_quotas_and_money():
+    free = [machine(labels={"pool": "gpu"}, **{"amd.com_gpu": "4"})]
+    resources = {"instance_count": 2, "gpus": 8}
+    assert look(Cluster(free), resources=resources)["reasons"] == [
+        "no node has 8 amd.com/gpu: the largest has 4 amd.com/gpu"]
+    limits = [("requests.cpu", "10", "6"), ("pods", "10", "1"), ("requests.memory", "20Gi", "2Gi"),
+              ("secrets", "1", "1")]
+    found = look(Cluster(free, limits))
+    assert found["fits"] is False and found["reasons"] == [
+        "the quota 'q' leaves 4 of requests.cpu, 8 are asked for; it waits until others end"]
+    assert look(Cluster(free, limits), resources={"cpus": 4})["fits"] is True
+    refused = look(Cluster(free, refusal=Refused("the namespace's security level forbids it: x")))
+    assert (refused["fits"], refused["reasons"]) == (False, ["the namespace's security level forbids it: x"])
+    priced = Order(JobSpec(command="true"), TrainingOptions(image="a:1"), "a:1", None, InstanceType(price=2.5))
+    assert preview(Cluster([machine()]), NAMES, priced)["price_per_hour"] == 2.5

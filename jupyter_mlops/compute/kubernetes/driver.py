@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import Conflict, MlopsError, Refused
-from ...core.resources.compute import ComputeSpec
+from ...core.resources.compute import DEFAULT_INSTANCE, ComputeSpec, InstanceType
 from ...core.resources.job import JobSpec
 from ...kube import packs
 from ...kube.client import Kube
@@ -34,6 +34,7 @@ from ..state import observation
 from . import manifests, verdict
 from .copy import Copy
 from .manifests import KEEPER, WORK, Names, Order
+from .preview import preview
 from .watch import Pod, PodWatch, key, node_of
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,10 @@ class KubernetesCompute:
         """
         job = JobSpec.model_validate(spec)
         name = self.kube.cluster
-        if not self.spec.training.image:
-            raise Refused(f"compute '{name}' has no image for jobs", "an operator sets training.image in the compute")
+        self._instance(job)
+        if not self._image(job):
+            raise Refused(f"compute '{name}' has no image for jobs",
+                          "give one with --image, or an operator sets training.image in the compute")
         if job.script is not None or job.batch is not None:
             what = "scripts" if job.script is not None else "batch runs"
             raise Refused(f"{what} do not run on clusters yet", "run a cell or a command there, or use `local`")
@@ -93,6 +96,23 @@ class KubernetesCompute:
         if most and job.resources.instance_count > most:
             raise Refused(f"{job.resources.instance_count} nodes are more than compute '{name}' allows ({most})",
                           f"use --nodes {most} or fewer")
+
+    def _image(self, job: JobSpec) -> str:
+        return (job.environment.image if job.environment else "") or self.spec.training.image
+
+    def _instance(self, job: JobSpec) -> InstanceType:
+        """The kind of node that a job asks for. Raises Refused when there is no such kind."""
+        known, name = self.spec.instance_types, job.resources.instance_type
+        if name and name not in known:
+            raise Refused(f"compute '{self.kube.cluster}' has no instance type '{name}'",
+                          f"it has {', '.join(sorted(known))}" if known else "it has none: leave --instance out")
+        return known.get(name or DEFAULT_INSTANCE) or InstanceType()
+
+    def preview(self, name: str, spec: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
+        """Whether a job would run there, see :func:`.preview.preview`; makes nothing."""
+        job = JobSpec.model_validate({**spec, "cwd": "", "interpreter": ""})
+        order = Order(job, self.spec.training, self._image(job), timeout, self._instance(job))
+        return preview(self.kube, Names(self.workspace, name, 1), order)
 
     def facts(self) -> dict[str, Any]:
         """What jobs may have of the cluster: as its spec says; the cluster itself decides what fits."""
@@ -192,7 +212,7 @@ class KubernetesCompute:
         # Neither the notebook's folder nor its Python is there.
         spec = JobSpec.model_validate({**values, "cwd": "", "interpreter": ""})
         names = self._names(job, attempt)
-        order = Order(spec, self.spec.training, self.spec.training.image, grant.timeout)
+        order = Order(spec, self.spec.training, self._image(spec), grant.timeout, self._instance(spec))
         try:
             self._make(names, order, folder, place, env)
         except Refused:
@@ -224,11 +244,12 @@ class KubernetesCompute:
             self._put(manifests.secret(name, names, mine, data))
         if order.nodes > 1:
             self.kube.apply(manifests.service(names, mine), names.ours())
-        self.kube.merge("Job", names.object, {"spec": {"suspend": False}})
+        if not order.options.queue:
+            self.kube.merge("Job", names.object, {"spec": {"suspend": False}})
         jobfolder.write_json(os.path.join(place.path, NOTE), {
             "schema": 1, "started": True, "compute": self.kube.cluster, "namespace": self.kube.namespace,
             "job": names.object, "uid": mine["uid"], "nodes": order.nodes, "time": time.time(),
-            "bring": bool(path) and not order.parts, "hold": order.options.hold,
+            "bring": bool(path) and not order.parts, "hold": order.options.hold, "queue": order.options.queue,
         })
 
     def _put(self, manifest: dict[str, Any]) -> None:
@@ -273,8 +294,7 @@ class KubernetesCompute:
             return Observation("absent", attempt=attempt)
         self._want(job, attempt)
         if not self._watch.seen:
-            reason = f"compute '{self.kube.cluster}': {self._watch.trouble}"
-            return verdict.running(place, note, {}, {}, reason)
+            return verdict.running(place, note, {}, {}, self._watch.trouble)
         pods = {node_of(p): p for p in self._watch.of(job.name, attempt)}
         last = {**self._last_pods.get((job.name, attempt), {}), **pods}
         copies = {at[2]: copy for at, (copy, _) in list(self._copies.items()) if at[:2] == (job.name, attempt)}
@@ -286,18 +306,20 @@ class KubernetesCompute:
         if seen is None and folder.stop_wish(attempt) is not None:
             seen = self._press(place, note, pods)
         if seen is not None:
+            if seen.cause == "lost" and (gone := self._vanished(place, note)) is not None:
+                seen.cause, seen.reason = gone.cause, gone.reason
             self._end(place, seen)
             self._collect(job, attempt, note)
             return seen
-        trouble = self._watch.trouble and f"compute '{self.kube.cluster}': {self._watch.trouble}; the job goes on"
+        trouble = self._watch.trouble and f"{self._watch.trouble}; the job goes on"
         return verdict.running(place, note, pods, copies, trouble, self._look_at_events)
 
     def _vanished(self, place: Attempt, note: dict[str, Any]) -> Observation | None:
-        """An attempt that has no pods although it should."""
+        """The end of an attempt whose Job somebody has deleted on the cluster: a wish, which is not tried again."""
         found = self.kube.get("Job", note["job"])
         if found is None or found["metadata"]["uid"] != note["uid"]:
-            return Observation("failed", "its pods are gone: the Job was deleted on the cluster", place.number,
-                               cause="lost", ended_at=time.time())
+            return Observation("failed", "its Job was deleted on the cluster", place.number, cause="deleted",
+                               ended_at=time.time())
         return None
 
     def _press(self, place: Attempt, note: dict[str, Any], pods: dict[int, Pod]) -> Observation | None:
@@ -309,14 +331,15 @@ class KubernetesCompute:
         self.kube.delete("Job", note["job"])
         return Observation("canceled", "stopped before it started", place.number, ended_at=time.time())
 
-    def _look_at_events(self, pod: Pod) -> list[dict[str, Any]]:
-        name = pod["metadata"]["name"]
+    def _look_at_events(self, kind: str, name: str) -> list[dict[str, Any]]:
+        """The events of an object, oldest first; asked for every few seconds at most."""
         at, found = self._events.get(name, (0.0, []))
         if time.monotonic() - at > EVENTS:
             try:
-                found = self.kube.list("Event", fields=f"involvedObject.kind=Pod,involvedObject.name={name}")
+                found = self.kube.list("Event", fields=f"involvedObject.kind={kind},involvedObject.name={name}")
             except MlopsError:
-                found = []
+                found = []  # not allowed to: then the status has to do
+            found.sort(key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""))
             while len(self._events) > 500:
                 self._events.pop(next(iter(self._events)))
             self._events[name] = (time.monotonic(), found)

@@ -11,7 +11,7 @@ import base64
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...core.resources.compute import TrainingOptions
+from ...core.resources.compute import InstanceType, TrainingOptions
 from ...core.resources.job import JobSpec
 from ...kube.names import DOMAIN, labels, object_name, ours
 
@@ -62,6 +62,7 @@ class Order:
     options: TrainingOptions
     image: str
     timeout: float | None = None
+    instance: InstanceType = field(default_factory=InstanceType)
     inputs: dict[str, Any] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
 
@@ -80,8 +81,10 @@ def job(names: Names, order: Order, suspended: bool) -> dict[str, Any]:
         "podReplacementPolicy": "Failed",
         "template": {"metadata": {"labels": names.labels()}, "spec": _pod(names, order)},
     }
-    return {"apiVersion": "batch/v1", "kind": "Job",
-            "metadata": {"name": names.object, "labels": names.labels()}, "spec": spec}
+    labels = names.labels()
+    if order.options.queue:
+        labels["kueue.x-k8s.io/queue-name"] = order.options.queue  # Kueue lets it begin
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": names.object, "labels": labels}, "spec": spec}
 
 
 def service(names: Names, owner: dict[str, Any]) -> dict[str, Any]:
@@ -151,24 +154,33 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
         result["subdomain"] = names.object
     if order.timeout is not None:
         result["activeDeadlineSeconds"] = int(order.timeout + spec.limits.grace) + LATER
-    if options.node_selector:
-        result["nodeSelector"] = dict(options.node_selector)
-    if options.tolerations:
-        result["tolerations"] = [t.model_dump(by_alias=True, exclude_none=True) for t in options.tolerations]
+    selector = {**options.node_selector, **order.instance.node_selector}
+    if selector:
+        result["nodeSelector"] = selector
+    tolerations = [*options.tolerations, *order.instance.tolerations]
+    if tolerations:
+        result["tolerations"] = [t.model_dump(by_alias=True, exclude_none=True) for t in tolerations]
     if options.image_pull_secrets:
         result["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
     return result
 
 
 def resources(order: Order) -> dict[str, Any]:
-    """Requests and limits of one pod."""
-    asked = order.spec.resources
+    """Requests and limits of one pod: the instance type's, and what the job asks for in their place."""
+    asked, kind = order.spec.resources, order.instance.resources
     memory = _quantity(asked.memory)
-    requests = {"cpu": f"{int(asked.cpus * 1000)}m" if asked.cpus else CPU, "memory": memory or MEMORY}
-    limits: dict[str, str] = {"memory": memory} if memory else {}
+    limits = dict(kind.limits)
+    # Without a request of its own a container asks for its limit.
+    requests = {name: amount for name, amount in (("cpu", CPU), ("memory", MEMORY)) if name not in limits}
+    requests.update(kind.requests)
+    if asked.cpus:
+        requests["cpu"] = f"{int(asked.cpus * 1000)}m"
+        limits.pop("cpu", None)
+    if memory:
+        requests["memory"] = limits["memory"] = memory
     if asked.gpus:
         limits[order.options.gpu_resource] = str(int(asked.gpus))
-    return {"requests": requests, **({"limits": limits} if limits else {})}
+    return {name: value for name, value in (("requests", requests), ("limits", limits)) if value}
 
 
 def _quantity(text: str) -> str:

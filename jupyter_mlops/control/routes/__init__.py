@@ -1,8 +1,8 @@
 """The routes, grouped by what they are about; importing a module registers its operations."""
 
-from . import batch, blobs, data, delivery, endpoints, jobs, logs, models, records, retention, runs, workspace
+from . import batch, blobs, computes, data, delivery, endpoints, jobs, logs, models, records, retention, runs, workspace
 
 __all__ = [
-    "batch", "blobs", "data", "delivery", "endpoints", "jobs", "logs", "models", "records",
+    "batch", "blobs", "computes", "data", "delivery", "endpoints", "jobs", "logs", "models", "records",
     "retention", "runs", "workspace",
 ]

@@ -1,10 +1,10 @@
-"""Jobs and the computes that they run on."""
+"""Jobs."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from ...core.resources import ComputeSpec, JobSpec
+from ...core.resources import JobSpec
 from ...core.resources.base import Resource
 from .. import schemas
 from ..operations import Answer, Call, operation
@@ -20,12 +20,6 @@ def _as_seen(call: Call, job: Resource) -> Resource:
         if place is not None:
             job.status.update(queue=place, reason=place["reason"])
     return job
-
-
-def _with_queue(call: Call, compute: Resource) -> Resource:
-    """A compute with what is in use of it."""
-    compute.status.update(call.plane.jobs.slots.usage(compute.name))
-    return compute
 
 
 @operation("GET", _WS + "/jobs", "List jobs", "jobs/read", query=schemas.JobQuery, responses={200: schemas.JobList})
@@ -59,6 +53,17 @@ async def delete_job(call: Call) -> Answer:
 
 
 @operation(
+    "POST", _WS + "/jobs/{name}/actions/preview", "Ask whether a job would run", "jobs/write", body=JobSpec,
+    responses={200: schemas.Preview}, errors=(422, 502, 504),
+)
+async def preview_job(call: Call) -> Answer:
+    """Whether it fits, which limit is in the way, what it costs, and the manifest that a cluster would get, which the
+    cluster's API has checked. Nothing is started."""
+    found = await call.plane.jobs.preview(call.path["name"], call.body)
+    return Answer(body=schemas.Preview.model_validate(found))
+
+
+@operation(
     "POST", _WS + "/jobs/{name}/actions/stop", "Stop a job", "jobs/write", body=schemas.Nothing,
     responses={200: schemas.Job},
 )
@@ -76,37 +81,3 @@ async def resume_job(call: Call) -> Answer:
     """A further attempt of a job that failed or was canceled, under the same MLflow run."""
     resource = await call.plane.jobs.request_resume(call.path["name"], call.identity)
     return Answer(body=schemas.Job.model_validate(resource.model_dump()), headers=etag(resource))
-
-
-@operation(
-    "GET", _WS + "/computes", "List computes", "computes/read", query=schemas.Page,
-    responses={200: schemas.ComputeList},
-)
-async def list_computes(call: Call) -> Answer:
-    await call.plane.refresh_computes()
-    return await listing(call, "compute", schemas.ComputeList, show=partial(_with_queue, call))
-
-
-@operation("GET", _WS + "/computes/{name}", "Get a compute", "computes/read", responses={200: schemas.Compute})
-async def get_compute(call: Call) -> Answer:
-    await call.plane.refresh_computes()
-    return await getting(call, "compute", call.path["name"], schemas.Compute, show=partial(_with_queue, call))
-
-
-@operation(
-    "PUT", _WS + "/computes/{name}", "Define a compute", "computes/write", body=ComputeSpec, preconditions=True,
-    responses={201: schemas.Compute, 200: schemas.Compute}, errors=(409, 422),
-)
-async def put_compute(call: Call) -> Answer:
-    answer = await putting(call, "compute", call.path["name"], schemas.Compute)
-    await call.plane.refresh_computes()
-    return answer
-
-
-@operation(
-    "DELETE", _WS + "/computes/{name}", "Remove a compute", "computes/delete", preconditions=True,
-    responses={204: None, 202: schemas.Nothing}, errors=(409,),
-)
-async def delete_compute(call: Call) -> Answer:
-    """Refused while jobs run there; ``local`` cannot be removed."""
-    return await deleting(call, "compute", call.path["name"])

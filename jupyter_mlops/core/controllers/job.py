@@ -187,6 +187,31 @@ class JobController(Controller):
         if lacking:
             raise Refused(f"the job {lacking} on compute {spec.compute!r}", "ask for less, or choose another compute")
 
+    async def preview(self, name: str, spec: JobSpec) -> dict[str, Any]:
+        """Whether a job would run, and what is in the way: ``{"fits", "reasons", "manifest", "instances",
+        "price_per_hour"}``. Makes nothing; ``fits`` is None where it cannot be known.
+
+        Raises:
+            BackendUnreachable, BackendTimeout: the compute does not answer.
+        """
+        known = {"fits": True, "reasons": [], "manifest": None, "instances": spec.resources.instance_count,
+                 "price_per_hour": None}
+        plain = spec.model_dump()
+        try:
+            driver = self._driver_for(spec.compute)
+            await self._check(spec)
+        except (Refused, NotFound) as error:
+            return {**known, "fits": False, "reasons": [error.message]}
+        ask = getattr(driver, "preview", None)  # only where there is somebody to ask
+        if ask is not None:
+            found: dict[str, Any] = await asyncio.to_thread(ask, name, plain, spec.limits.timeout)
+            return found
+        usage = self.slots.usage(spec.compute)
+        waiting = int(usage.get("queued_jobs") or 0)
+        if waiting:
+            known["reasons"] = [f"{waiting} {'job waits' if waiting == 1 else 'jobs wait'} for the same compute"]
+        return known
+
     async def request_stop(self, name: str, identity: Identity = SYSTEM) -> Resource:
         """Note that the job shall end; one whose ranks have ended stays as it is."""
 

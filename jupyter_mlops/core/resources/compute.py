@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from .base import Model, Spec, Status
 
 _DNS = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
+_AMOUNT = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?|Ki)?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,499}")
 
 
@@ -92,6 +93,7 @@ class TrainingOptions(Model):
         description="what a GPU is called there: amd.com/gpu, nvidia.com/mig-1g.5gb, …"
     )
     hold: int = Field(default=300, ge=0, le=86_400)
+    queue: str = Field(default="", max_length=253, description="a LocalQueue of Kueue in the namespace")
     max_nodes: int = Field(default=0, ge=0, le=1000, description="most pods of one job; 0: no limit of ours")
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
@@ -101,6 +103,40 @@ class TrainingOptions(Model):
     @classmethod
     def _an_image(cls, value: str) -> str:
         return _image(value)
+
+
+class InstanceResources(Model):
+    """What a pod asks for and may have at most; names and amounts as in Kubernetes. GPUs go under ``limits``."""
+
+    requests: dict[str, str] = Field(default_factory=dict)
+    limits: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("requests", "limits")
+    @classmethod
+    def _amounts(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, amount in value.items():
+            if not _AMOUNT.fullmatch(amount):
+                raise ValueError(f"{name}: {amount!r} is no amount, such as 2, 500m or 8Gi")
+        return value
+
+
+class InstanceType(Model):
+    """A kind of node under a name that users know; field names are those of Azure ML's InstanceType.
+
+    ``price``: for one instance and hour, in the operator's currency.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    node_selector: dict[str, str] = Field(default_factory=dict, alias="nodeSelector")
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
+    resources: InstanceResources = Field(default_factory=InstanceResources)
+    price: float = Field(default=0, ge=0)
+    description: str = Field(default="", max_length=1000)
+
+
+#: The instance type of a job that names none, where the operator has defined one of this name.
+DEFAULT_INSTANCE = "default"
 
 
 class ComputeSpec(Spec):
@@ -114,6 +150,7 @@ class ComputeSpec(Spec):
     namespace: str = Field(default="", pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$")
     serving: ServingOptions = Field(default_factory=ServingOptions)
     training: TrainingOptions = Field(default_factory=TrainingOptions)
+    instance_types: dict[str, InstanceType] = Field(default_factory=dict)
     description: str = Field(default="", max_length=5000)
     max_processes: int = Field(
         default=0, ge=0, le=4096, description="most processes of one job; 0: the number of CPUs, at least 2"
@@ -122,6 +159,14 @@ class ComputeSpec(Spec):
     memory: str = Field(
         default="", pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="memory for jobs; empty: the machine's"
     )
+
+    @field_validator("instance_types")
+    @classmethod
+    def _names(cls, value: dict[str, InstanceType]) -> dict[str, InstanceType]:
+        for name in value:
+            if not re.fullmatch(_DNS, name):
+                raise ValueError(f"instance type {name!r} is not valid: lower-case letters, digits, dashes and dots")
+        return value
 
     @model_validator(mode="after")
     def _a_namespace(self) -> ComputeSpec:

@@ -79,6 +79,7 @@ class JobResources(Model):
     """
 
     instance_count: int = Field(default=1, ge=1, le=1000)
+    instance_type: str = Field(default="", max_length=253, description="a kind of node that the operator has named")
     shm_size: str = Field(
         default="", max_length=20, pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$",
         description="most bytes of /dev/shm, on a cluster; 2Gi"
@@ -95,6 +96,12 @@ class JobResources(Model):
         if value > 1 and value != int(value):
             raise ValueError("ask for whole GPUs, or for a fraction of one")
         return value
+
+
+class JobEnvironment(Model):
+    """The software of a job on a cluster; on this machine it is that of ``interpreter``."""
+
+    image: str = Field(default="", max_length=500, description="container image; empty: the compute's")
 
 
 class JobLimits(Model):
@@ -137,6 +144,7 @@ class JobSpec(Spec):
     cwd: str = Field(default="", description="absolute working folder; empty: the job folder's own outputs/")
     environment_variables: dict[str, str] = Field(default_factory=dict)
     compute: str = "local"
+    environment: JobEnvironment | None = None
     distribution: PyTorchDistribution | None = None
     resources: JobResources = Field(default_factory=JobResources)
     limits: JobLimits = Field(default_factory=JobLimits)

@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 FRESH = 15.0
 
 
-def purposes(spec: ComputeSpec) -> tuple[bool, bool]:
-    """Whether a compute is for serving, and whether it is for jobs: for what it has an image; else for both."""
-    serving, training = bool(spec.serving.image), bool(spec.training.image)
-    return (serving, training) if serving or training else (True, True)
-
-
 class Clusters:
     """Drivers by the name of their compute.
 
@@ -77,7 +71,7 @@ class Clusters:
         return known or {"phase": "Unreachable", "reason": "not asked yet"}
 
     def _ask(self, name: str, driver: KubernetesServing) -> None:
-        from ...kube.access import missing
+        from ...kube.access import missing, purposes
 
         try:
             version = driver.kube.version()

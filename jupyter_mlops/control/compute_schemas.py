@@ -1,0 +1,67 @@
+"""Bodies of the REST API about computes that are no specs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from ..core.resources import ComputeSpec
+from .schemas import Body
+
+
+class CheckCompute(Body):
+    """A cluster that somebody would like to attach."""
+
+    spec: ComputeSpec
+    create_namespace: bool = False
+
+
+class Problem(BaseModel):
+    """What stands in the way, and what to do; ``fatal``: nothing can run there as it is."""
+
+    message: str
+    hint: str = ""
+    fatal: bool = False
+
+
+class Namespace(BaseModel):
+    """``exists`` is null where these credentials may not see it; ``level`` is that of Pod Security."""
+
+    name: str
+    exists: bool | None = None
+    level: str = ""
+
+
+class QuotaLine(BaseModel):
+    """One line of a ResourceQuota; amounts as in Kubernetes."""
+
+    quota: str
+    resource: str
+    used: str
+    hard: str
+
+
+class Node(BaseModel):
+    """A node; amounts are CPUs, bytes (``memory_bytes``) and devices."""
+
+    name: str
+    ready: bool
+    usable: bool
+    capacity: dict[str, float] = Field(default_factory=dict)
+    taints: list[str] = Field(default_factory=list)
+
+
+class Survey(BaseModel):
+    """What is true of a cluster; null is what these credentials may not see."""
+
+    version: str
+    namespace: Namespace
+    missing: list[str] = Field(default_factory=list, description="permissions that are needed and not there")
+    role: dict[str, Any] | None = Field(default=None, description="the Role that would give them")
+    quotas: list[QuotaLine] | None = None
+    nodes: list[Node] | None = None
+    capacity: dict[str, float] | None = None
+    free: dict[str, float] | None = None
+    engines: dict[str, bool] = Field(default_factory=dict)
+    problems: list[Problem] = Field(default_factory=list)
