@@ -39,7 +39,7 @@ front-end: setup
 
 # Real servers, browsers and jobs share the processors: what fails is tried once more, and the summary names it (RERUN).
 test: setup chromium lint front-end
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1 -r fEsxXR
 
 # The long form of the fault matrix: more faults, each several times; writes the table of docs/reliability.md.
 FAULTS_REPEAT ?= 3

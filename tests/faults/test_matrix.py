@@ -96,9 +96,11 @@ def test_the_job_fails_and_says_why(bench, rng, fault, number):
 
 @pytest.mark.parametrize(("fault", "number"), params(["one rank"], ["all ranks"]))
 def test_a_retry_resumes_without_a_repeat(bench, rng, fault, number):
-    name = bench.train(job_name(f"{fault} retried", number), retry_settings={"max_retries": 1})
-    bench.reach(name, rng.randrange(12, STEPS - 10))
+    hold = 10 * rng.randrange(1, STEPS // 10) + rng.randrange(1, 10)  # some steps after a checkpoint
+    name = bench.train(job_name(f"{fault} retried", number), hold=hold, retry_settings={"max_retries": 1})
+    bench.reach(name, hold - 1)
     {"one rank": one_rank, "all ranks": all_ranks}[fault](bench, name, rng)
+    bench.go(name)
     job = bench.verify(name, attempts=2, timeout=120)
     # What the second attempt did again since the last checkpoint was dropped, and counted.
     assert job["status"]["delivery"]["duplicates"] > 0
