@@ -64,8 +64,9 @@ def pack_block(kind: str, values: list[Any]) -> bytes | None:
         return None
     try:
         packed = array(CODES[kind], values)
-        # An infinity comes from a number such as 1e999; a sum finds it (and NaN) at a fraction of the cost of a loop.
-        if kind in ("double", "float") and not math.isfinite(sum(packed)):
+        # An infinity comes from a number such as 1e999; a sum finds it (and NaN) at a fraction of the cost of a loop,
+        # which then tells it from very large numbers.
+        if kind in ("double", "float") and not math.isfinite(sum(packed)) and not all(map(math.isfinite, packed)):
             return None
     except OverflowError:
         return None
