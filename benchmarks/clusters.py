@@ -1,0 +1,192 @@
+"""Jobs on the cluster that KUBECONFIG names: until the first line, points a second, output back, cost of watching.
+
+    KUBECONFIG=… [CLUSTER_IMAGE=…] [CLUSTER_JOBS=20] python benchmarks/clusters.py [first points output cost]
+
+The peer of the first line is the cluster's own start of a bare pod of the same image, until its line can be read. Cost
+is that of the control plane alone, without MLflow, for CLUSTER_JOBS jobs, times what makes them a hundred.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+
+from common import REPO, report
+
+sys.path.insert(0, str(REPO / "tests"))
+
+IMAGE = os.environ.get("CLUSTER_IMAGE", "docker.io/library/python:3.11-slim")
+REPEAT = int(os.environ.get("BENCH_REPEAT", "5"))
+JOBS = int(os.environ.get("CLUSTER_JOBS", "20"))
+
+
+class Bench:
+    """A control plane with a compute in a namespace of its own."""
+
+    def __init__(self) -> None:
+        from conftest import Plane, make_home
+
+        from jupyter_mlops.kube.client import Kube
+
+        self.namespace = f"mlops-bench-{random.getrandbits(32):08x}"
+        self.kube = Kube("cluster", namespace=self.namespace)
+        self.kube.call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {
+            "name": self.namespace}})
+        self.plane = Plane(make_home()).start().mlflow_ready()
+        self.plane.put("computes/gpu", {"type": "kubernetes", "namespace": self.namespace,
+                                        "training": {"image": IMAGE, "hold": 120}})
+        self.count = 0
+
+    def close(self) -> None:
+        self.plane.stop()
+        self.kube.call("DELETE", f"/api/v1/namespaces/{self.namespace}")
+
+    def submit(self, source: str, **resources: object) -> str:
+        self.count += 1
+        name = f"bench-{self.count}"
+        self.plane.put(f"jobs/{name}", {"compute": "gpu", "cell": {"source": source}, "resources": resources})
+        return name
+
+    def wait(self, what, timeout: float = 300.0):
+        until = time.monotonic() + timeout
+        while not (value := what()):
+            if time.monotonic() > until:
+                raise SystemExit("it takes too long")
+            time.sleep(0.01)
+        return value
+
+    def ended(self, name: str) -> dict:
+        def look():
+            status = self.plane.get(f"jobs/{name}")["status"]
+            return status["phase"] in ("Completed", "Failed", "Canceled") and status
+
+        status = self.wait(look)
+        if status["phase"] != "Completed":
+            raise SystemExit(f"{name}: {status['phase']}: {status['reason']}")
+        return status
+
+    def first_line(self) -> float:
+        begun = time.monotonic()
+        name = self.submit("print('first', flush=True)\nimport time\ntime.sleep(2)", cpus=0.05)
+        path = self.plane.home / "jobs" / name / "attempts" / "1" / "rank-0.log"
+        self.wait(lambda: path.exists() and b"first" in path.read_bytes())
+        took = time.monotonic() - begun
+        self.ended(name)
+        return took
+
+    def bare_pod(self) -> float:
+        name = f"bare-{random.getrandbits(32):08x}"
+        begun = time.monotonic()
+        self.kube.call("POST", self.kube.path("Pod"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+                       "spec": {"restartPolicy": "Never", "containers": [{
+                           "name": "c", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+                           "command": ["python3", "-u", "-c", "print('first')\nimport time\ntime.sleep(1)"]}]}})
+
+        def said() -> bool:
+            status, _, body = self.kube.request("GET", self.kube.path("Pod", name, "log"))
+            return status == 200 and b"first" in body
+
+        self.wait(said)
+        took = time.monotonic() - begun
+        self.kube.delete("Pod", name, 0)
+        return took
+
+    def points(self, count: int) -> float:
+        """Points a second from the first logged until all are in MLflow."""
+        name = self.submit(f"import time\nfrom jupyter_mlops import log\nprint(time.time(), flush=True)\n"
+                           f"for step in range({count}):\n    log({{'x': float(step)}}, step=step)", cpus=0.5)
+        path = self.plane.home / "jobs" / name / "attempts" / "1" / "rank-0.log"
+        status = self.ended(name)
+        done = time.time()
+        if self.plane.get(f"runs/{status['run_id']}")["metrics"]["x"] != count - 1:
+            raise SystemExit("points are missing")
+        return count / (done - float(path.read_text().split()[0]))
+
+    def output(self, size: int) -> tuple[float, float]:
+        """(MB a second from the file's end until it is here, MB by which the control plane grew)."""
+        pid = int(self.plane.process.pid)
+        most, over = [rss(pid)], threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.05):
+                most.append(rss(pid))
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        name = self.submit(f"import os, time\npiece = os.urandom(1 << 20)\nwith open('big', 'wb') as f:\n"
+                           f"    for _ in range({size >> 20}):\n        f.write(piece)\nprint(time.time())", cpus=0.5)
+        self.ended(name)
+        done = time.time()
+        over.set()
+        thread.join()
+        folder = self.plane.home / "jobs" / name
+        ready = float((folder / "attempts" / "1" / "rank-0.log").read_text())
+        assert (folder / "outputs" / "big").stat().st_size == size
+        (folder / "outputs" / "big").unlink()
+        return size / 1e6 / (done - ready), (max(most) - most[0]) / 1e6
+
+    def cost(self, count: int, seconds: float) -> float:
+        """Percent of a core that the control plane uses for 100 jobs that log a point a second."""
+        source = ("import time\nfrom jupyter_mlops import log\nfor step in range(100000):\n"
+                  "    log({'x': float(step)}, step=step)\n    time.sleep(1)")
+        names = [self.submit(source, cpus=0.01, memory="64Mi") for _ in range(count)]
+        for name in names:
+            self.wait(lambda n=name: self.plane.get(f"jobs/{n}")["status"]["phase"] == "Running", 600)
+        time.sleep(5)
+        pid = int(self.plane.process.pid)
+        idle = cpu(pid)
+        time.sleep(seconds)
+        used = (cpu(pid) - idle) / seconds * 100
+        for name in names:
+            self.plane.post(f"jobs/{name}/actions/stop", {})
+        return used * 100 / count
+
+
+def rss(pid: int) -> int:
+    """Resident bytes of a process."""
+    with open(f"/proc/{pid}/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    """Nothing is measured without a cluster."""
+    if not os.environ.get("KUBECONFIG"):
+        print("no KUBECONFIG: nothing is measured", file=sys.stderr)
+        return 0
+    wanted = sys.argv[1:] or ["first", "points", "output", "cost"]
+    bench = Bench()
+    try:
+        if "first" in wanted:
+            ours, bare = [], []
+            for _ in range(REPEAT):
+                ours.append(bench.first_line())
+                bare.append(bench.bare_pod())
+            report("first line of a job on a cluster, less a bare pod's", "s", ours, bare, 2.0,
+                   judged=statistics.median(ours) - statistics.median(bare))
+        if "points" in wanted:
+            report("points a second from a pod to MLflow", "1/s", [bench.points(40_000) for _ in range(min(REPEAT, 3))],
+                   None, 2000, lower_is_better=False)
+        if "output" in wanted:
+            found = [bench.output(1 << 30) for _ in range(min(REPEAT, 3))]
+            report("output of 1 GB back from a pod", "MB/s", [f[0] for f in found], None, 50, lower_is_better=False)
+            report("growth of the control plane meanwhile", "MB", [f[1] for f in found], None, 50)
+        if "cost" in wanted:
+            report("control plane for 100 running jobs on a cluster", "% of a core", [bench.cost(JOBS, 30.0)], None, 5)
+    finally:
+        bench.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
