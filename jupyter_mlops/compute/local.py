@@ -87,6 +87,8 @@ class LocalCompute:
         if (spec.get("resources") or {}).get("instance_type"):
             raise Refused("instance types are kinds of nodes of a cluster, and this is one machine",
                           "leave --instance out, or name a cluster with --compute")
+        if spec.get("code"):
+            raise Refused("on this machine a script runs in its own folder", "leave code out, and set cwd")
         if (spec.get("environment") or {}).get("image"):
             raise Refused("jobs on this machine run in a Python of this machine, not in an image",
                           "leave --image out, or name a cluster with --compute")

@@ -128,7 +128,7 @@ class Blobs:
 
 
 def put_inputs(blobs: Blobs, folder: Path, spec: JobSpec) -> None:
-    """Give a job what it needs: ``inputs/payload.pkl``, ``inputs/context/bundle`` and ``inputs/batch.zip``.
+    """Give a job what it needs: ``inputs/payload.pkl``, ``context/bundle``, ``batch.zip`` and ``code.zip`` there.
 
     Blobs that waiting jobs name are kept. When somebody removed one nevertheless, the rank that misses it says so.
     """
@@ -137,13 +137,16 @@ def put_inputs(blobs: Blobs, folder: Path, spec: JobSpec) -> None:
         blobs.place(spec.cell.payload, inputs / "payload.pkl")
     if spec.context:
         blobs.place(spec.context, inputs / "context" / "bundle")
+    if spec.code:
+        blobs.place(spec.code, inputs / "code.zip")
     if spec.batch is not None and not (folder / "batch" / "model").exists():  # else an earlier attempt has unpacked it
         blobs.place(spec.batch.payload, inputs / "batch.zip")
 
 
 def named_by(spec: Mapping[str, Any]) -> set[str]:
     """Hashes of the blobs that a job's spec names."""
-    named = ((spec.get("cell") or {}).get("payload"), spec.get("context"), (spec.get("batch") or {}).get("payload"))
+    named = ((spec.get("cell") or {}).get("payload"), spec.get("context"), spec.get("code"),
+             (spec.get("batch") or {}).get("payload"))
     return {digest for digest in named if digest}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..capture.submission import attach as record_context
+from ..client import code, render
 from ..core.errors import ParameterError, Refused
 from ..shipping import MOST, Shipment, prepare
 from . import settings
@@ -33,8 +34,12 @@ def train(a: argparse.Namespace, context: Context) -> Job | Manifest | Yaml:
     """Check, pack, submit and show a job; returns at once unless ``--wait``."""
     spec = job_spec(a, context)
     shipment = _shipment(a, context, spec)
+    files = _folder(a, context, spec)
     try:
         manifest = Manifest(shipment.variables, shipment.size, shipment.remarks)
+        if files:
+            manifest.remarks.append(f"{len(files)} files of {spec['cwd']} go with the script, "
+                                    f"{render.size(sum(f.stat().st_size for _, f in files))}")
         if a.compute != "local":
             manifest.preview = context.client.preview_job(spec, a.name)
         if a.yaml:
@@ -45,6 +50,8 @@ def train(a: argparse.Namespace, context: Context) -> Job | Manifest | Yaml:
         context.nearby()
         if shipment.path:
             context.client.upload(shipment.path, shipment.digest)
+        if files:
+            code.upload(context.client, files)
         context.say_once(record_context(spec, context.client, context.shell))
         job = context.client.submit_job(spec, a.name)
     finally:
@@ -89,10 +96,23 @@ def _shipment(a: argparse.Namespace, context: Context, spec: dict[str, Any]) -> 
     return shipment
 
 
+def _folder(a: argparse.Namespace, context: Context, spec: dict[str, Any]) -> list[tuple[str, Path]]:
+    """The files that go with a script to another machine, noted in its spec; none for a cell, and on this one."""
+    if context.cell is not None or a.compute == "local":
+        return []
+    script = Path(a.script)
+    if script.is_absolute() or ".." in script.parts:
+        raise ParameterError(f"the script {a.script} is not below {spec['cwd']}",
+                             "the folder you are in goes with it: change to the one of the script")
+    files = code.of_folder(spec["cwd"])
+    spec["code"] = code.reference(files).removeprefix("blob:")
+    return files
+
+
 def _show(manifest: Manifest, context: Context) -> None:
     """Show what is sent, small, before it is."""
     if not len(manifest):
-        for line in manifest.remarks:
+        for line in [*manifest.remarks, *([manifest.place()] if manifest.preview else [])]:
             context.say(line)
     elif context.face == "magic" and not context.silent:
         from IPython.display import display

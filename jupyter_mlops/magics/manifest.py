@@ -31,7 +31,7 @@ class Manifest:
         """The rows."""
         return list(self.items)
 
-    def _place(self) -> str:
+    def place(self) -> str:
         """Whether it fits, in one line."""
         found = self.preview
         if found is None:
@@ -45,7 +45,7 @@ class Manifest:
 
     def _title(self) -> str:
         if not self.items:
-            return "nothing is sent: the code needs none of the notebook's variables"
+            return "no variables are sent: the code needs none of the notebook's"
         names = "1 name goes" if len(self.items) == 1 else f"{len(self.items)} names go"
         return f"{names} with the job, {render.size(self.size)}"
 
@@ -61,7 +61,7 @@ class Manifest:
     def text(self) -> str:
         """Aligned columns and remarks."""
         table = [render.text_table(self._COLUMNS, self._rows(False), "")] if self.items else []
-        place = [render.clean(self._place())] if self.preview is not None else []
+        place = [render.clean(self.place())] if self.preview is not None else []
         return "\n".join([*table, self._title(), *map(render.clean, self.remarks), *place])
 
     def html(self) -> str:
@@ -73,7 +73,7 @@ class Manifest:
             head = f'<details><summary style="{muted};cursor:pointer">{title}</summary>{table}</details>'
         else:
             head = f'<div style="{muted}">{title}</div>'
-        lines = [*self.remarks, self._place()] if self.preview is not None else self.remarks
+        lines = [*self.remarks, self.place()] if self.preview is not None else self.remarks
         remarks = "".join(f'<div style="{muted}">{render.escape(r)}</div>' for r in lines)
         return f'<div style="color:{render.TEXT}">{head}{remarks}</div>'
 

@@ -22,6 +22,7 @@ from .supervisor import Supervisor
 
 FOLDER = "job"
 PARCEL = "inputs.zip"
+SOURCE = "src"
 #: Left by the sidecar when it listens; seconds for which its coming is awaited.
 READY, PATIENCE = ".keeper", 60.0
 TERMINATION = "/dev/termination-log"
@@ -66,8 +67,12 @@ def _job(boot, work):
         return _last_words("the container was started again after its ranks had begun")
     try:
         _inputs(boot, work, folder, order.get("inputs") or {}, stopped)
+        _code(work, folder, order["spec"])
     except (parcel.ParcelError, OSError) as error:
-        return _last_words("the inputs could not be unpacked: %s" % error)
+        reason = "the inputs could not be unpacked: %s" % error
+        jobfolder.private_folder(attempt.path)
+        attempt.write_state({"phase": "failed", "reason": reason, "ended_at": time.time(), "ranks": []})
+        return _last_words(reason)
     for name in ("spec", "run"):
         jobfolder.write_json(os.path.join(folder.path, name + ".json"), order[name])
     node = int(os.environ.get("JOB_COMPLETION_INDEX") or 0)
@@ -113,6 +118,19 @@ def _inputs(boot, work, folder, about, stopped):
     for name in os.listdir(new):
         os.replace(os.path.join(new, name), os.path.join(folder.path, name))
     os.unlink(path)
+
+
+def _code(work, folder, spec):
+    """Lay out the folder that came with a script, and let the script run in it; ``outputs/`` there are the job's."""
+    archive = os.path.join(folder.inputs, "code.zip")
+    if not os.path.exists(archive):
+        return
+    place = os.path.join(work, SOURCE)
+    parcel.unpack(archive, place)
+    outputs = os.path.join(place, "outputs")
+    if not os.path.lexists(outputs):
+        os.symlink(jobfolder.private_folder(folder.outputs), outputs)
+    spec["cwd"] = place
 
 
 def _last_words(text):

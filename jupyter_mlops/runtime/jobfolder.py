@@ -91,6 +91,11 @@ class JobFolder:
         self.path = os.path.abspath(os.fspath(path))
 
     @property
+    def name(self):
+        """The job's name."""
+        return os.path.basename(self.path)
+
+    @property
     def marker(self):
         """The environment entry that marks processes of this job, as bytes."""
         return os.fsencode("%s=%s" % (MARKER, self.path))

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,20 @@ def test_a_node_that_is_lost(bench, server):
     assert bench.ended(job, attempt=2).phase == "canceled"
 
 
+def test_pods_that_go_while_nobody_looks(bench, server, monkeypatch):
+    monkeypatch.setattr("jupyter_mlops.compute.kubernetes.driver.APPEAR", 0.1)
+    job = bench.cell("a", "import time\nprint('up')\ntime.sleep(60)")
+    bench.says(job, "up")
+    bench.driver.close()  # the control plane dies
+    server.lose_node(server.pods()[0]["metadata"]["name"])
+    (made,) = server.of("jobs")
+    made["status"] = {"conditions": [{"type": "Failed", "status": "True", "message": "Job has failed"}]}
+    other = bench.make()
+    seen = wait_for(lambda: (s := other.observe(job, 1)).terminal and s)
+    assert (seen.phase, seen.cause) == ("failed", "lost") and "its pods are gone" in seen.reason
+    assert bench.log(job) == "up\n"
+
+
 def test_a_job_that_somebody_deletes_on_the_cluster(bench, server, monkeypatch):
     job = bench.cell("a", "import time\nprint('up')\ntime.sleep(60)")
     bench.says(job, "up")
@@ -293,3 +308,29 @@ def test_no_secret_leaves_the_secrets(bench, server):
     bench.driver.start(job, 1, {})
     assert "s3cr3t-value" not in json.dumps([o for (p, _), o in server.objects.items() if p != "secrets"])
     assert bench.ended(job).phase == "completed"
+
+
+def test_a_script_runs_in_the_folder_that_came_with_it(bench, server):
+    job = bench.job("a", script="train.py", args=["--epochs", "3"], code="0" * 64, cwd="/home/ann/project")
+    (job.folder / "inputs").mkdir()
+    with zipfile.ZipFile(job.folder / "inputs" / "code.zip", "w") as archive:
+        archive.writestr("train.py", "import sys, helper\nprint(helper.NAME, sys.argv, open('data/x.txt').read())\n"
+                                     "open('outputs/model', 'w').write('m')\n")
+        archive.writestr("helper.py", "NAME = 'helper'\n")
+        archive.writestr("data/x.txt", "of the folder")
+    bench.driver.check(json.loads((job.folder / "spec.json").read_text()))
+    bench.driver.start(job, 1, {})
+    assert bench.ended(job).phase == "completed", bench.log(job)
+    assert bench.log(job) == "helper ['train.py', '--epochs', '3'] of the folder\n"
+    assert (job.folder / "outputs" / "model").read_text() == "m"
+    assert not (job.folder / "src").exists()
+
+
+def test_a_folder_that_leads_elsewhere_is_not_unpacked(bench, server):
+    job = bench.job("a", script="train.py", code="0" * 64)
+    (job.folder / "inputs").mkdir()
+    with zipfile.ZipFile(job.folder / "inputs" / "code.zip", "w") as archive:
+        archive.writestr("../../evil.py", "1")
+    bench.driver.start(job, 1, {})
+    seen = bench.ended(job)
+    assert seen.phase == "failed" and "could not be unpacked" in seen.reason, seen

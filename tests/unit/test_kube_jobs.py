@@ -81,7 +81,7 @@ def test_names_of_attempts_and_workspaces_differ():
 
 
 @pytest.mark.parametrize(("spec", "words"), [
-    ({"script": "train.py", "cwd": "/home/ann"}, "scripts do not run on clusters yet"),
+    ({"script": "train.py", "cwd": "/home/ann"}, "the script train.py is not on compute 'gpu'"),
     ({"command": "true", "cwd": "/home/ann"}, "the folder /home/ann is not on compute 'gpu'"),
     ({"cell": {"source": "1"}, "resources": {"gpus": 0.5}}, "whole GPUs"),
     ({"cell": {"source": "1"}, "resources": {"instance_count": 9}}, "9 nodes are more than compute 'gpu' allows (8)"),

@@ -85,9 +85,11 @@ class KubernetesCompute:
         if not self._image(job):
             raise Refused(f"compute '{name}' has no image for jobs",
                           "give one with --image, or an operator sets training.image in the compute")
-        if job.script is not None or job.batch is not None:
-            what = "scripts" if job.script is not None else "batch runs"
-            raise Refused(f"{what} do not run on clusters yet", "run a cell or a command there, or use `local`")
+        if job.batch is not None:
+            raise Refused("batch runs do not run on clusters yet", "run it on `local`")
+        if job.script is not None and (not job.code or os.path.isabs(job.script)):
+            raise Refused(f"the script {job.script} is not on compute '{name}'",
+                          "send its folder as `code` and name it relative to that, as %mlops train does")
         if job.cwd and job.command is not None:
             raise Refused(f"the folder {job.cwd} is not on compute '{name}'", "leave cwd out: it is outputs/ there")
         if job.resources.gpus != int(job.resources.gpus):
@@ -156,9 +158,11 @@ class KubernetesCompute:
         job, attempt = key(pod)
         if not job or not attempt.isdigit():
             return
-        known = self._last_pods.setdefault((job, int(attempt)), {})
-        known[node_of(pod)] = {**pod, "gone": True} if gone else pod
-        self._follow(job, int(attempt))
+        at = (job, int(attempt))
+        if at not in self._wanted:
+            return  # its pods are read when somebody asks
+        self._last_pods.setdefault(at, {})[node_of(pod)] = {**pod, "gone": True} if gone else pod
+        self._follow(*at)
         self._tell(job)
 
     def _tell(self, job: str) -> None:
@@ -306,7 +310,7 @@ class KubernetesCompute:
         if seen is None and folder.stop_wish(attempt) is not None:
             seen = self._press(place, note, pods)
         if seen is not None:
-            if seen.cause == "lost" and (gone := self._vanished(place, note)) is not None:
+            if seen.cause == "lost" and (gone := self._vanished(place, note)) and gone.cause == "deleted":
                 seen.cause, seen.reason = gone.cause, gone.reason
             self._end(place, seen)
             self._collect(job, attempt, note)
@@ -315,11 +319,18 @@ class KubernetesCompute:
         return verdict.running(place, note, pods, copies, trouble, self._look_at_events)
 
     def _vanished(self, place: Attempt, note: dict[str, Any]) -> Observation | None:
-        """The end of an attempt whose Job somebody has deleted on the cluster: a wish, which is not tried again."""
+        """The end of an attempt whose Job was deleted on the cluster, which is a wish and is not tried again; or whose
+        pods went while nobody looked."""
         found = self.kube.get("Job", note["job"])
         if found is None or found["metadata"]["uid"] != note["uid"]:
             return Observation("failed", "its Job was deleted on the cluster", place.number, cause="deleted",
                                ended_at=time.time())
+        conditions = (found.get("status") or {}).get("conditions") or []
+        over = [c for c in conditions if c.get("type") in ("Failed", "Complete") and c.get("status") == "True"]
+        if over and not self._watch.of(place.job.name, place.number):
+            why = " ".join(str(over[0].get("message") or over[0].get("reason") or "").split())[:200]
+            return Observation("failed", f"its pods are gone, and what was not copied with them: {why}", place.number,
+                               cause="lost", ended_at=time.time())
         return None
 
     def _press(self, place: Attempt, note: dict[str, Any], pods: dict[int, Pod]) -> Observation | None:
@@ -384,6 +395,8 @@ class KubernetesCompute:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(task.cancel)
         self._wanted.pop(at, None)
+        self._last_pods.pop(at, None)
+        self._brought = {b for b in self._brought if b[:2] != (JobFolder(job.folder).path, attempt)}
         place = JobFolder(job.folder).attempt(attempt)
         if not note.get("job") or note.get("collected"):
             return
@@ -392,7 +405,6 @@ class KubernetesCompute:
         except MlopsError as error:
             log.warning("job %s: its objects on '%s' are not removed: %s", job.name, self.kube.cluster, error.message)
             return
-        self._last_pods.pop(at, None)
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(place.path, PARCEL))
         with contextlib.suppress(OSError):

@@ -139,6 +139,7 @@ class JobSpec(Spec):
     command: str | None = Field(default=None, min_length=1, description="a shell command line (sh)")
     script: str | None = Field(default=None, min_length=1, description="a Python script: absolute, or relative to cwd")
     args: list[str] = Field(default_factory=list, description="arguments of script")
+    code: Digest = Field(default="", description="blob: a zip of the script's folder, for where that folder is not")
     cell: CellSource | None = None
     batch: BatchRun | None = Field(default=None, description="files that a model scores")
     cwd: str = Field(default="", description="absolute working folder; empty: the job folder's own outputs/")
@@ -170,8 +171,8 @@ class JobSpec(Spec):
             raise ValueError(
                 f"give exactly one of command, script, cell and batch (given: {', '.join(given) or 'none'})"
             )
-        if self.args and self.script is None:
-            raise ValueError("args needs script")
+        if (self.args or self.code) and self.script is None:
+            raise ValueError(f"{'args' if self.args else 'code'} needs script")
         if (self.command is not None or self.batch is not None) and self.world_size > 1:
             raise ValueError(f"several processes need script or cell, not {given[0]}")
         for name in ("cwd", "interpreter"):

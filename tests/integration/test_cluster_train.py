@@ -1,0 +1,114 @@
+"""A cell and a script on a cluster as a user starts them, with a real control plane and MLflow: pods are processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Plane, make_home, wait_for
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
+
+from pod_server import PodServer
+
+from jupyter_mlops.core.errors import ParameterError, Refused
+from jupyter_mlops.magics import commands
+from jupyter_mlops.magics.context import Context
+from jupyter_mlops.magics.parser import parse, split
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    server = PodServer().start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_MLOPS_KUBECONFIG", server.kubeconfig(tmp_path_factory.mktemp("kube")))
+        plane = Plane(make_home()).start().mlflow_ready()
+    plane.put("computes/gpu", {"type": "kubernetes", "namespace": "team", "context": "emulated",
+                               "training": {"image": "image:1", "hold": 60},
+                               "instance_types": {"small": {"resources": {"requests": {"cpu": "1"}}, "price": 0.5}}})
+    yield server, plane
+    plane.stop()
+    server.stop()
+
+
+@pytest.fixture
+def run(served):
+    def run(line: str, cell: str | None = None, **names):
+        context = Context("cli", names, cell=cell, where=served[1].place)
+        return commands.run(parse(split(line), "cli"), context)
+
+    return run
+
+
+def test_a_cell_with_what_it_needs_and_brings_back(served, run):
+    server, plane = served
+    cell = """
+from jupyter_mlops import log
+weights = X.mean(axis=0) * scale
+for step in range(5):
+    log({"loss": 1.0 / (step + 1)}, step=step)
+print("shape", X.shape)
+"""
+    X = np.arange(12.0).reshape(4, 3)
+    job = run("train -n there --compute gpu --instance small --returns weights --wait", cell, X=X, scale=2.0)
+    assert job.phase == "Completed", job.reason
+    assert job.result("weights").tolist() == (X.mean(axis=0) * 2).tolist()
+    assert (plane.home / "jobs" / "there" / "attempts" / "1" / "rank-0.log").read_text() == "shape (4, 3)\n"
+    values = plane.get(f"runs/{job.run_id}/metrics")["metrics"]["loss"]["values"]
+    assert values == [1.0 / (n + 1) for n in range(5)]
+    assert plane.get(f"runs/{job.run_id}")["status"] == "FINISHED"
+    wait_for(lambda: not server.objects, 30)
+
+
+def test_a_script_with_its_folder(served, run, tmp_path, monkeypatch):
+    _, plane = served
+    (tmp_path / "helper.py").write_text("def rate():\n    return 0.25\n")
+    (tmp_path / "train.py").write_text(
+        "import sys\nfrom helper import rate\nprint(rate(), sys.argv[1:])\nopen('outputs/model.txt', 'w').write('m')\n")
+    (tmp_path / ".secret").write_text("no")
+    monkeypatch.chdir(tmp_path)
+    job = run("train train.py -n script --compute gpu --wait -- --epochs 3")
+    assert job.phase == "Completed", job.reason
+    folder = plane.home / "jobs" / "script"
+    assert (folder / "attempts" / "1" / "rank-0.log").read_text() == "0.25 ['--epochs', '3']\n"
+    assert (folder / "outputs" / "model.txt").read_text() == "m"
+    with pytest.raises(ParameterError, match="is not below"):
+        run(f"train {tmp_path / 'train.py'} --compute gpu")
+
+
+def test_an_artifact_and_a_model_go_to_mlflow(served, run):
+    """The pod has no way to MLflow: what it logs waits in its folder and is delivered here."""
+    _, plane = served
+    job = run("train -n artifacts --compute gpu --wait", """
+import mlflow
+with open("report.txt", "w") as f:
+    f.write("fine")
+mlflow.log_artifact("report.txt", "reports")
+mlflow.log_param("depth", 3)
+mlflow.set_tag("who", "pod")
+""")
+    assert job.phase == "Completed", (job.reason, job.details)
+    found = plane.get(f"/mlflow/api/2.0/mlflow/artifacts/list?run_id={job.run_id}&path=reports")
+    assert [f["path"] for f in found["files"]] == ["reports/report.txt"]
+    seen = plane.get(f"/mlflow/api/2.0/mlflow/runs/get?run_id={job.run_id}")["run"]["data"]
+    assert {"key": "depth", "value": "3"} in seen["params"] and {"key": "who", "value": "pod"} in seen["tags"]
+
+
+def test_looking_ahead_starts_nothing(served, run, capsys):
+    server, plane = served
+    before = len(server.objects)
+    ahead = run("train -n ahead --compute gpu --instance small --dry-run", "print(1)")
+    assert "the compute accepts it; 0.5 an hour for 1 instance" in ahead.text() and ahead.preview["manifest"]
+    document = run("train -n ahead --compute gpu --yaml", "print(1)")
+    assert document.text().startswith("apiVersion: batch/v1\nkind: Job\n") and "<pre" in document.html()
+    refused = run("train -n ahead --compute gpu --instance large --dry-run", "print(1)")
+    assert "it would not start now: compute 'gpu' has no instance type 'large'" in refused.text()
+    with pytest.raises(Refused, match="no instance type 'large'"):
+        run("train -n ahead --compute gpu --instance large", "print(1)")
+    plane.get("jobs/ahead", expect=404)
+    assert len(server.objects) == before
+    for flag in ("--instance small", "--image a:1", "--nodes 2"):
+        with pytest.raises(Refused):
+            run(f"train -n here {flag}", "print(1)")
