@@ -273,7 +273,7 @@ def test_instance_types_are_known_by_name_and_one_is_the_default():
     with pytest.raises(Refused) as error:
         driver.check({"cell": {"source": "1"}, "resources": {"instance_type": "gpu-b"}})
     assert "no instance type 'gpu-b'" in error.value.message and error.value.hint == "it has default, gpu-a"
-    with pytest.raises(ValueError, match="is no amount"):
+    with pytest.raises(ValueError, match="is no quantity"):
         ComputeSpec(type="kubernetes", namespace="ns", instance_types={"a": {"resources": {"limits": {"cpu": "much"}}}})
 
 

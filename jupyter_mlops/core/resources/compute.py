@@ -10,7 +10,6 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from .base import Model, Spec, Status
 
 _DNS = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
-_AMOUNT = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?|Ki)?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,499}")
 
 
@@ -105,18 +104,20 @@ class TrainingOptions(Model):
         return _image(value)
 
 
-class InstanceResources(Model):
-    """What a pod asks for and may have at most; names and amounts as in Kubernetes. GPUs go under ``limits``."""
+class ContainerResources(Model):
+    """What one instance asks of a cluster: ``cpu``, ``memory``, ``nvidia.com/gpu`` in Kubernetes' notation."""
 
     requests: dict[str, str] = Field(default_factory=dict)
     limits: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("requests", "limits")
     @classmethod
-    def _amounts(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, amount in value.items():
-            if not _AMOUNT.fullmatch(amount):
-                raise ValueError(f"{name}: {amount!r} is no amount, such as 2, 500m or 8Gi")
+    def _quantities(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not re.fullmatch(r"[A-Za-z0-9./_-]{1,100}", name):
+                raise ValueError(f"{name!r} is no name of a resource")
+            if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(m|k|Ki|[MGTPE]i?)?", text):
+                raise ValueError(f"{name}: {text!r} is no quantity such as 500m, 2 or 4Gi")
         return value
 
 
@@ -130,7 +131,7 @@ class InstanceType(Model):
 
     node_selector: dict[str, str] = Field(default_factory=dict, alias="nodeSelector")
     tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
-    resources: InstanceResources = Field(default_factory=InstanceResources)
+    resources: ContainerResources = Field(default_factory=ContainerResources)
     price: float = Field(default=0, ge=0)
     description: str = Field(default="", max_length=1000)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .base import Model, Spec, Status
+from .compute import ContainerResources
 
 #: Fields of a spec that may change while it serves; any other change is another deployment.
 MUTABLE = frozenset({
@@ -86,23 +87,6 @@ class DataCollector(Model):
     collections: Collections = Field(default_factory=Collections)
     masked_columns: list[str] = Field(default_factory=list, max_length=10_000, description="kept without their values")
     max_bytes: int = Field(default=1 << 30, ge=1 << 20, le=1 << 50, description="the oldest files go first")
-
-
-class ContainerResources(Model):
-    """What one instance asks of a cluster: ``cpu``, ``memory``, ``nvidia.com/gpu`` in Kubernetes' notation."""
-
-    requests: dict[str, str] = Field(default_factory=dict)
-    limits: dict[str, str] = Field(default_factory=dict)
-
-    @field_validator("requests", "limits")
-    @classmethod
-    def _quantities(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if not re.fullmatch(r"[A-Za-z0-9./_-]{1,100}", name):
-                raise ValueError(f"{name!r} is no name of a resource")
-            if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?)?", text):
-                raise ValueError(f"{name}: {text!r} is no quantity such as 500m, 2 or 4Gi")
-        return value
 
 
 class CodeConfiguration(Model):
