@@ -27,6 +27,7 @@ from jupyter_mlops.core.errors import BackendUnreachable, Refused
 from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.kube import packs
 from jupyter_mlops.runtime import processes
+from jupyter_mlops.runtime.berth import FOLDER
 from jupyter_mlops.runtime.jobfolder import JobFolder
 
 
@@ -37,8 +38,8 @@ class PodBench(Bench):
 
     def family(self, job: JobRef) -> list[int]:
         found: list[int] = []
-        for place in self.server.folder.glob("*/work/job"):
-            found += processes.family([], set(), JobFolder(place).marker)
+        for pod in self.server.folder.iterdir():
+            found += processes.family([], set(), JobFolder(self.server.work(pod.name) / FOLDER).marker)
         return found
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ...core.errors import Conflict, MlopsError, Refused
 from ...core.resources.compute import DEFAULT_INSTANCE, ComputeSpec, InstanceType
-from ...core.resources.job import JobSpec
+from ...core.resources.job import JobSpec, parse_bytes
 from ...kube import packs
 from ...kube.client import Kube
 from ...kube.errors import Absent
@@ -118,8 +118,6 @@ class KubernetesCompute:
 
     def facts(self) -> dict[str, Any]:
         """What jobs may have of the cluster: as its spec says; the cluster itself decides what fits."""
-        from ...core.resources.job import parse_bytes
-
         return {"cpus": int(self.spec.cpus) or 4096, "memory_bytes": parse_bytes(self.spec.memory) or 1 << 50,
                 "gpus": []}
 
@@ -228,7 +226,7 @@ class KubernetesCompute:
     def _make(self, names: Names, order: Order, folder: JobFolder, place: Attempt, env: dict[str, str]) -> None:
         path = self._inputs(folder, place)
         about = {"sha256": parcel.sha256(str(path)), "size": path.stat().st_size} if path else {}
-        count = -(-int(about.get("size") or 0) // packs.PART)
+        count = packs.part_count(int(about.get("size") or 0))
         if about and count <= packs.MAX_PARTS:
             order.parts = [manifests.part_name(names, number) for number in range(count)]
             about["parts"] = count
@@ -375,12 +373,9 @@ class KubernetesCompute:
                 return
             except MlopsError as error:
                 log.warning("bringing inputs into pod %s: %s", pod, error.message)
-                if self._last_gone(pod):
+                if pod not in self._watch.pods:
                     return
                 await asyncio.sleep(1.0)
-
-    def _last_gone(self, pod: str) -> bool:
-        return pod not in self._watch.pods
 
     def _end(self, place: Attempt, seen: Observation) -> None:
         """Note how it ended, where everybody looks for it."""

@@ -13,7 +13,9 @@ from typing import Any
 
 from ...core.resources.compute import InstanceType, TrainingOptions
 from ...core.resources.job import JobSpec
-from ...kube.names import DOMAIN, labels, object_name, ours
+from ...kube import podspec
+from ...kube.names import labels, object_name, ours
+from ...kube.podspec import mount
 
 #: Where things are in a pod.
 BOOT, PARTS, WORK = "/mlops/boot", "/mlops/parts", "/mlops/work"
@@ -63,7 +65,6 @@ class Order:
     image: str
     timeout: float | None = None
     instance: InstanceType = field(default_factory=InstanceType)
-    inputs: dict[str, Any] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
 
     @property
@@ -122,46 +123,32 @@ def _meta(name: str, names: Names, owner: dict[str, Any]) -> dict[str, Any]:
 
 def _pod(names: Names, order: Order) -> dict[str, Any]:
     options, spec = order.options, order.spec
-    security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    if options.run_as_user:  # 0: the cluster says, as OpenShift does
-        security.update(runAsUser=options.run_as_user, runAsGroup=options.run_as_user, fsGroup=options.run_as_user)
-    volumes: list[dict[str, Any]] = [
-        {"name": "boot", "secret": {"secretName": boot_name(names), "defaultMode": 0o440}},
-        {"name": "work", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.resources.shm_size or "2Gi"}},
-    ]
-    mounts = [_mount("boot", BOOT, True), _mount("work", WORK), _mount("tmp", "/tmp")]
+    shm = {"medium": "Memory", "sizeLimit": spec.resources.shm_size or "2Gi"}
+    volumes = [podspec.secret_volume("boot", boot_name(names)), *podspec.scratch(), {"name": "shm", "emptyDir": shm}]
+    both = [mount("boot", BOOT, True), mount("work", WORK), mount("tmp", "/tmp")]
+    own = [mount("shm", "/dev/shm")]
     if order.parts:
-        volumes.append({"name": "parts", "projected": {"defaultMode": 0o440, "sources": [
-            {"secret": {"name": part, "items": [{"key": "part", "path": f"part-{number:05d}"}]}}
-            for number, part in enumerate(order.parts)]}})
-        mounts.append(_mount("parts", PARTS, True))
+        volumes.append(podspec.parts_volume(order.parts))
+        own.insert(0, mount("parts", PARTS, True))
     keeper = {**_container(KEEPER, order, KEEPER_RESOURCES),
               "command": _command(order, "hold", WORK, str(options.hold)),
               "restartPolicy": "Always",  # a native sidecar: it is there before the ranks, and after them
-              "volumeMounts": [_mount("boot", BOOT, True), _mount("work", WORK), _mount("tmp", "/tmp")]}
+              "volumeMounts": both}
     main = {**_container(MAIN, order, resources(order)), "command": _command(order, "job", BOOT, WORK),
-            "volumeMounts": [*mounts, _mount("shm", "/dev/shm")],
+            "volumeMounts": [*both, *own],
             "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
     # SIGTERM, the job's own grace, then the keeper's: until all that is new has been copied.
-    grace = int(spec.limits.grace + 10 + options.hold)
+    grace = spec.limits.grace + 10 + options.hold
+    selector = {**options.node_selector, **order.instance.node_selector}
+    tolerations = [*options.tolerations, *order.instance.tolerations]
     result: dict[str, Any] = {
-        "restartPolicy": "Never", "automountServiceAccountToken": False, "enableServiceLinks": False,
-        "securityContext": security, "terminationGracePeriodSeconds": grace,
-        "initContainers": [keeper], "containers": [main], "volumes": volumes,
+        **podspec.pod(options.run_as_user, grace, selector, tolerations, options.image_pull_secrets),
+        "restartPolicy": "Never", "initContainers": [keeper], "containers": [main], "volumes": volumes,
     }
     if order.nodes > 1:
         result["subdomain"] = names.object
     if order.timeout is not None:
         result["activeDeadlineSeconds"] = int(order.timeout + spec.limits.grace) + LATER
-    selector = {**options.node_selector, **order.instance.node_selector}
-    if selector:
-        result["nodeSelector"] = selector
-    tolerations = [*options.tolerations, *order.instance.tolerations]
-    if tolerations:
-        result["tolerations"] = [t.model_dump(by_alias=True, exclude_none=True) for t in tolerations]
-    if options.image_pull_secrets:
-        result["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
     return result
 
 
@@ -189,24 +176,9 @@ def _quantity(text: str) -> str:
 
 
 def _container(name: str, order: Order, needs: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": name, "image": order.image, "imagePullPolicy": order.options.image_pull_policy, "workingDir": WORK,
-        "resources": needs,
-        "env": [{"name": "PYTHONPATH", "value": f"{BOOT}/runtime.zip"}, {"name": "PYTHONUNBUFFERED", "value": "1"},
-                {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}, {"name": "HOME", "value": WORK}],
-        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "privileged": False,
-                            "capabilities": {"drop": ["ALL"]}},
-    }
+    return {**podspec.container(name, order.image, order.options.image_pull_policy, WORK, needs),
+            "env": podspec.python_env(f"{BOOT}/runtime.zip", WORK)}
 
 
 def _command(order: Order, *arguments: str) -> list[str]:
     return [order.options.python, "-m", "jupyter_mlops.runtime.berth", *arguments]
-
-
-def _mount(name: str, path: str, read_only: bool = False) -> dict[str, Any]:
-    return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
-
-
-def annotation(key: str) -> str:
-    """A name of our domain."""
-    return f"{DOMAIN}/{key}"

@@ -9,8 +9,9 @@ import base64
 from typing import Any
 
 from ...core.resources.compute import ServingOptions
+from ...kube import podspec
 from ...kube.names import DOMAIN
-from ...runtime.parcel import PART
+from ...kube.podspec import mount
 from .plan import ADMIN, BOOT, CONFIG, DRAIN, GRACE, HTTP, HTTPS, PARTS, TLS, TRUNK, WORK, Delivery, Names, Order
 
 #: What a scorer asks for when the deployment does not say; without a request no autoscaler could tell its use.
@@ -65,17 +66,17 @@ def scorers(names: Names, deployment: str, order: Order, delivery: Delivery, boo
         **_container("scorer", order.image, order.options, order.resources or SCORER_RESOURCES),
         "command": [order.options.python, "-m", "jupyter_mlops.runtime.doorway", "--boot", BOOT, "--work", WORK,
                     "--port", str(TRUNK)],
-        "env": _env(f"{BOOT}/runtime.zip"),
+        "env": podspec.python_env(f"{BOOT}/runtime.zip", WORK),
         "ports": [{"name": "trunk", "containerPort": TRUNK, "protocol": "TCP"}],
         "readinessProbe": _probe("/ready", TRUNK, READINESS),
         "livenessProbe": _probe("/live", TRUNK, LIVENESS, order.probes.get("liveness_probe")),
         "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
     }
-    volumes = [_secret_volume("boot", boot), *_scratch()]
-    container["volumeMounts"] = [_mount("boot", BOOT, True), _mount("work", WORK), _mount("tmp", "/tmp")]
+    volumes = [podspec.secret_volume("boot", boot), *podspec.scratch()]
+    container["volumeMounts"] = [mount("boot", BOOT, True), mount("work", WORK), mount("tmp", "/tmp")]
     if delivery.parts:
-        volumes.append(_parts_volume(delivery.parts))
-        container["volumeMounts"].append(_mount("parts", PARTS, True))
+        volumes.append(podspec.parts_volume(delivery.parts))
+        container["volumeMounts"].append(mount("parts", PARTS, True))
     spec = _deployment_spec(names.ours(component="scorer", deployment=deployment), labels, digest,
                             _pod(container, volumes, order.options, DRAIN + GRACE + 10), order.options)
     if order.scaling is None:
@@ -148,20 +149,20 @@ def gateway(names: Names, options: ServingOptions, boot: list[str], config: str,
     container: dict[str, Any] = {
         **_container("gateway", options.gateway_image or options.image, options, GATEWAY_RESOURCES),
         "command": command,
-        "env": _env(f"{BOOT}/gateway.zip"),
+        "env": podspec.python_env(f"{BOOT}/gateway.zip", WORK),
         "ports": [{"name": "https" if options.tls_secret else "http", "protocol": "TCP",
                    "containerPort": HTTPS if options.tls_secret else HTTP},
                   {"name": "admin", "containerPort": ADMIN, "protocol": "TCP"}],
         "readinessProbe": _probe("/ready", ADMIN, READINESS), "livenessProbe": _probe("/live", ADMIN, LIVENESS),
-        "volumeMounts": [_mount("boot", BOOT, True), _mount("parts", PARTS, True), _mount("config", CONFIG, True),
-                         _mount("work", WORK), _mount("tmp", "/tmp")],
+        "volumeMounts": [mount("boot", BOOT, True), mount("parts", PARTS, True), mount("config", CONFIG, True),
+                         mount("work", WORK), mount("tmp", "/tmp")],
     }
-    volumes = [_secret_volume("boot", boot[0]),
-               _parts_volume(boot[1:]) if boot[1:] else {"name": "parts", "emptyDir": {}},
-               _secret_volume("config", config), *_scratch()]
+    volumes = [podspec.secret_volume("boot", boot[0]),
+               podspec.parts_volume(boot[1:]) if boot[1:] else {"name": "parts", "emptyDir": {}},
+               podspec.secret_volume("config", config), *podspec.scratch()]
     if options.tls_secret:
-        volumes.append(_secret_volume("tls", options.tls_secret))
-        container["volumeMounts"].append(_mount("tls", TLS, True))
+        volumes.append(podspec.secret_volume("tls", options.tls_secret))
+        container["volumeMounts"].append(mount("tls", TLS, True))
     selector = names.ours(component="gateway", **({"deployment": deployment} if deployment else {}))
     spec = _deployment_spec(selector, labels, digest, _pod(container, volumes, options, DRAIN + GRACE + 10), options)
     spec["replicas"] = options.gateway_replicas
@@ -231,34 +232,15 @@ def _deployment_spec(selector: dict[str, str], labels: dict[str, str], digest: s
 
 def _pod(container: dict[str, Any], volumes: list[dict[str, Any]], options: ServingOptions,
          grace: float) -> dict[str, Any]:
-    security: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    if options.run_as_user:  # 0: the cluster says, as OpenShift does
-        security.update(runAsUser=options.run_as_user, runAsGroup=options.run_as_user, fsGroup=options.run_as_user)
-    result: dict[str, Any] = {
-        "automountServiceAccountToken": False, "enableServiceLinks": False, "securityContext": security,
-        "terminationGracePeriodSeconds": int(grace), "containers": [container], "volumes": volumes,
+    return {
+        **podspec.pod(options.run_as_user, grace, options.node_selector, options.tolerations,
+                      options.image_pull_secrets),
+        "containers": [container], "volumes": volumes,
     }
-    if options.node_selector:
-        result["nodeSelector"] = options.node_selector
-    if options.tolerations:
-        result["tolerations"] = [t.model_dump(by_alias=True, exclude_none=True) for t in options.tolerations]
-    if options.image_pull_secrets:
-        result["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
-    return result
 
 
 def _container(name: str, image: str, options: ServingOptions, resources: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": name, "image": image, "imagePullPolicy": options.image_pull_policy, "workingDir": WORK,
-        "resources": {key: value for key, value in resources.items() if value},
-        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "privileged": False,
-                            "capabilities": {"drop": ["ALL"]}},
-    }
-
-
-def _env(path: str) -> list[dict[str, str]]:
-    return [{"name": "PYTHONPATH", "value": path}, {"name": "PYTHONUNBUFFERED", "value": "1"},
-            {"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}, {"name": "HOME", "value": WORK}]
+    return podspec.container(name, image, options.image_pull_policy, WORK, resources)
 
 
 def _probe(path: str, port: int, defaults: dict[str, int], given: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -268,22 +250,3 @@ def _probe(path: str, port: int, defaults: dict[str, int], given: dict[str, Any]
         if given and given.get(ours) is not None:
             result[theirs] = max(0 if ours == "initial_delay" else 1, int(given[ours]))
     return result
-
-
-def _mount(name: str, path: str, read_only: bool = False) -> dict[str, Any]:
-    return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
-
-
-def _secret_volume(name: str, secret_name: str) -> dict[str, Any]:
-    return {"name": name, "secret": {"secretName": secret_name, "defaultMode": 0o440}}
-
-
-def _parts_volume(parts: list[str]) -> dict[str, Any]:
-    """One folder with the parts of all these Secrets, in their order."""
-    return {"name": "parts", "projected": {"defaultMode": 0o440, "sources": [
-        {"secret": {"name": part, "items": [{"key": "part", "path": PART % number}]}}
-        for number, part in enumerate(parts)]}}
-
-
-def _scratch() -> list[dict[str, Any]]:
-    return [{"name": "work", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
