@@ -69,12 +69,46 @@ def wait_for(what, timeout: float = 30.0, pause: float = 0.05):
         time.sleep(pause)
 
 
+LIMITS = pytest.StashKey()
+
+
+def pytest_timeout_set_timer(item, settings):
+    """Remember what pytest-timeout set: it arms its timer once for a test, not again for the second try."""
+    item.stash[LIMITS] = settings
+
+
+def _arm(item) -> None:
+    """The time limit begins anew with each phase of each try, so that no hang is without a limit."""
+    if settings := item.stash.get(LIMITS, None):
+        item.config.hook.pytest_timeout_cancel_timer(item=item)
+        item.config.hook.pytest_timeout_set_timer(item=item, settings=settings)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    _arm(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    _arm(item)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item):
     """What failed and is tried once more (``--reruns``) begins with fresh fixtures of every scope: what it left in a
     shared control plane would only make it fail in another way."""
+    _arm(item)
     if getattr(item, "execution_count", 0) == 1 and any(getattr(item, "_test_failed_statuses", {}).values()):
         item.session._setupstate.teardown_exact(None)
+
+
+def pytest_runtest_logreport(report):
+    """Failures are told when they happen as well: of a run that is cut short there is no summary to read."""
+    if os.environ.get("CI") and report.outcome in ("failed", "rerun") and not os.environ.get("PYTEST_XDIST_WORKER"):
+        where = getattr(report.longrepr, "reprcrash", None) or str(report.longrepr)[-500:]
+        what = f"{report.outcome.upper()} {report.nodeid} ({report.when}, {report.duration:.0f} s): {where}"
+        print("\n" + what, flush=True)
 
 
 def free_port() -> int:
