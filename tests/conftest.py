@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import shutil
@@ -44,8 +45,12 @@ LONGEST = (
 )
 
 
+LIMITS, STDERR = pytest.StashKey(), pytest.StashKey()
+
+
 def pytest_configure(config):
     """Have workers take files in the order of collection; by itself xdist begins with those of the most tests."""
+    config.stash[STDERR] = os.dup(2)  # what is written to it is not captured
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
@@ -69,19 +74,18 @@ def wait_for(what, timeout: float = 30.0, pause: float = 0.05):
         time.sleep(pause)
 
 
-LIMITS = pytest.StashKey()
-
-
 def pytest_timeout_set_timer(item, settings):
     """Remember what pytest-timeout set: it arms its timer once for a test, not again for the second try."""
     item.stash[LIMITS] = settings
 
 
 def _arm(item) -> None:
-    """The time limit begins anew with each phase of each try, so that no hang is without a limit."""
+    """The time limit begins anew with each phase of each try, so that no hang is without a limit. Where Python is not
+    reached by a signal, its process ends; xdist makes another for the tests that are left."""
     if settings := item.stash.get(LIMITS, None):
         item.config.hook.pytest_timeout_cancel_timer(item=item)
         item.config.hook.pytest_timeout_set_timer(item=item, settings=settings)
+        faulthandler.dump_traceback_later(settings.timeout + 60, exit=True, file=item.config.stash[STDERR])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -94,13 +98,17 @@ def pytest_runtest_call(item):
     _arm(item)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True, wrapper=True)
 def pytest_runtest_teardown(item):
     """What failed and is tried once more (``--reruns``) begins with fresh fixtures of every scope: what it left in a
     shared control plane would only make it fail in another way."""
     _arm(item)
     if getattr(item, "execution_count", 0) == 1 and any(getattr(item, "_test_failed_statuses", {}).values()):
         item.session._setupstate.teardown_exact(None)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_runtest_logreport(report):
