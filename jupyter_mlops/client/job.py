@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -356,6 +356,7 @@ class Job(Record):
             ("queue", _place(status)),
             ("attempts", self._attempts_line()),
             ("delivery", _delivery(status.get("delivery") or {})),
+            ("metrics", incomplete(status)),
             ("sent", ", ".join(v["name"] for v in (spec.get("cell") or {}).get("variables") or [])),
             ("brought back", ", ".join(v["name"] for v in status.get("returned") or [] if v.get("sha256"))),
         ]
@@ -422,6 +423,16 @@ def _place(status: dict[str, Any]) -> str:
         return ""
     reason = queue.get("reason") or status.get("reason") or ""
     return f"place {queue['place']} of {queue.get('length', queue['place'])}" + (f": {reason}" if reason else "")
+
+
+def incomplete(status: Mapping[str, Any]) -> str:
+    """That metrics of a job were lost, and with which attempts; empty when they were not."""
+    if not status.get("metrics_incomplete"):
+        return ""
+    ended = [*(status.get("attempts") or []), status.get("outcome") or {}]
+    lost = sorted({int(a["attempt"]) for a in ended if a.get("metrics_incomplete")})
+    of = f" of attempt {', '.join(map(str, lost))}" if lost and max(lost + [int(status.get("attempt") or 0)]) > 1 else ""
+    return f"incomplete: a node{of} was lost with what its ranks had logged last"
 
 
 def _delivery(counts: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ class Observation:
     ``canceled``. ``reason`` is one line for people. ``cause`` says in one word why it ended, where that matters:
     ``timeout`` (its time was over), ``memory`` (killed for lack of it), ``reboot``; else empty. Times are seconds since
     the epoch, except ``seconds``: how long it ran, by a clock that nobody can set. ``traceback`` is the end of the
-    failing rank's, one line an item.
+    failing rank's, one line an item. ``incomplete``: a machine was lost with what its ranks had logged last.
     """
 
     phase: str
@@ -75,6 +75,7 @@ class Observation:
     cause: str = ""
     traceback: list[str] = field(default_factory=list)
     ranks: list[RankObservation] = field(default_factory=list)
+    incomplete: bool = False
 
     @property
     def terminal(self) -> bool:

@@ -20,7 +20,7 @@ def observation(attempt: int, state: dict[str, Any]) -> Observation:
         exit_code=_int(state.get("exit_code")), failed_rank=_int(state.get("failed_rank")),
         started_at=_time(state.get("started_at")), ended_at=_time(state.get("ended_at")),
         seconds=_time(state.get("seconds")) or 0.0, cause=_word(state.get("cause")),
-        traceback=_lines(state.get("traceback")),
+        traceback=_lines(state.get("traceback")), incomplete=state.get("incomplete") is True,
         ranks=[
             RankObservation(
                 rank=rank["rank"], pid=_int(rank.get("pid")), exit_code=_int(rank.get("exit_code")),

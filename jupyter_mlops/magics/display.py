@@ -141,6 +141,8 @@ def _summary(data: Mapping[str, Any], shot: Mapping[str, Any]) -> list[str]:
     experiment = (data.get("spec") or {}).get("experiment_name")
     if experiment:
         words.append(f"experiment {experiment}")
+    if (data.get("status") or {}).get("metrics_incomplete"):
+        words.append("metrics incomplete")
     progress = shot.get("progress")
     if progress:
         words.append(f"{render.number(progress['done'])} of {render.number(progress['total'])}")

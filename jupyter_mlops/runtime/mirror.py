@@ -75,6 +75,7 @@ class Mirror:
         self.writing = threading.Lock()
         self.closed = False
         self._state = b""
+        self._ended_before = False  # whether the attempt had ended when the files to tell were looked for
 
     # -- what is asked
 
@@ -108,7 +109,7 @@ class Mirror:
         everything = 0.0
         even = None
         while not self.closed:
-            ended = self._ended()
+            ended = self._ended_before = self._ended()
             now = time.monotonic()
             whole = ended or now - everything >= LOOK_ALL
             if whole:
@@ -142,7 +143,7 @@ class Mirror:
                     continue
                 if path.split("/", 1)[0] in _FREE and not ended and time.time() - info.st_mtime < SETTLED:
                     continue
-                if path.endswith("/state.json") and self._only_a_heartbeat(path):
+                if path.endswith("/state.json") and self._not_yet(path):
                     continue
                 found.append((path.split("/", 1)[0] in _FREE, not grows(path), info.st_size, path))
         # The state last among its like: who reads it finds what it speaks of.
@@ -175,8 +176,11 @@ class Mirror:
                 if stat.S_ISREG(info.st_mode):
                     yield os.path.relpath(full, self.job.path), info
 
-    def _only_a_heartbeat(self, path):
+    def _not_yet(self, path):
+        """Whether a state is no news, or is an end that all journals must be told before."""
         state = jobfolder.read_json(os.path.join(self.job.path, path))
+        if state.get("phase") in jobfolder.TERMINAL and not self._ended_before:
+            return True
         state.pop("heartbeat", None)
         told = json.dumps(state, sort_keys=True).encode()
         if told == self._state:

@@ -299,10 +299,12 @@ class MlflowViews(Registry):
             raise Conflict(f"experiment {name!r} is deleted", "restore it in MLflow, or choose another name")
         return found["experiment_id"]
 
-    async def finish_run(self, run_id: str, status: str, reason: str = "", end_time_ms: int | None = None) -> None:
+    async def finish_run(
+        self, run_id: str, status: str, reason: str = "", end_time_ms: int | None = None, incomplete: bool = False
+    ) -> None:
         """Set the terminal status of a job's run, and why as tag ``mlops.reason``; a deleted run stays as it is.
 
-        Runs beneath it that still go on end with it.
+        Runs beneath it that still go on end with it. ``incomplete`` marks it with the tag ``metrics_incomplete``.
 
         Raises:
             NotFound: it does not exist.
@@ -312,6 +314,8 @@ class MlflowViews(Registry):
         try:
             if reason:
                 await self.api.post("runs/set-tag", run_id=run_id, key="mlops.reason", value=reason[:5000])
+            if incomplete:
+                await self.api.post("runs/set-tag", run_id=run_id, key="metrics_incomplete", value="true")
             await self.api.post("runs/update", run_id=run_id, status=status, end_time=end_time_ms)
         except ParameterError:
             run = await self._get_run(run_id)

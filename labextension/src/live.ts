@@ -23,6 +23,7 @@ import {
   JobPhase
 } from './api';
 import { Ask, JobLog } from './joblog';
+import { ranksOf } from './resources';
 import { readHistory } from './series';
 import { IJobOutput, ISnapshot, isTerminal } from './snapshot';
 
@@ -73,6 +74,8 @@ export interface IJobView {
   /** When the next attempt is due, as an RFC 3339 time. */
   retryAt: string;
   delivery: IDelivery | null;
+  /** Whether metrics were lost with a node. */
+  incomplete: boolean;
   queue: IQueuePlace | null;
   deletedAt: string;
 }
@@ -193,6 +196,7 @@ export class LiveJob implements IDisposable {
         logTail: [],
         retryAt: '',
         delivery: null,
+        incomplete: false,
         queue: null,
         deletedAt: ''
       };
@@ -208,7 +212,7 @@ export class LiveJob implements IDisposable {
       endedAt: status.ended_at,
       exitCode: status.exit_code,
       failedRank: status.failed_rank,
-      processes: spec.distribution?.process_count_per_instance ?? 1,
+      processes: ranksOf(spec),
       runId: status.run_id || this._runId,
       experimentId: status.experiment_id || this._stored?.experiment_id || '',
       progress: status.progress ?? this._run?.progress ?? stored?.progress ?? null,
@@ -220,6 +224,7 @@ export class LiveJob implements IDisposable {
       logTail: status.log_tail ?? [],
       retryAt: status.retry_at ?? '',
       delivery: status.delivery ?? null,
+      incomplete: status.metrics_incomplete ?? false,
       queue: status.queue ?? null,
       deletedAt: status.deleted_at ?? ''
     };

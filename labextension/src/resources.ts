@@ -92,6 +92,7 @@ export interface IJobSpec {
   script?: string | null;
   compute?: string;
   distribution?: { type: string; process_count_per_instance: number } | null;
+  resources?: { instance_count?: number };
   queue_settings?: { priority: string };
 }
 
@@ -113,8 +114,17 @@ export interface IJobStatus {
   attempts?: IAttemptStatus[];
   retry_at?: string;
   delivery?: IDelivery | null;
+  /** Whether a node was lost with what its ranks had logged last. */
+  metrics_incomplete?: boolean;
   queue?: IQueuePlace | null;
   deleted_at?: string;
+}
+
+/** How many ranks a job has, on all its nodes together. */
+export function ranksOf(spec: IJobSpec): number {
+  return (
+    (spec.distribution?.process_count_per_instance ?? 1) * (spec.resources?.instance_count ?? 1)
+  );
 }
 
 export type Job = IResource<IJobSpec, IJobStatus>;

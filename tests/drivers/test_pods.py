@@ -203,6 +203,7 @@ def test_a_pod_that_is_deleted(bench, server):
     seen = bench.ended(job)
     assert (seen.phase, seen.cause) == ("failed", "lost") and "the cluster ended the pod" in seen.reason
     assert (job.folder / "outputs" / "kept").read_text() == "x" and bench.log(job) == "up\n"
+    assert not seen.incomplete and not bench.make().observe(job, 1).incomplete, "its keeper told all before it went"
 
 
 def test_a_node_that_is_lost(bench, server):
@@ -212,6 +213,7 @@ def test_a_node_that_is_lost(bench, server):
     seen = bench.ended(job)
     assert (seen.phase, seen.cause, seen.reason) == ("failed", "lost", "its node is lost")
     assert bench.log(job) == "up\n" and seen.started_at
+    assert seen.incomplete and bench.make().observe(job, 1).incomplete
     bench.driver.start(job, 2, {})
     bench.driver.stop(job, 2, 1.0)
     assert bench.ended(job, attempt=2).phase == "canceled"
@@ -227,7 +229,7 @@ def test_pods_that_go_while_nobody_looks(bench, server, monkeypatch):
     made["status"] = {"conditions": [{"type": "Failed", "status": "True", "message": "Job has failed"}]}
     other = bench.make()
     seen = wait_for(lambda: (s := other.observe(job, 1)).terminal and s)
-    assert (seen.phase, seen.cause) == ("failed", "lost") and "its pods are gone" in seen.reason
+    assert (seen.phase, seen.cause) == ("failed", "lost") and "its pods are gone" in seen.reason and seen.incomplete
     assert bench.log(job) == "up\n"
 
 
@@ -252,7 +254,7 @@ def test_a_pod_that_waits_says_why_and_can_be_stopped(bench, server):
     seen = wait_for(lambda: (s := bench.observe(job)).reason.startswith("no node") and s)
     assert seen.phase == "starting" and "not enough nvidia.com/gpu on 2 of 2 nodes" in seen.reason
     bench.driver.stop(job, 1, 1.0)
-    assert bench.ended(job).phase == "canceled"
+    assert bench.ended(job).phase == "canceled" and not bench.observe(job).incomplete
     wait_for(lambda: not server.objects, 20)
 
 

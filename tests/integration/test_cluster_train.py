@@ -112,3 +112,28 @@ def test_looking_ahead_starts_nothing(served, run, capsys):
     for flag in ("--instance small", "--image a:1", "--nodes 2"):
         with pytest.raises(Refused):
             run(f"train -n here {flag}", "print(1)")
+
+
+def test_a_node_that_is_lost_with_what_it_had_logged(served, run):
+    """The job is tried again and completes; that metrics are missing is said in its status, its text and its run."""
+    server, plane = served
+    job = run("train -n lossy --compute gpu", """
+import os, time
+from jupyter_mlops import log
+log({"x": 1.0}, step=int(os.environ["JUPYTER_MLOPS_ATTEMPT"]))
+print("up", flush=True)
+time.sleep(60 if os.environ["JUPYTER_MLOPS_ATTEMPT"] == "1" else 0)
+""")
+    log = plane.home / "jobs" / "lossy" / "attempts" / "1" / "rank-0.log"
+    wait_for(lambda: log.exists() and log.read_text() == "up\n", 30)
+    server.lose_node(next(p["metadata"]["name"] for p in server.pods()
+                          if p["metadata"]["labels"]["jupyter-mlops.io/job"] == "lossy"))
+    assert job.wait(60).phase == "Completed"
+    status = plane.get("jobs/lossy")["status"]
+    assert status["metrics_incomplete"] and status["attempts"][0]["metrics_incomplete"], status
+    assert not status["outcome"]["metrics_incomplete"]
+    assert "incomplete: a node of attempt 1 was lost" in job.text()
+    seen = plane.get(f"/mlflow/api/2.0/mlflow/runs/get?run_id={job.run_id}")["run"]["data"]
+    assert {"key": "metrics_incomplete", "value": "true"} in seen["tags"]
+    whole = plane.get(f"/mlflow/api/2.0/mlflow/runs/get?run_id={plane.get('jobs/there')['status']['run_id']}")
+    assert not [tag for tag in whole["run"]["data"]["tags"] if tag["key"] == "metrics_incomplete"]

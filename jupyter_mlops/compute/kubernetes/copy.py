@@ -22,7 +22,7 @@ from ...core.errors import MlopsError
 from ...kube.client import Kube
 from ...kube.exec import Exec
 from ...runtime import jobfolder, logfile, mirror
-from .manifests import KEEPER, WORK
+from .manifests import COPIED, KEEPER, WORK
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class Copy:
                     self.trouble = ""
                     taken += 1
                     if header.get("bye"):
+                        await asyncio.to_thread(self._note)
                         self.complete = True
                         self.changed()
                         return
@@ -248,6 +249,10 @@ class Copy:
                     logfile.punch(fd, begin, end - begin)
                 finally:
                     os.close(fd)
+
+    def _note(self) -> None:
+        folder = jobfolder.private_folder(os.path.join(self.attempt.path, f"node-{self.node}"))
+        jobfolder.write_file(os.path.join(folder, COPIED), b"", durable=False)
 
     def _sync(self) -> None:
         """After this the copy there may go."""

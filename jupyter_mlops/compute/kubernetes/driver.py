@@ -322,13 +322,13 @@ class KubernetesCompute:
         found = self.kube.get("Job", note["job"])
         if found is None or found["metadata"]["uid"] != note["uid"]:
             return Observation("failed", "its Job was deleted on the cluster", place.number, cause="deleted",
-                               ended_at=time.time())
+                               ended_at=time.time(), incomplete=verdict.uncopied(place, note))
         conditions = (found.get("status") or {}).get("conditions") or []
         over = [c for c in conditions if c.get("type") in ("Failed", "Complete") and c.get("status") == "True"]
         if over and not self._watch.of(place.job.name, place.number):
             why = " ".join(str(over[0].get("message") or over[0].get("reason") or "").split())[:200]
             return Observation("failed", f"its pods are gone, and what was not copied with them: {why}", place.number,
-                               cause="lost", ended_at=time.time())
+                               cause="lost", ended_at=time.time(), incomplete=verdict.uncopied(place, note))
         return None
 
     def _press(self, place: Attempt, note: dict[str, Any], pods: dict[int, Pod]) -> Observation | None:

@@ -22,6 +22,8 @@ BOOT, PARTS, WORK = "/mlops/boot", "/mlops/parts", "/mlops/work"
 #: Where the ranks of several pods meet.
 PORT = 29400
 MAIN, KEEPER = "job", "keeper"
+#: Left in a node's folder here when all of its pod has come.
+COPIED = "copied"
 #: What a rank asks for when the job does not say.
 CPU, MEMORY = "100m", "128Mi"
 KEEPER_RESOURCES = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}}

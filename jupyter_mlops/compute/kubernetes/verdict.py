@@ -12,7 +12,7 @@ from ...runtime import jobfolder
 from ...runtime.jobfolder import TERMINAL, Attempt
 from ..base import Observation
 from ..state import observation
-from .manifests import KEEPER, MAIN
+from .manifests import COPIED, KEEPER, MAIN
 
 if TYPE_CHECKING:
     from .copy import Copy
@@ -57,6 +57,22 @@ def node_state(place: Attempt, node: int) -> dict[str, Any]:
     return state if isinstance(state.get("phase"), str) else {}
 
 
+def copied(place: Attempt, node: int, copy: Copy | None) -> bool:
+    """Whether all that a node's pod will ever have is here; also known to the next control plane."""
+    return (copy is not None and copy.complete) or os.path.exists(os.path.join(place.path, f"node-{node}", COPIED))
+
+
+def uncopied(place: Attempt, note: dict[str, Any]) -> bool:
+    """Whether a node of an attempt whose pods are all gone has run, and its end did not come here."""
+    states = [(node, node_state(place, node)) for node in range(int(note.get("nodes") or 1))]
+    return any(state and state["phase"] not in TERMINAL and not copied(place, node, None) for node, state in states)
+
+
+def began(state: dict[str, Any], pod: Pod) -> bool:
+    """Whether ranks may have run in a pod, and so have logged something."""
+    return bool(state) or main_runs(pod) or main_ended(pod)
+
+
 def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: dict[int, Copy]) -> Observation | None:
     """The end of an attempt, or None while it goes on.
 
@@ -69,11 +85,12 @@ def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: di
         pod = pods.get(node)
         copy = copies.get(node)
         if state.get("phase") in TERMINAL and (copy is None or copy.complete or pod is None or over(pod)):
-            states.append(state)
+            states.append({**state, "incomplete": False})  # it is told after all journals
         elif pod is not None and (over(pod) or (copy is not None and copy.complete)):
             states.append({"phase": "failed", "reason": lost(pod), "cause": lost_cause(pod), "node": node,
                            "ended_at": time.time(), "started_at": state.get("started_at"),
-                           "ranks": state.get("ranks") or [], "lost": True})
+                           "ranks": state.get("ranks") or [],
+                           "incomplete": began(state, pod) and not copied(place, node, copy)})
         else:
             return None
     return _together(place, states)
@@ -103,6 +120,7 @@ def _together(place: Attempt, states: list[dict[str, Any]]) -> Observation:
     chosen.started_at = min(starts) if starts else None
     chosen.ended_at = max(ends) if ends else time.time()
     chosen.seconds = max(p.seconds for p in parts)
+    chosen.incomplete = any(p.incomplete for p in parts)
     chosen.attempt = place.number
     return chosen
 
@@ -200,6 +218,6 @@ def state(seen: Observation) -> dict[str, Any]:
     return {
         "phase": seen.phase, "reason": seen.reason, "exit_code": seen.exit_code, "failed_rank": seen.failed_rank,
         "started_at": seen.started_at, "ended_at": seen.ended_at or time.time(), "seconds": seen.seconds,
-        "cause": seen.cause, "traceback": seen.traceback, "world_size": len(seen.ranks),
+        "cause": seen.cause, "incomplete": seen.incomplete, "traceback": seen.traceback, "world_size": len(seen.ranks),
         "ranks": [{"rank": r.rank, "pid": r.pid, "exit_code": r.exit_code} for r in seen.ranks],
     }

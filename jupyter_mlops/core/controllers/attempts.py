@@ -49,7 +49,7 @@ def outcome(attempt: int, seen: Observation) -> AttemptStatus:
     return AttemptStatus(
         attempt=attempt, phase=phase, reason=seen.reason, started_at=iso(seen.started_at),
         ended_at=iso(seen.ended_at) or utcnow(), seconds=seen.seconds, exit_code=seen.exit_code,
-        failed_rank=seen.failed_rank,
+        failed_rank=seen.failed_rank, metrics_incomplete=seen.incomplete,
     )
 
 

@@ -426,6 +426,8 @@ class JobController(Controller):
             await self._set(name, changes)
             return
         changes.update(exit_code=seen.exit_code, failed_rank=seen.failed_rank)
+        if seen.incomplete:
+            changes["metrics_incomplete"] = True
         if phase == "Failed":
             changes["traceback"] = [line[:500] for line in seen.traceback]
             changes["log_tail"] = await asyncio.to_thread(tries.log_tail, driver, ref, attempt, seen.failed_rank or 0)
@@ -466,7 +468,8 @@ class JobController(Controller):
                     waits = "what it logged waits for MLflow"
             if run_id and not waits:
                 end = int(tries.epoch(ended.ended_at) * 1000)
-                await self._recorder.finish_run(run_id, RUN_STATUS[ended.phase], ended.reason, end)
+                incomplete = bool(changes.get("metrics_incomplete") or job.status.get("metrics_incomplete"))
+                await self._recorder.finish_run(run_id, RUN_STATUS[ended.phase], ended.reason, end, incomplete)
         except NotFound:
             pass  # the run was deleted meanwhile: the job's own end stands
         except _AWAY as e:

@@ -31,8 +31,14 @@ class RunRecorder(Protocol):
     async def reopen_run(self, run_id: str) -> None:
         """Have a run that has ended go on. Raises NotFound: it does not exist, or is deleted."""
 
-    async def finish_run(self, run_id: str, status: str, reason: str, end_time_ms: int | None) -> None:
-        """Set the terminal status of a run. Raises NotFound: it does not exist."""
+    async def finish_run(
+        self, run_id: str, status: str, reason: str, end_time_ms: int | None, incomplete: bool = False
+    ) -> None:
+        """Set the terminal status of a run; ``incomplete``: mark that metrics of it were lost.
+
+        Raises:
+            NotFound: it does not exist.
+        """
 
 
 class JournalShipper(Protocol):

@@ -235,6 +235,7 @@ class AttemptStatus(Model):
     seconds: float = 0.0
     exit_code: int | None = None
     failed_rank: int | None = None
+    metrics_incomplete: bool = Field(default=False, description="a node was lost with what its ranks logged last")
 
 
 class Delivery(Model):
@@ -281,6 +282,7 @@ class JobStatus(Status):
     retry_at: str = Field(default="", description="when the next attempt is due")
     gpu_ids: list[int] = Field(default_factory=list, description="indices of the GPUs that were given to it")
     delivery: Delivery | None = None
+    metrics_incomplete: bool = Field(default=False, description="that of any attempt; the run's tag says it too")
     queue: QueuePlace | None = Field(default=None, description="while it waits; computed when it is read")
     returned: list[ShippedVariable] = Field(default_factory=list, description="what `returns` brought back")
     deleted_at: str = Field(default="", description="when it was deleted; it can be restored until it is purged")

@@ -13,10 +13,11 @@ import type { Job } from '../api';
 import { elapsed, formatDuration, percent, relativeTime } from '../format';
 import { CommandIDs } from '../ids';
 import { DELETED } from '../model';
+import { ranksOf } from '../resources';
 import { isTerminal } from '../snapshot';
 import { IconButton, ProgressBar, useNow, useSignal } from './common';
 import { List, Row } from './list';
-import { priorityText } from './outcome';
+import { incompleteText, priorityText } from './outcome';
 import { CLOCK, ISectionProps } from './section';
 import { phaseText, StatusIcon } from './status';
 
@@ -43,7 +44,7 @@ function JobRow(props: ISectionProps & { job: Job; first: boolean }): JSX.Elemen
     queued && status.queue ? trans.__('%1 of %2', status.queue.place, status.queue.length) : '';
   const priority = ended ? '' : priorityText(spec.queue_settings?.priority, trans);
   const reason = (queued && status.queue?.reason) || status.reason;
-  const processes = spec.distribution?.process_count_per_instance ?? 1;
+  const processes = ranksOf(spec);
   const run = { id: status.run_id, experiment: status.experiment_id, name: job.name };
   return (
     <Row
@@ -80,6 +81,11 @@ function JobRow(props: ISectionProps & { job: Job; first: boolean }): JSX.Elemen
           {priority && <span>{priority}</span>}
           {status.attempt > 1 && <span>{trans.__('attempt %1', status.attempt)}</span>}
           {processes > 1 && <span>{trans.__('%1 processes', processes)}</span>}
+          {status.metrics_incomplete && (
+            <span title={incompleteText(trans)} data-testid="mlops-incomplete">
+              {trans.__('metrics incomplete')}
+            </span>
+          )}
           {reason ? (
             <span className="jp-Mlops-reason" title={reason}>
               {reason}

@@ -34,6 +34,13 @@ export function priorityText(priority: string | undefined, trans: TranslationBun
   }
 }
 
+/** What `metrics_incomplete` means. */
+export function incompleteText(trans: TranslationBundle): string {
+  return trans.__(
+    'Metrics are incomplete: a node was lost with what its ranks had logged last.'
+  );
+}
+
 function Waiting({ view, trans }: { view: IJobView; trans: TranslationBundle }): JSX.Element {
   const parts = [
     view.queue ? trans.__('%1 of %2 in the queue', view.queue.place, view.queue.length) : '',
@@ -153,6 +160,11 @@ export function Outcome(props: { view: IJobView; trans: TranslationBundle }): JS
       {waits && <Waiting view={view} trans={trans} />}
       {failed && (view.reason || view.exitCode !== null) && <Failure view={view} trans={trans} />}
       {!failed && !waits && view.reason && <div className="jp-Mlops-liveReason">{view.reason}</div>}
+      {view.incomplete && (
+        <div className="jp-Mlops-notice" role="status" data-testid="mlops-live-incomplete">
+          {incompleteText(trans)}
+        </div>
+      )}
       <Delivery view={view} trans={trans} />
       <Attempts view={view} trans={trans} />
     </>
