@@ -431,7 +431,8 @@ def incomplete(status: Mapping[str, Any]) -> str:
         return ""
     ended = [*(status.get("attempts") or []), status.get("outcome") or {}]
     lost = sorted({int(a["attempt"]) for a in ended if a.get("metrics_incomplete")})
-    of = f" of attempt {', '.join(map(str, lost))}" if lost and max(lost + [int(status.get("attempt") or 0)]) > 1 else ""
+    several = len(ended) > 1 or int(status.get("attempt") or 0) > 1
+    of = f" of attempt {', '.join(map(str, lost))}" if lost and several else ""
     return f"incomplete: a node{of} was lost with what its ranks had logged last"
 
 

@@ -19,18 +19,18 @@ class JobUsage(Record):
     def df(self) -> Any:
         """A pandas DataFrame, one row for each attempt, time and rank.
 
-        Columns: attempt, time (UTC), rank, cpu (cores), rss (bytes), threads, gpu (percent), gpu_memory (bytes).
+        Columns: attempt, time (UTC), rank, node, cpu (cores), rss (bytes), threads, gpu (percent), gpu_memory (bytes).
         """
         import pandas as pd
 
         columns = ("cpu", "rss", "threads", "gpu", "gpu_memory")
         rows = [
-            [attempt["attempt"], moment, rank["rank"], *(rank[column][at] for column in columns)]
+            [attempt["attempt"], moment, rank["rank"], rank.get("node", 0), *(rank[column][at] for column in columns)]
             for attempt in self.attempts
             for at, moment in enumerate(attempt["samples"]["times"])
             for rank in attempt["samples"]["ranks"]
         ]
-        frame = pd.DataFrame(rows, columns=["attempt", "time", "rank", *columns])
+        frame = pd.DataFrame(rows, columns=["attempt", "time", "rank", "node", *columns])
         frame["time"] = pd.to_datetime(frame["time"], unit="ms", utc=True)
         return frame
 
@@ -38,15 +38,17 @@ class JobUsage(Record):
 
     def _rows(self) -> list[list[Any]]:
         return [
-            [attempt["attempt"], rank["rank"], _mean(rank["cpu"]), render.size(rank["peak_rss"]),
+            [attempt["attempt"], rank.get("node", 0), rank["rank"], _mean(rank["cpu"]), render.size(rank["peak_rss"]),
              _mean(rank["gpu"]), render.size(max(known)) if (known := _known(rank["gpu_memory"])) else ""]
             for attempt in self.attempts for rank in attempt["samples"]["ranks"]
         ]
 
     def _shown(self) -> tuple[list[str], list[list[Any]]]:
-        columns, rows = ["attempt", "rank", "cores", "most memory", "GPU %", "GPU memory"], self._rows()
-        if not any(row[4] is not None or row[5] for row in rows):
-            columns, rows = columns[:4], [row[:4] for row in rows]
+        columns, rows = ["attempt", "node", "rank", "cores", "most memory", "GPU %", "GPU memory"], self._rows()
+        if not any(row[5] is not None or row[6] for row in rows):
+            columns, rows = columns[:5], [row[:5] for row in rows]
+        if not any(row[1] for row in rows):
+            columns, rows = columns[:1] + columns[2:], [row[:1] + row[2:] for row in rows]
         return columns, rows
 
     def text(self) -> str:
@@ -77,7 +79,7 @@ class JobUsage(Record):
         return f"{self._data.get('name', '')} {len(self.attempts)} attempts"
 
     def _facts(self) -> list[tuple[str, Any]]:
-        return [(f"attempt {row[0]} rank {row[1]}", f"{row[2] or 0:g} cores, {row[3]}") for row in self._rows()]
+        return [(f"attempt {row[0]} rank {row[2]}", f"{row[3] or 0:g} cores, {row[4]}") for row in self._rows()]
 
 
 def _known(values: list[Any]) -> list[Any]:

@@ -130,9 +130,13 @@ class UsageQuery(Body):
 
 
 class RankUsage(BaseModel):
-    """CPU cores in use, resident bytes, threads, GPU in percent and bytes: lists as long as ``times``."""
+    """CPU cores in use, resident bytes, threads, GPU in percent and bytes: lists as long as ``times``.
+
+    ``node`` is the number of its machine.
+    """
 
     rank: int
+    node: int = 0
     cpu: list[float | None]
     rss: list[float | None]
     threads: list[float | None]
@@ -158,7 +162,7 @@ class AttemptUsage(BaseModel):
 
 
 class Usage(BaseModel):
-    """What a job's ranks used, and what the machine has."""
+    """What a job's ranks used, and what this machine has; 0 for a job that ran elsewhere."""
 
     name: str
     cpus: int

@@ -22,6 +22,7 @@ from .manifest import Manifest, Yaml
 
 if TYPE_CHECKING:
     from ..client.job import Job, JobTable
+    from ..client.usage import JobUsage
 
 #: The cell's body begins in the line below ``%%mlops``.
 _FIRST_LINE = 2
@@ -339,6 +340,11 @@ def logs(a: argparse.Namespace, context: Context) -> Any:
         context.say(f"Interrupted: job {job.name} goes on.")
         raise
     return None
+
+
+def usage(a: argparse.Namespace, context: Context) -> JobUsage:
+    """What each rank uses, on all machines."""
+    return context.job(a.name).usage()
 
 
 def _print(text: str) -> None:

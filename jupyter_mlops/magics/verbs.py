@@ -167,6 +167,10 @@ def _logs(p: argparse.ArgumentParser) -> None:
     p.add_argument("--regex", action="store_true", help="TEXT is a regular expression")
 
 
+def _usage(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", metavar="JOB", help="job name or variable")
+
+
 def _stop(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", metavar="JOB", help="job name or variable")
     p.add_argument("-w", "--wait", action="store_true", help="return when it has ended")
@@ -210,6 +214,7 @@ VERBS: dict[str, Verb] = {
              ("attach NAME",)),
         Verb("jobs", "list jobs", "jobs:jobs", _jobs, ("jobs", "jobs NAME")),
         Verb("logs", "show a job's log", "jobs:logs", _logs, ("logs NAME --tail 20", "logs NAME --rank 1 -f")),
+        Verb("usage", "show what the ranks of a job use: CPU, memory, GPU", "jobs:usage", _usage, ("usage NAME",)),
         Verb("stop", "stop a job", "jobs:stop", _stop, ("stop NAME --wait",)),
         Verb("resume", "run a failed or stopped job again, under the same run", "jobs:resume", _resume,
              ("resume NAME",)),

@@ -207,6 +207,21 @@ class Attempt:
         """Samples of what the ranks use, one JSON object a line."""
         return self._file("usage.jsonl")
 
+    def usage_paths(self):
+        """Those of all machines, as {number of the machine: path}: of a cluster's a copy is kept here for each."""
+        found = {0: self.usage_path}
+        try:
+            names = os.listdir(self.path)
+        except OSError:
+            return found
+        for name in names:
+            number = name[5:]
+            if name.startswith("node-") and number.isascii() and number.isdigit() and 0 < int(number) < 100000:
+                path = os.path.join(self.path, name, "usage.jsonl")
+                if os.path.exists(path):
+                    found[int(number)] = path
+        return dict(sorted(found.items()))
+
     def log_path(self, rank):
         return self._file("rank-%d.log" % _count(rank, "rank", 0))
 

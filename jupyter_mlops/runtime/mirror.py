@@ -15,9 +15,10 @@ What it reads are lines of JSON:
     {"gone": P}                                               an entry of the spool that was delivered
     {"done": true}                                            the whole is there, for good: the pod may go
 
-Files that only grow (logs, journals, samples) are told from where the copy ends; all others are told anew, as a whole,
-when size or time of change differ. Small ones first, so that a large output holds up no metric. What a job leaves in
-``outputs/`` is told when nobody has written to it for a while. A connection that breaks is made again and goes on.
+Files that only grow (logs, journals, samples) are told from where the copy ends, and anew when they got shorter, as
+samples do that are thinned; all others are told anew, as a whole, when size or time of change differ. Small ones first,
+so that a large output holds up no metric. What a job leaves in ``outputs/`` is told when nobody has written to it for a
+while. A connection that breaks is made again and goes on.
 """
 
 import json
@@ -199,7 +200,9 @@ class Mirror:
             size, mtime = info.st_size, info.st_mtime_ns
             at = 0
             if grows(path):
-                at = min((self.have.get(path) or [0])[0], size)
+                at = (self.have.get(path) or [0])[0]
+                if at > size:  # usage.jsonl was halved: it is told anew
+                    at = 0
             else:
                 part = self.parts.pop(path, None)
                 if part is not None and part[:2] == [size, mtime]:

@@ -230,6 +230,36 @@ def merge(rows):
     return {"t": rows[-1]["t"], "ranks": merged}
 
 
+def together(nodes, every=PERIOD):
+    """Rows of several machines as rows of all: at each time of the one that has most, the nearest of the others.
+
+    Args:
+        nodes: a list of rows for each machine.
+        every: seconds between rows; what is farther away counts as not known.
+    """
+    nodes = [rows for rows in nodes if rows]
+    if len(nodes) < 2:
+        return nodes[0] if nodes else []
+    base = max(nodes, key=len)
+    found = {number: list(row["ranks"]) for number, row in enumerate(base)}
+    spare = []
+    for rows in nodes:
+        if rows is base:
+            continue
+        at, taken = 0, set()
+        for number, row in enumerate(base):
+            while at + 1 < len(rows) and abs(rows[at + 1]["t"] - row["t"]) <= abs(rows[at]["t"] - row["t"]):
+                at += 1
+            if abs(rows[at]["t"] - row["t"]) <= every:
+                found[number] += rows[at]["ranks"]
+                taken.add(at)
+        # Before the one with most rows began, or after it ended.
+        spare += [row for n, row in enumerate(rows) if n not in taken
+                  and not base[0]["t"] <= row["t"] <= base[-1]["t"]]
+    joined = [{"t": row["t"], "ranks": found[number]} for number, row in enumerate(base)]
+    return sorted(joined + spare, key=lambda row: row["t"])
+
+
 def series(rows):
     """Rows as columns, see ``docs/logs.md``: times in milliseconds, and a list for each value of each rank."""
     ranks = sorted({entry[0] for row in rows for entry in row["ranks"]})

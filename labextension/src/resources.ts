@@ -263,6 +263,8 @@ export interface IUsageSamples {
   /** `cpu` in cores, `gpu` in percent, the others in bytes. */
   ranks: {
     rank: number;
+    /** The number of its machine. */
+    node?: number;
     cpu: Numbers;
     rss: Numbers;
     gpu: Numbers;

@@ -7,7 +7,7 @@ export type UsageKind = 'cpu' | 'rss' | 'gpu' | 'gpu_memory';
 /** A chart of what is used: one curve for each process, over all attempts. */
 export interface IUsageChart {
   kind: UsageKind;
-  curves: { rank: number; series: ISeries & { timestamps: number[] } }[];
+  curves: { rank: number; node: number; series: ISeries & { timestamps: number[] } }[];
 }
 
 const KINDS: readonly UsageKind[] = ['cpu', 'rss', 'gpu', 'gpu_memory'];
@@ -19,6 +19,7 @@ export function usageCharts(usage: IUsage | null): IUsageChart[] {
   const charts: IUsageChart[] = [];
   for (const kind of KINDS) {
     const byRank = new Map<number, ISeries & { timestamps: number[] }>();
+    const nodes = new Map<number, number>();
     for (const { samples } of usage?.attempts ?? []) {
       const { times } = samples;
       for (const one of samples.ranks) {
@@ -34,10 +35,11 @@ export function usageCharts(usage: IUsage | null): IUsageChart[] {
           series.values.push(one[kind]?.[i] ?? null);
         });
         byRank.set(one.rank, series);
+        nodes.set(one.rank, one.node ?? 0);
       }
     }
     const curves = [...byRank]
-      .map(([rank, series]) => ({ rank, series }))
+      .map(([rank, series]) => ({ rank, node: nodes.get(rank) ?? 0, series }))
       .filter(one => one.series.values.some(value => value !== null))
       .sort((a, b) => (latest(b.series) ?? -1) - (latest(a.series) ?? -1))
       .slice(0, MAX_CURVES)

@@ -186,7 +186,8 @@ describe('usage', () => {
       rss: [100, 200],
       gpu: [null, null],
       gpu_memory: [null, null],
-      peak_rss: 200
+      peak_rss: 200,
+      node: 0
     });
     const attempt = (n: number, start: number) => ({
       attempt: n,
@@ -205,6 +206,8 @@ describe('usage', () => {
     expect(charts[0].curves.map(one => one.rank)).toEqual([0, 1]);
     expect(charts[0].curves[0].series.values).toEqual([1, 2, null, 1, 2]);
     expect(charts.map(total)).toEqual([6, 400]);
+    usage.attempts[1].samples.ranks[1] = { ...rank(1, [3, 4]), node: 1 };
+    expect(usageCharts(usage)[0].curves.map(one => one.node)).toEqual([0, 1]);
     expect(usageCharts(null)).toEqual([]);
   });
 });

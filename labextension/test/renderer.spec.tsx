@@ -270,17 +270,20 @@ describe('JobRenderer', () => {
     expect(get(widget, 'mlops-live-delivery')!.textContent).toBe(
       '2.0 KB not yet in MLflow · MLflow is away'
     );
+    expect(get(widget, 'mlops-live-incomplete')).toBeNull();
     api.allJobs = [
       job('a', 'Failed', {
         reason: 'rank 1 raised ValueError',
         failed_rank: 1,
         exit_code: 1,
+        metrics_incomplete: true,
         ended_at: new Date().toISOString(),
         traceback: ['Traceback (most recent call last):', 'ValueError: <b>no</b>']
       })
     ];
     await settle(1500);
     expect(get(widget, 'mlops-live-reason')!.textContent).toContain('Rank 1 · exit code 1');
+    expect(get(widget, 'mlops-live-incomplete')!.textContent).toContain('a node was lost');
     const trace = get(widget, 'mlops-live-traceback')!;
     expect(trace.querySelector('pre')!.textContent).toContain('ValueError: <b>no</b>');
     expect((trace as HTMLDetailsElement).open).toBe(false);

@@ -15,6 +15,7 @@ from conftest import wait_for
 
 from jupyter_mlops.compute.kubernetes import copy as module
 from jupyter_mlops.compute.kubernetes.copy import Copy
+from jupyter_mlops.compute.kubernetes.manifests import COPIED
 from jupyter_mlops.core.errors import BackendUnreachable
 from jupyter_mlops.runtime import logfile, mirror
 from jupyter_mlops.runtime.jobfolder import JobFolder, private_folder
@@ -86,7 +87,7 @@ def files(folder):
     for place, _, names in os.walk(folder.path):
         for name in names:
             path = os.path.join(place, name)
-            if os.path.isfile(path) and "incoming" not in path:
+            if os.path.isfile(path) and "incoming" not in path and name != COPIED:
                 with open(path, "rb") as f:
                     found[os.path.relpath(path, folder.path)] = f.read()
     return found
@@ -173,6 +174,38 @@ async def test_what_was_there_is_not_asked_for_again(pair):
     again = copier(there, here)  # a control plane that was started again
     await finish(again)
     assert again.complete and again.bytes == 0
+
+
+async def until(condition, timeout=20):
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_samples_that_were_thinned_are_told_anew(pair):
+    """By the same stream, and by a further one."""
+    there, here = pair
+    private_folder(there.attempt(1).path)
+    path, copied = there.attempt(1).usage_path, here.attempt(1).usage_path
+
+    def write(text):
+        with open(path, "w") as f:
+            f.write(text)
+
+    write("long line\n" * 100)
+    copy = copier(there, here)
+    task = asyncio.ensure_future(copy.run())
+    await until(lambda: os.path.exists(copied) and os.path.getsize(copied) == 1000)
+    write("short\n" * 3)
+    await until(lambda: os.path.getsize(copied) == 18)
+    write("short\n" * 4)
+    await until(lambda: os.path.getsize(copied) == 24)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    write("tiny\n")
+    end(there)
+    await finish(copier(there, here))
+    assert files(here)["attempts/1/usage.jsonl"] == b"tiny\n"
 
 
 async def test_nodes_do_not_overwrite_each_other(pair, tmp_path):

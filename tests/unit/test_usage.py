@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from jupyter_mlops.client.usage import JobUsage
+from jupyter_mlops.control.routes import logs
 from jupyter_mlops.runtime import gpus, usage
+from jupyter_mlops.runtime.jobfolder import JobFolder
 
 BUSY = """
 import subprocess, sys, threading, time
@@ -100,6 +103,36 @@ def test_merging_keeps_what_matters():
         "rank": 1, "cpu": [None] * 4, "rss": [5, 5, None, None], "threads": [1, 1, None, None],
         "gpu": [50, 50, None, None], "gpu_memory": [7, 7, None, None], "peak_rss": 5,
     }
+
+
+def test_machines_are_told_together():
+    """Each at its own pace and with its own clock; before and after the longest one too."""
+    first = [{"t": 10.0 + 2 * n, "ranks": [[0, 1.0, 5, 1]]} for n in range(5)]
+    other = [{"t": 8.7 + 2 * n, "ranks": [[1, float(n), 6, 1]]} for n in range(7)]
+    rows = usage.together([first, other, []])
+    assert [row["t"] for row in rows] == [8.7 + 2 * n for n in range(7)]
+    assert [[entry[0] for entry in row["ranks"]] for row in rows] == [*[[1, 0]] * 6, [1]]
+    assert [row["ranks"][0][1] for row in rows] == [float(n) for n in range(7)]
+    late = [{"t": 100.0, "ranks": [[2, 0.5, 7, 1]]}]
+    assert usage.together([first, late])[-1] == late[0] and usage.together([first]) is first and not usage.together([])
+
+
+def test_all_machines_of_an_attempt_are_read(tmp_path):
+    attempt = JobFolder(tmp_path).attempt(1)
+    for node, rank in ((0, 0), (1, 1), (10, 2)):
+        path = Path(attempt.path, *(() if not node else (f"node-{node}",)), "usage.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"t": 100.0 + 2 * n + node / 10, "ranks": [[rank, 0.5, node, 1]]} for n in range(50)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in [{"every": 2.0}, *rows]))
+    Path(attempt.path, "node-x").mkdir()
+    Path(attempt.path, "node-3").mkdir()
+    assert list(attempt.usage_paths()) == [0, 1, 10]
+    for most in (300, 10):
+        found = logs._samples(attempt.usage_paths(), most)
+        assert [(r.rank, r.node, r.peak_rss) for r in found.ranks] == [(0, 0, 0), (1, 1, 1), (2, 10, 10)]
+        assert len(found.times) == min(most, 50) and all(None not in r.cpu for r in found.ranks)
+    shown = JobUsage(None, {"name": "a", "attempts": [{"attempt": 1, "samples": found.model_dump()}]}).text()
+    assert [line.split() for line in shown.splitlines()[-3:]][2][:4] == ["1", "10", "2", "0.5"], shown
 
 
 def test_nonsense_is_left_out(tmp_path):

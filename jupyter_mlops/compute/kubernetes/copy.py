@@ -211,6 +211,8 @@ class Copy:
     def _append(self, target: str, at: int, data: bytes) -> None:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
+            if at < os.fstat(fd).st_size:  # it was written anew there, shorter
+                os.ftruncate(fd, at)
             os.pwrite(fd, data, at)
         finally:
             os.close(fd)

@@ -118,16 +118,27 @@ async def get_job_usage(call: Call) -> Answer:
         for number in range(max(1, last - 19), last + 1):
             attempt = folder.attempt(number)
             state = attempt.state()
-            rows, _ = usage.read(attempt.usage_path)
             attempts.append(schemas.AttemptUsage(
                 attempt=number, started_at=_moment(state.get("started_at")), ended_at=_moment(state.get("ended_at")),
-                samples=schemas.UsageSamples.model_validate(usage.series(usage.thin(rows, most))),
+                samples=_samples(attempt.usage_paths(), most),
             ))
-        return schemas.Usage(
-            name=job.name, cpus=machine.cpus(), memory_bytes=machine.memory_bytes(), attempts=attempts
-        )
+        here = job.spec.get("compute", "local") == "local"
+        return schemas.Usage(name=job.name, cpus=machine.cpus() if here else 0,
+                             memory_bytes=machine.memory_bytes() if here else 0, attempts=attempts)
 
     return Answer(body=await asyncio.to_thread(work))
+
+
+def _samples(paths: dict[int, str], most: int) -> schemas.UsageSamples:
+    """What the ranks of all machines used, at most ``most`` rows."""
+    read = {node: usage.read(path) for node, path in paths.items()}
+    thinned = {node: usage.thin(rows, most) for node, (rows, _) in read.items()}
+    node_of = {entry[0]: node for node, rows in thinned.items() for row in rows for entry in row["ranks"]}
+    wide = max((every * max(len(rows) / max(len(thinned[node]), 1), 1) for node, (rows, every) in read.items()))
+    found = usage.series(usage.thin(usage.together(list(thinned.values()), wide), most))
+    for rank in found["ranks"]:
+        rank["node"] = node_of.get(rank["rank"], 0)
+    return schemas.UsageSamples.model_validate(found)
 
 
 def _moment(seconds: Any) -> str:

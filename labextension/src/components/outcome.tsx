@@ -36,9 +36,7 @@ export function priorityText(priority: string | undefined, trans: TranslationBun
 
 /** What `metrics_incomplete` means. */
 export function incompleteText(trans: TranslationBundle): string {
-  return trans.__(
-    'Metrics are incomplete: a node was lost with what its ranks had logged last.'
-  );
+  return trans.__('Metrics are incomplete: a node was lost with what its ranks had logged last.');
 }
 
 function Waiting({ view, trans }: { view: IJobView; trans: TranslationBundle }): JSX.Element {

@@ -56,12 +56,14 @@ export function Resources(props: {
   const charts = useMemo(() => {
     // Beside curves over time both begin with the first metric, else these begin with the job.
     const origin = (state.axis === 'step' ? 0 : originOf(metrics)) || usageOrigin(usage);
-    return usageCharts(usage).map(chart => ({
+    const drawn = usageCharts(usage);
+    const several = drawn.some(chart => chart.curves.some(curve => curve.node > 0));
+    return drawn.map(chart => ({
       kind: chart.kind,
       now: total(chart),
-      curves: chart.curves.map(({ rank, series }): ICurve => ({
+      curves: chart.curves.map(({ rank, node, series }): ICurve => ({
         id: String(rank),
-        label: trans.__('rank %1', rank),
+        label: several ? trans.__('rank %1 · node %2', rank, node) : trans.__('rank %1', rank),
         series,
         color: rank,
         dash: rank,
