@@ -19,7 +19,7 @@ from ..compute.kubernetes.clusters import JobClusters
 from ..core import context
 from ..core.blobs import Blobs, named_by, needed_blobs, put_inputs
 from ..core.controllers import CanaryController, DeploymentController, EndpointController, JobController
-from ..core.errors import MlopsError, NotFound, Refused, Unauthenticated
+from ..core.errors import BackendTimeout, BackendUnreachable, MlopsError, NotFound, Refused, Unauthenticated
 from ..core.identity import SYSTEM, Identity
 from ..core.resources import ACTIVE, TERMINAL
 from ..core.resources.base import Resource, utcnow
@@ -378,29 +378,52 @@ class ControlPlane:
         }
 
     async def stop_all(self, identity: Identity) -> dict[str, list[str]]:
-        """Stop every job and take every endpoint down; their records stay."""
+        """Stop every job and take every endpoint down, wherever it runs; their records stay.
 
-        def work(tx: Any) -> tuple[list[str], list[tuple[str, str]]]:
+        ``left`` says, a line each, what could not be stopped.
+        """
+
+        def work(tx: Any) -> tuple[list[str], list[tuple[str, str, str]]]:
+            computes = {e.name: e.spec.get("compute") or "" for e in tx.page("endpoint", limit=10_000)[0]}
             deployments, _ = tx.page("deployment", limit=10_000)
-            return tx.names("job", ACTIVE), [(d.parent, d.name) for d in deployments]
+            return tx.names("job", ACTIVE), [(computes.get(d.parent, ""), d.parent, d.name) for d in deployments]
 
         jobs, deployments = await self.store.read(work)
         for name in jobs:
             await self.jobs.request_stop(name)
         deadline = time.monotonic() + 30
-        while jobs and time.monotonic() < deadline:
-            if not (await self.store.read(work))[0]:
-                break
+        running = jobs
+        while running and time.monotonic() < deadline:
             await asyncio.sleep(0.1)
+            running = [name for name in (await self.store.read(work))[0] if name in jobs]
+        left = [f"job {name} has been asked to stop, and goes on" for name in running]
         for kind in ("canary", "endpoint", "deployment"):
             await self.workspace.controllers[kind].stop()
-        for parent, name in deployments:
-            await asyncio.to_thread(self.serving.stop, parent, name)
+        what = [(c, e, f"deployment {d} of endpoint {e}", d) for c, e, d in deployments]
+        what += [(c, e, f"the gateway of endpoint {e}", "")
+                 for c, e in sorted({(c, e) for c, e, _ in deployments if c not in ("", "local")})]
+        stopped: set[str] = set()
+        away: dict[str, MlopsError] = {}
+        for compute, endpoint, title, deployment in what:
+            try:
+                if compute in away:
+                    raise away[compute]  # it is not waited for again and again
+                serving = self.serving_for(compute)
+                if deployment:
+                    await asyncio.to_thread(serving.stop, endpoint, deployment)
+                    stopped.add(endpoint)
+                else:
+                    await asyncio.to_thread(serving.unpublish, endpoint)
+            except MlopsError as error:
+                left.append(f"{title}: {error.message}")
+                if isinstance(error, (BackendUnreachable, BackendTimeout)):
+                    away[compute] = error
         await asyncio.to_thread(self.serving.stop_gateway)
         await self.store.write(
             lambda tx: tx.audit(identity, "workspaces/write", f"workspaces/{self.name}", {"op": "down --all"})
         )
-        return {"jobs": jobs, "endpoints": sorted({p for p, _ in deployments})}
+        return {"jobs": [name for name in jobs if name not in running],
+                "endpoints": sorted(stopped), "left": left}
 
     def write_record(self, socket_path: str) -> None:
         """Tell clients where we are: ``control.json``, 0600."""

@@ -347,6 +347,8 @@ class Stopped(BaseModel):
 
     jobs: list[str]
     endpoints: list[str]
+    left: list[str] = []
+    """What could not be stopped, a line each."""
 
 
 # -- views over MLflow ---------------------------------------------------------------------------------------

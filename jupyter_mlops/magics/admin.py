@@ -284,6 +284,8 @@ def down(a: argparse.Namespace, context: Context) -> None:
     locate.forget()
     what = [f"{len(stopped[k])} {k[:-1]}(s)" for k in ("jobs", "endpoints") if stopped.get(k)]
     context.say(f"the control plane (pid {pid}) has ended" + (f", with {' and '.join(what)}" if what else ""))
+    for line in stopped.get("left") or []:
+        context.say(f"not stopped: {line}")
 
 
 def _ended(pid: int, started: str, timeout: float) -> bool:

@@ -285,7 +285,8 @@ from jupyter_mlops.compute import warm
 warm.QUIET, warm._SOON, warm.FREE_SHARE = -1.0, 0.02, 0.0
 pool = warm.WarmPool(lambda: False, True)
 pool.want(sys.executable, sys.argv[1])
-while not pool.waiting():
+until = time.monotonic() + 100
+while not pool.waiting() and time.monotonic() < until:
     time.sleep(0.02)
 print(pool.waiting()[0]["pid"], flush=True)
 time.sleep(60)

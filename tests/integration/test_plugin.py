@@ -30,7 +30,7 @@ def environment(plane, **more):
     }
 
 
-def script(plane, code, timeout=90, **env):
+def script(plane, code, timeout=200, **env):
     """What a Python process prints that runs ``code``; its last line as JSON when it is such."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], env=environment(plane, **env), capture_output=True, text=True,

@@ -273,8 +273,9 @@ def _deliver_and_kill(job: Job, rng: random.Random, arguments: list[str]) -> boo
             [sys.executable, "-c", SHIPPER, *arguments], env={**os.environ, "PYTHONPATH": str(REPO)}
         )
         try:
-            before = job.progress().get("delivered", 0)
+            before, until = job.progress().get("delivered", 0), time.monotonic() + 60
             while kills < 3 and process.poll() is None and job.progress().get("delivered", 0) == before:
+                assert time.monotonic() < until, f"nothing is delivered beyond {before}"
                 time.sleep(0.01)
             if kills == 3 or process.poll() is not None:
                 return process.wait(60) == 0 and kills > 0
