@@ -6,11 +6,12 @@ TYPE_CHECKING = False  # typing itself would cost ten times what this module doe
 if TYPE_CHECKING:
     from typing import Any
 
+    from .runtime.data import inputs, outputs
     from .runtime.record import flush, log
 
     __version__: str
 
-__all__ = ["__version__", "flush", "log"]
+__all__ = ["__version__", "flush", "inputs", "log", "outputs"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +24,11 @@ def __getattr__(name: str) -> Any:
 
         function = globals()[name] = getattr(record, name)
         return function
+    if name in ("inputs", "outputs"):
+        from .runtime import data
+
+        found = globals()[name] = getattr(data, name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import Conflict, Refused
-from ..runtime import bundle, logfile, processes
+from ..core.resources.job import parse_bytes
+from ..runtime import bundle, data, logfile, processes, sources
 from ..runtime.jobfolder import DELETED, TERMINAL, Attempt, JobFolder, private_folder
 from . import environment, machine
 from .base import NOTHING, Grant, JobRef, LogChunk, Observation
@@ -110,6 +111,7 @@ class LocalCompute:
                 raise Refused(f"the script {path} does not exist", "check its name and the working folder")
             if not os.access(path, os.R_OK):
                 raise Refused(f"the script {path} cannot be read", "check its permissions")
+        _check_data(spec)
         self._check_interpreter(interpreter, spec, count)
 
     def _check_interpreter(self, interpreter: str, spec: dict[str, Any], count: int) -> None:
@@ -158,6 +160,8 @@ class LocalCompute:
                     bundle.prepend(ranks, bundle.ensure(os.path.join(home, "runtime")))
             except bundle.ProbeError as error:
                 raise Refused(f"the interpreter {interpreter} cannot be used: {error}", "name another interpreter")
+            ranks[data.CACHE] = os.path.join(os.path.dirname(os.path.dirname(folder.path)), "cache")
+            ranks[data.LIMIT] = str(_cache_limit())
             if grant.gpu_ids:
                 ranks["CUDA_VISIBLE_DEVICES"] = machine.visible(grant.gpu_ids)
             self._supervise(place, {"interpreter": interpreter, "env": ranks, "timeout": grant.timeout})
@@ -289,6 +293,30 @@ class LocalCompute:
             self._adopted.pop(key, None)
         if child is not None:
             self.warm.ended(place)
+
+
+def _check_data(spec: dict[str, Any]) -> None:
+    """Refuse named inputs and outputs that are not on this machine."""
+    places = [("input", name, given) for name, given in (spec.get("inputs") or {}).items() if isinstance(given, dict)]
+    places += [("output", name, given) for name, given in (spec.get("outputs") or {}).items()]
+    for what, name, given in places:
+        path = given.get("path") or ""
+        if data.scheme(path) == "claim":
+            raise Refused(f"{what} {name}: claims are volumes of a cluster, and this is one machine",
+                          "name a folder here, or a cluster with --compute")
+        if what == "input" and not data.scheme(path) and not given.get("blob"):
+            try:
+                sources.check_kind(data.local(path), given.get("type") or "")
+            except data.DataError as error:
+                raise Refused(f"input {name}: {error}", "check its path") from None
+
+
+def _cache_limit() -> int:
+    """Most bytes of the workspace's cache of inputs: ``JUPYTER_MLOPS_CACHE_LIMIT``, else 50 GiB (0)."""
+    try:
+        return parse_bytes(os.environ.get(data.LIMIT, ""))
+    except (ValueError, KeyError):
+        return 0
 
 
 def _processes(spec: dict[str, Any]) -> int:

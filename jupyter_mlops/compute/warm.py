@@ -71,6 +71,8 @@ def fits(spec: Mapping[str, Any], env: Mapping[str, str], started_with: Mapping[
         return False  # a command line starts programs of its own
     if int((spec.get("resources") or {}).get("instance_count") or 1) != 1:
         return False
+    if spec.get("inputs"):
+        return False  # a warm rank keeps no descriptor, and one of them says that its inputs are in use
     threads = env.get("OMP_NUM_THREADS")
     if threads is not None and not (threads.isascii() and threads.isdigit() and int(threads) > 0):
         return False

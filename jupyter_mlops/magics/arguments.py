@@ -34,6 +34,22 @@ def pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def named_input(text: str) -> tuple[str, str, str]:
+    """``NAME=PATH`` or ``NAME:MODE=PATH`` as name, mode and path; a type for arguments."""
+    name, equals, path = text.partition("=")
+    name, _, mode = name.partition(":")
+    if not equals or not name or not path or mode not in ("", "download", "ro_mount", "direct"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH or NAME:MODE=PATH, MODE being download, ro_mount "
+                                         "or direct")
+    return name, mode, path
+
+
+def named_output(text: str) -> tuple[str, str]:
+    """``NAME`` or ``NAME=PATH`` as name and path; a type for arguments."""
+    name, _, path = text.partition("=")
+    return name, path
+
+
 def whole_from(least: int, what: str = "") -> Callable[[str], int]:
     """A type for arguments: a whole number that is not below ``least``; ``what`` it is, for who gives another."""
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..capture.submission import attach as record_context
 from ..client import code, render
 from ..core.errors import ParameterError, Refused
+from ..runtime import data
+from ..runtime import sources as data_sources
 from ..shipping import MOST, Shipment, prepare
 from . import settings
 from .context import Context
@@ -226,6 +228,10 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
             raise ParameterError("there is nothing to train: name a script", hint)
         check_script(a.script, cwd)
         spec |= {"script": a.script, "args": list(a.rest), "display_name": "" if a.name else Path(a.script).stem}
+    if a.input:
+        spec["inputs"] = {name: _input(name, mode, path, cwd) for name, mode, path in a.input}
+    if a.output:
+        spec["outputs"] = {name: {"path": _absolute(path, cwd)} if path else {} for name, path in a.output}
     if a.env:
         spec["environment_variables"] = dict(a.env)
     if a.tag:
@@ -252,6 +258,24 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
             )
         spec["distribution"] = {"type": "pytorch", "process_count_per_instance": a.processes}
     return spec
+
+
+def _input(name: str, mode: str, path: str, cwd: str) -> dict[str, Any]:
+    """One of ``inputs``. Raises ParameterError: it is a path of this machine, and nothing is there."""
+    found = _absolute(path, cwd)
+    if not data.scheme(found):
+        try:
+            data_sources.check_kind(data.local(found), "")
+        except data.DataError as error:
+            raise ParameterError(f"--input {name}: {error}", f"the folder is {cwd}") from None
+    return {"path": found, **({"mode": mode} if mode else {})}
+
+
+def _absolute(path: str, cwd: str) -> str:
+    """A path as the spec has it: one of this machine is absolute."""
+    if data.scheme(path):
+        return path
+    return os.path.normpath(os.path.join(cwd, os.path.expanduser(data.local(path))))
 
 
 def _interpreter(path: str | None) -> str:

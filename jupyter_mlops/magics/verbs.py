@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from . import serving_verbs
-from .arguments import Verb, amount, count, memory, names, pair, size, span, whole
+from .arguments import Verb, amount, count, memory, named_input, named_output, names, pair, size, span, whole
 
 PHASES = ("Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled", "Deleted")
 
@@ -95,6 +95,11 @@ def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--image", metavar="IMAGE", help="on a cluster: container image (default: the compute's)")
     p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE", help="environment of the job")
     p.add_argument("--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a tag of its run")
+    p.add_argument("--input", action="append", type=named_input, default=[], metavar="NAME=PATH",
+                   help="files that it reads as inputs[\"NAME\"]: a path, s3://, https://, runs:/, claim://CLAIM/PATH; "
+                        "NAME:MODE=PATH says how (download, ro_mount, direct)")
+    p.add_argument("--output", action="append", type=named_output, default=[], metavar="NAME[=PATH]",
+                   help="a folder that it writes to as outputs[\"NAME\"] (default: outputs/NAME, which comes back)")
     p.add_argument("--grace", type=float, default=None, metavar="S",
                    help="seconds to end by itself when stopped (default 10)")
     p.add_argument("-w", "--wait", action="store_true", help="return when it has ended")

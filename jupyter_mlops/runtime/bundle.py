@@ -40,12 +40,14 @@ __version__ = %r
 
 
 def __getattr__(name):
-    if name not in ("flush", "log"):
+    if name in ("inputs", "outputs"):
+        from .runtime import data as module
+    elif name in ("flush", "log"):
+        from .runtime import record as module
+    else:
         raise AttributeError("module %%r has no attribute %%r" %% (__name__, name))
-    from .runtime import record
-
-    function = globals()[name] = getattr(record, name)
-    return function
+    found = globals()[name] = getattr(module, name)
+    return found
 '''
 
 PROBE_TIMEOUT = 30.0

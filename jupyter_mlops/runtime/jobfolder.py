@@ -203,6 +203,11 @@ class Attempt:
         return self._file("limits.json")
 
     @property
+    def inputs_path(self):
+        """How far the download of its inputs is, and where they are, see :mod:`.fetch`."""
+        return self._file("inputs.json")
+
+    @property
     def usage_path(self):
         """Samples of what the ranks use, one JSON object a line."""
         return self._file("usage.jsonl")

@@ -128,13 +128,14 @@ def rank(folder, number, name, lock, ending=None):
         os.chdir(cwd)
         os.environ["PWD"] = cwd
         if spec.get("command") is not None:
-            code = _command(spec["command"])
+            code = _command(_expanded(spec["command"], True))
         elif spec.get("cell") is not None:
             code = _python(ending, job.cell_path, job.cell_path, [], cwd, True, _shipped(job, spec))
         elif spec.get("script") is not None:
             path = os.path.join(cwd, spec["script"])
             first = os.path.dirname(os.path.realpath(path))
-            code = _python(ending, path, spec["script"], spec.get("args") or [], first, False)
+            arguments = [_expanded(a, False) for a in spec.get("args") or []]
+            code = _python(ending, path, spec["script"], arguments, first, False)
         elif spec.get("batch") is not None:
             code = _batch(ending, job, spec)
         else:
@@ -149,6 +150,15 @@ def rank(folder, number, name, lock, ending=None):
             _returns(job, spec, code)
         ending.code = code
     return code if code >= 0 else 128 - code
+
+
+def _expanded(text, quote):
+    """Put the paths of named inputs and outputs in place of ``${{…}}``."""
+    if "${{" not in text:
+        return text
+    from . import data
+
+    return data.expand(text, quote)
 
 
 def _command(command):

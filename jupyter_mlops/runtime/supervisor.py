@@ -64,6 +64,7 @@ class Supervisor:
         self.termed = {}  # pid → start time of who got SIGTERM
         self.agent_terms = False  # the agent sends SIGTERM as long as it lives
         self.restarted = False
+        self.provision = None  # what sees to the job's named inputs
         self.written = (None, 0.0)  # type: tuple[dict | None, float] # the last state and when it was written
         self.lock = -1
 
@@ -118,6 +119,8 @@ class Supervisor:
         else:
             try:
                 self._remember(order)
+                if not self._provide(order):
+                    return 0
                 self._start(order)
             except OSError as error:
                 self._end("failed", "cannot start %s: %s" % (order["interpreter"], error.strerror or error))
@@ -126,6 +129,8 @@ class Supervisor:
         processes.adopt_orphans()
         while not self._look():
             self._wait()
+        if self.provision is not None:
+            self.provision.release()
         return 0
 
     def _listen(self):
@@ -204,6 +209,37 @@ class Supervisor:
         self.meters[1].sample({rank.index: rank.pid for rank in self.ranks if rank.running})
 
     # -- start
+
+    def _provide(self, order):
+        """Have the job's named inputs brought here first; False when the attempt has ended over it."""
+        if not self.spec.get("inputs") and not self.spec.get("outputs"):
+            return True
+        from . import data, provision
+
+        provided = provision.Provision(self.job, self.attempt, self.spec, order,
+                                       self.attempt.log_path(self.ranks[0].index))
+        try:
+            provided.begin()
+            while provided.child is not None and provided.child not in self.codes:
+                self.reason = provided.told()
+                self._write()
+                self._wait()
+                self._reap()
+                self._check_stop()
+                if self.stopping:
+                    provided.kill()
+                    provided.release()
+                    phase = "failed" if self.cause == "timeout" else "canceled"
+                    self._end(phase, self.stop_reason if self.cause else "stopped before it started")
+                    return False
+            order["env"] = dict(order["env"], **provided.ended(self.codes.get(provided.child)))
+        except data.DataError as error:
+            provided.release()
+            self._end("failed", str(error))
+            return False
+        self.reason = ""
+        self.provision = provided
+        return True
 
     def _prepare(self, order):
         """Make what the ranks find in the job folder; returns their environment."""

@@ -7,13 +7,14 @@ are our additions for work that starts from a notebook.
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import Conflict
 from .base import Model, Spec, Status
 from .batch import BatchRun
+from .data import Digest, Input, JobInput, JobOutput, Named, check_references
 
 JobPhase = Literal["Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled"]
 TERMINAL = frozenset({"Completed", "Failed", "Canceled"})
@@ -37,10 +38,6 @@ TRANSITIONS: dict[str, frozenset[str]] = {
 RUN_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLED"}
 
 MAX_CELL_BYTES = 1_000_000
-
-
-#: SHA-256 of an uploaded blob, in hexadecimal.
-Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
 
 class ShippedVariable(Model):
@@ -144,6 +141,10 @@ class JobSpec(Spec):
     batch: BatchRun | None = Field(default=None, description="files that a model scores")
     cwd: str = Field(default="", description="absolute working folder; empty: the job folder's own outputs/")
     environment_variables: dict[str, str] = Field(default_factory=dict)
+    inputs: dict[Named, Input] = Field(
+        default_factory=dict, max_length=100, description="files and values under names, see docs/data.md"
+    )
+    outputs: dict[Named, JobOutput] = Field(default_factory=dict, max_length=100)
     compute: str = "local"
     environment: JobEnvironment | None = None
     distribution: PyTorchDistribution | None = None
@@ -175,6 +176,9 @@ class JobSpec(Spec):
             raise ValueError(f"{'args' if self.args else 'code'} needs script")
         if (self.command is not None or self.batch is not None) and self.world_size > 1:
             raise ValueError(f"several processes need script or cell, not {given[0]}")
+        if self.batch is not None and (self.inputs or self.outputs):
+            raise ValueError("inputs and outputs are for command, script and cell; a batch run has its own")
+        check_references([self.command or "", *self.args], self.inputs, self.outputs)
         for name in ("cwd", "interpreter"):
             path = getattr(self, name)
             if path and not os.path.isabs(path):
@@ -183,6 +187,11 @@ class JobSpec(Spec):
             if text and "\0" in text:
                 raise ValueError("NUL characters are not allowed")
         return self
+
+    @property
+    def files(self) -> dict[str, JobInput]:
+        """The inputs that are files rather than values."""
+        return {name: given for name, given in self.inputs.items() if isinstance(given, JobInput)}
 
     @property
     def processes(self) -> int:
