@@ -106,6 +106,9 @@ class Survey(Report):
         self._room(data)
         self.table(["quota", "of", "used", "limit"],
                    [[q["quota"], q["resource"], q["used"], q["hard"]] for q in data.get("quotas") or []], "Quotas")
+        self.table(["priority", "PriorityClass", "value", ""], [
+            [p["name"], p["class"], "?" if p["value"] is None else p["value"],
+             "pushes others aside" if p["preempts"] else ""] for p in data.get("priorities") or []], "Priorities")
         nodes = [_node(n) for n in data.get("nodes") or []]
         self.table(["node", "state", "CPUs", "memory", "devices", "taints"], nodes, "Nodes", state=1)
         rows = [["stops it" if p["fatal"] else "look at it", p["message"], p["hint"]] for p in problems]

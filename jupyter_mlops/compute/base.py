@@ -59,9 +59,10 @@ class Observation:
 
     ``phase`` is one of ``absent`` (never started), ``starting``, ``running``, ``stopping``, ``completed``, ``failed``,
     ``canceled``. ``reason`` is one line for people. ``cause`` says in one word why it ended, where that matters:
-    ``timeout`` (its time was over), ``memory`` (killed for lack of it), ``reboot``; else empty. Times are seconds since
-    the epoch, except ``seconds``: how long it ran, by a clock that nobody can set. ``traceback`` is the end of the
-    failing rank's, one line an item. ``incomplete``: a machine was lost with what its ranks had logged last.
+    ``timeout`` (its time was over), ``memory`` (killed for lack of it), ``reboot``, ``lost`` (what it ran on is gone),
+    ``preempted`` (it had to make room), ``deleted`` (taken away on purpose); else empty. Times are seconds since the
+    epoch, except ``seconds``: how long it ran, by a clock that nobody can set. ``traceback`` is the end of the failing
+    rank's, one line an item. ``incomplete``: a machine was lost with what its ranks had logged last.
     """
 
     phase: str

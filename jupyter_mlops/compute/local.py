@@ -88,6 +88,9 @@ class LocalCompute:
         if (spec.get("resources") or {}).get("instance_type"):
             raise Refused("instance types are kinds of nodes of a cluster, and this is one machine",
                           "leave --instance out, or name a cluster with --compute")
+        if (spec.get("queue_settings") or {}).get("job_tier") == "spot":
+            raise Refused("this machine has no spot capacity: nothing is taken away from a job here",
+                          "leave --spot out, or name a cluster with --compute")
         if spec.get("code"):
             raise Refused("on this machine a script runs in its own folder", "leave code out, and set cwd")
         if (spec.get("environment") or {}).get("image"):

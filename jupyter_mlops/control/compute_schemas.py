@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..core.resources import ComputeSpec
 from .schemas import Body
@@ -52,6 +52,17 @@ class Node(BaseModel):
     taints: list[str] = Field(default_factory=list)
 
 
+class Priority(BaseModel):
+    """What users call a priority, and its PriorityClass; ``value`` is null where it is not there, or not to be seen."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str
+    class_: str = Field(alias="class")
+    value: int | None = None
+    preempts: bool | None = None
+
+
 class Survey(BaseModel):
     """What is true of a cluster; null is what these credentials may not see."""
 
@@ -64,4 +75,5 @@ class Survey(BaseModel):
     capacity: dict[str, float] | None = None
     free: dict[str, float] | None = None
     engines: dict[str, bool] = Field(default_factory=dict)
+    priorities: list[Priority] = Field(default_factory=list)
     problems: list[Problem] = Field(default_factory=list)

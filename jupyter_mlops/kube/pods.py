@@ -19,6 +19,7 @@ _BROKEN = ("CreateContainerConfigError", "CreateContainerError", "RunContainerEr
 _LACKS = re.compile(r"(\d+) Insufficient ([\w./-]*\w)")
 _NODES = re.compile(r"^(\d+)/(\d+) nodes are available")
 _TAINT = re.compile(r"untolerated taint\(?s?\)? ?\{([^}:]+)")
+_NO_CLASS = re.compile(r"no PriorityClass with name (\S+) was found")
 #: Seconds for which an image that cannot be pulled may still come.
 PULL_PATIENCE = 60.0
 
@@ -82,10 +83,16 @@ def ready(pod: dict[str, Any]) -> bool:
 
 def age(pod: dict[str, Any]) -> float:
     """Seconds since it was made."""
-    made = (pod.get("metadata") or {}).get("creationTimestamp")
-    if not made:
+    made = seconds((pod.get("metadata") or {}).get("creationTimestamp"))
+    return max(0.0, datetime.now(UTC).timestamp() - made) if made else 0.0
+
+
+def seconds(time: str | None) -> float:
+    """A time of the API in seconds since the epoch; 0 for none."""
+    try:
+        return datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp() if time else 0.0
+    except ValueError:
         return 0.0
-    return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(made.replace("Z", "+00:00"))).total_seconds())
 
 
 def unschedulable(message: str) -> str:
@@ -114,6 +121,8 @@ def creation(message: str) -> Trouble:
         return Trouble(level, final=True)
     if "is being terminated" in message:
         return Trouble("the namespace is being deleted", final=True)
+    if match := _NO_CLASS.search(message):
+        return Trouble(f"the cluster has no PriorityClass '{match[1]}': an operator makes it, or corrects the compute")
     return Trouble(f"the cluster does not create it: {_short(message)}", final="is invalid" in message)
 
 

@@ -246,8 +246,9 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
     spec["resources"] = {k: v for k, v in resources.items() if v is not None}
     if a.retries is not None:
         spec["retry_settings"] = {"max_retries": a.retries}
-    if a.priority is not None:
-        spec["queue_settings"] = {"priority": a.priority}
+    queue = {"priority": a.priority, "job_tier": "spot" if a.spot else None}
+    if any(queue.values()):
+        spec["queue_settings"] = {k: v for k, v in queue.items() if v}
     if a.processes > _MOST:
         raise Refused(f"{a.processes} processes are more than any machine runs", f"at most {_MOST} can be asked for")
     if a.processes > 1 or nodes:

@@ -119,6 +119,8 @@ def _train(p: argparse.ArgumentParser) -> None:
                    help="longest time that it may run: 90s, 10m, 2h (default none)")
     p.add_argument("--priority", choices=("low", "medium", "high"),
                    help="who goes first when all is in use (default medium)")
+    p.add_argument("--spot", action="store_true",
+                   help="on a cluster: cheaper room that can be taken away; then it goes on from its checkpoint")
     p.add_argument("--cpus", type=amount, metavar="X", help="CPUs that it occupies (default: one for each process)")
     p.add_argument("--memory", type=memory, metavar="SIZE",
                    help="memory that it occupies, e.g. 4Gi (default: not counted)")

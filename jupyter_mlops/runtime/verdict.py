@@ -1,8 +1,13 @@
 """How ranks ended: which evidence counts, who failed first, and the one line that says so."""
 
+import re
 import signal
 
 from . import jobfolder, memory
+
+#: What ranks say when it was another one that went: torch.distributed's errors, gloo's, NCCL's and those of sockets.
+_PEER = re.compile(r"Dist(Backend|Network|Store)Error|Rendezvous\w*Error|NCCL|[Gg]loo|[Bb]roken pipe|Socket Timeout|"
+                   r"[Cc]onnection (closed|reset|refused|aborted)|[Cc]losed by (the )?(remote )?peer", re.ASCII)
 
 
 class Rank:
@@ -47,6 +52,11 @@ def read_exit(attempt, rank, size, told):
         lines = entry.get("traceback")
         rank.traceback = [str(line) for line in lines][-100:] if isinstance(lines, list) else []
         rank.exit_time = entry.get("time")
+
+
+def peer_went(text):
+    """Whether an error says that another rank, or the way to it, is gone."""
+    return bool(_PEER.search(text or ""))
 
 
 def culprit(ranks):

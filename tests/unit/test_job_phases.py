@@ -76,6 +76,24 @@ def test_what_is_not_tried_again():
     assert retry_pause({}, timed, failed(1, 9.5), "") == 1 and retry_pause({}, timed, failed(1, 10.0), "") is None
 
 
+def test_who_had_to_make_room_or_lost_a_machine_did_nothing_wrong():
+    """Three kinds of ends, each with a number of its own; the job's own failures are tried as often as was asked."""
+    def past(*causes):
+        return {"attempts": [{"attempt": n, "cause": cause} for n, cause in enumerate(causes, 1)]}
+
+    once = spec(retry_settings={"max_retries": 1})
+    assert retry_pause(past(*["lost"] * 2), spec(), failed(3), "lost") == 4
+    assert retry_pause(past(*["lost"] * 3), spec(), failed(4), "lost") is None
+    assert retry_pause(past(*["preempted"] * 49), spec(), failed(50), "preempted") == 60
+    assert retry_pause(past(*["preempted"] * 50), spec(), failed(51), "preempted") is None
+    assert retry_pause(past(*["preempted"] * 9, "lost"), spec(), failed(11), "") is None, "its own failure is not"
+    assert retry_pause(past(*["preempted"] * 9), once, failed(10), "") == 1
+    assert retry_pause(past("", *["preempted"] * 9), once, failed(11), "") is None
+    assert retry_pause(past(*["lost"] * 3), spec(queue_settings={"spot": True}), failed(4), "lost") == 8
+    ended = outcome(1, Observation("failed", "boom", 1, cause="preempted"))
+    assert ended.cause == "preempted" and outcome(1, Observation("failed", "boom", 1, cause="memory")).cause == ""
+
+
 def test_time_is_counted_over_attempts_since_the_last_resume():
     timed = spec(limits={"timeout": 60})
     status = {"attempts": [failed(1, 20).model_dump(), failed(2, 15).model_dump()]}

@@ -176,7 +176,7 @@ def test_a_pod_that_the_cluster_ended_is_no_wish_of_the_user(place):
      "the node evicted it: The node was low on resource: memory.", "lost"),
     (pod(None, "terminated", "Failed", conditions=[
         {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "m"}]),
-     "preempted by a job of higher priority", "lost"),
+     "preempted by a job of higher priority", "preempted"),
     (pod(None, "terminated", "Failed", conditions=[
         {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "m"}]),
      "its node is lost", "lost"),

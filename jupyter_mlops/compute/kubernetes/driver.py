@@ -35,6 +35,7 @@ from . import manifests, verdict
 from .copy import Copy
 from .manifests import KEEPER, WORK, Names, Order
 from .preview import preview
+from .priority import Classes
 from .watch import Pod, PodWatch, key, node_of
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class KubernetesCompute:
         self.workspace = workspace
         self.spec = spec
         self.kube = Kube(compute, spec.context, spec.namespace, kubeconfig)
+        self._classes = Classes(self.kube, spec.training)
         self._changed: list[Callable[[str], None]] = []
         self._watch = PodWatch(self.kube, {**ours(workspace), "app.kubernetes.io/component": "job"}, self._pod_changed)
         self._copies: dict[tuple[str, int, int], tuple[Copy, asyncio.Task[None]]] = {}
@@ -82,6 +84,7 @@ class KubernetesCompute:
         job = JobSpec.model_validate(spec)
         name = self.kube.cluster
         self._instance(job)
+        self._classes.check(job)
         if not self._image(job):
             raise Refused(f"compute '{name}' has no image for jobs",
                           "give one with --image, or an operator sets training.image in the compute")
@@ -308,7 +311,7 @@ class KubernetesCompute:
         if seen is None and folder.stop_wish(attempt) is not None:
             seen = self._press(place, note, pods)
         if seen is not None:
-            if seen.cause == "lost" and (gone := self._vanished(place, note)) and gone.cause == "deleted":
+            if seen.cause == "lost" and (gone := self._vanished(place, note)) and gone.cause != "lost":
                 seen.cause, seen.reason = gone.cause, gone.reason
             self._end(place, seen)
             self._collect(job, attempt, note)
@@ -323,6 +326,11 @@ class KubernetesCompute:
         if found is None or found["metadata"]["uid"] != note["uid"]:
             return Observation("failed", "its Job was deleted on the cluster", place.number, cause="deleted",
                                ended_at=time.time(), incomplete=verdict.uncopied(place, note))
+        began = any(verdict.node_state(place, node) for node in range(int(note.get("nodes") or 1)))
+        if note.get("queue") and found["spec"].get("suspend") and began:
+            # Whose turn it is Kueue decides; an attempt that it sends back is over, the next one waits in its queue.
+            return Observation("failed", f"preempted in Kueue's queue '{note['queue']}'", place.number,
+                               cause="preempted", ended_at=time.time(), incomplete=verdict.uncopied(place, note))
         conditions = (found.get("status") or {}).get("conditions") or []
         over = [c for c in conditions if c.get("type") in ("Failed", "Complete") and c.get("status") == "True"]
         if over and not self._watch.of(place.job.name, place.number):

@@ -16,6 +16,7 @@ from ...core.resources.job import JobSpec
 from ...kube import podspec
 from ...kube.names import labels, object_name, ours
 from ...kube.podspec import mount
+from . import priority
 
 #: Where things are in a pod.
 BOOT, PARTS, WORK = "/mlops/boot", "/mlops/parts", "/mlops/work"
@@ -141,12 +142,15 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
             "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
     # SIGTERM, the job's own grace, then the keeper's: until all that is new has been copied.
     grace = spec.limits.grace + 10 + options.hold
-    selector = {**options.node_selector, **order.instance.node_selector}
-    tolerations = [*options.tolerations, *order.instance.tolerations]
+    spot = options.spot if spec.spot else None
+    selector = {**options.node_selector, **order.instance.node_selector, **(spot.node_selector if spot else {})}
+    tolerations = [*options.tolerations, *order.instance.tolerations, *(spot.tolerations if spot else [])]
     result: dict[str, Any] = {
         **podspec.pod(options.run_as_user, grace, selector, tolerations, options.image_pull_secrets),
         "restartPolicy": "Never", "initContainers": [keeper], "containers": [main], "volumes": volumes,
     }
+    if (chosen := priority.chosen(spec, options)):
+        result["priorityClassName"] = chosen
     if order.nodes > 1:
         result["subdomain"] = names.object
     if order.timeout is not None:

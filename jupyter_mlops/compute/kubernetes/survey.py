@@ -13,6 +13,7 @@ from ...kube import access
 from ...kube.client import Kube
 from ...kube.errors import Absent, NotAllowed, from_answer
 from ...kube.quantity import count_of
+from . import priority
 
 #: API group → what it brings.
 ENGINES = {
@@ -32,7 +33,8 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
 
     Returns:
         ``{"version", "namespace": {"name", "exists", "level"}, "missing", "role", "quotas", "nodes", "capacity",
-        "free", "engines", "problems": [{"message", "hint", "fatal"}]}``; None for what these credentials may not see.
+        "free", "engines", "priorities": [{"name", "class", "value", "preempts"}], "problems": [{"message", "hint",
+        "fatal"}]}``; None for what these credentials may not see.
 
     Raises:
         BackendUnreachable, BackendTimeout, Refused: there is no use in asking any further.
@@ -51,6 +53,7 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
     engines = {name: kube.has_group(group) for group, name in ENGINES.items()}
     if spec.training.queue:
         _queue(kube, spec.training.queue, engines["kueue"], problems)
+    classes = _classes(kube, spec, problems) if training else []
     limits = optional(lambda: quotas(kube))
     machines = optional(lambda: nodes(kube))
     capacity = _total(n["capacity"] for n in machines if n["usable"]) if machines is not None else None
@@ -66,7 +69,7 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
         "version": version, "namespace": namespace, "missing": lacks,
         "role": access.role("jupyter-mlops", kube.namespace, serving, training) if lacks else None,
         "quotas": limits, "nodes": machines[:_SHOWN] if machines is not None else None,
-        "capacity": capacity, "free": free, "engines": engines, "problems": problems,
+        "capacity": capacity, "free": free, "engines": engines, "priorities": classes, "problems": problems,
     }
 
 
@@ -115,6 +118,18 @@ def _queue(kube: Kube, name: str, kueue: bool, problems: list[dict[str, Any]]) -
                          "hint": "an operator of the cluster makes it", "fatal": True})
     except MlopsError:
         return  # not for us to see
+
+
+def _classes(kube: Kube, spec: ComputeSpec, problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The PriorityClasses of jobs, by what users call them; ``value`` is None where it is not for us to see."""
+    found = []
+    for name, chosen in priority.offered(spec.training).items():
+        there = priority.lookup(kube, chosen)
+        found.append({"name": name, "class": chosen, **(there or {"value": None, "preempts": None})})
+        if there is not None and there["value"] is None:
+            problems.append({"message": f"there is no PriorityClass '{chosen}', which jobs of '{name}' are to have",
+                             "hint": "make it, or correct training.priorities and training.spot", "fatal": True})
+    return found
 
 
 def quotas(kube: Kube) -> list[dict[str, Any]]:

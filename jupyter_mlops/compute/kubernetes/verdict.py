@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...kube import pods as words
 from ...runtime import jobfolder
 from ...runtime.jobfolder import TERMINAL, Attempt
+from ...runtime.verdict import peer_went
 from ..base import Observation
 from ..state import observation
 from .manifests import COPIED, KEEPER, MAIN
@@ -85,35 +86,45 @@ def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: di
         pod = pods.get(node)
         copy = copies.get(node)
         if state.get("phase") in TERMINAL and (copy is None or copy.complete or pod is None or over(pod)):
-            states.append({**state, "incomplete": False})  # it is told after all journals
+            states.append({**state, "node": node, "incomplete": False})  # it is told after all journals
         elif pod is not None and (over(pod) or (copy is not None and copy.complete)):
             states.append({"phase": "failed", "reason": lost(pod), "cause": lost_cause(pod), "node": node,
                            "ended_at": time.time(), "started_at": state.get("started_at"),
-                           "ranks": state.get("ranks") or [],
+                           "ranks": state.get("ranks") or [], "lost": True,
                            "incomplete": began(state, pod) and not copied(place, node, copy)})
         else:
             return None
-    return _together(place, states)
+    return _together(place, states, pods)
 
 
-def _together(place: Attempt, states: list[dict[str, Any]]) -> Observation:
-    """One observation of several nodes: the one that failed first, by itself, speaks for all."""
+def _together(place: Attempt, states: list[dict[str, Any]], pods: dict[int, Pod]) -> Observation:
+    """One observation of several nodes: the one that ended first, other than by completing, speaks for all."""
     parts = [observation(place.number, s) for s in states]
-    told = [("supervisor got signal" in str(s.get("reason"))) for s in states]
     wished = place.job.stop_wish(place.number) is not None
-    phases = [p.phase for p in parts]
-    if all(p == "completed" for p in phases):
+    taken: dict[int, tuple[str, str]] = {}
+    firsts: list[tuple[float, int]] = []
+    for i, (part, state) in enumerate(zip(parts, states, strict=True)):
+        at = part.ended_at or float("inf")
+        told = not wished and "supervisor got signal" in part.reason
+        if told or state.get("lost"):
+            why = disruption(pods.get(int(state["node"])))
+            if why is not None:
+                at = min(at, why[2])
+            taken[i] = why[:2] if why is not None else (part.reason, part.cause) if state.get("lost") else (
+                "the cluster ended the pod: it was deleted, evicted or preempted", "lost")
+        if part.phase == "failed" or (told and part.phase == "canceled"):
+            firsts.append((at, i))
+    if all(p.phase == "completed" for p in parts):
         chosen = parts[0]
+    elif firsts:
+        first = min(firsts)[1]
+        if first not in taken and taken and peer_went(parts[first].reason):
+            first = min(pair for pair in firsts if pair[1] in taken)[1]  # it only felt that another one went
+        chosen = parts[first]
+        if first in taken:
+            chosen.phase, (chosen.reason, chosen.cause) = "failed", taken[first]
     else:
-        failed = [i for i, p in enumerate(phases) if p == "failed" and not told[i]]
-        if failed:
-            chosen = parts[min(failed, key=lambda i: parts[i].ended_at or float("inf"))]
-        else:
-            chosen = parts[next(i for i, p in enumerate(phases) if p != "completed")]
-            if not wished and chosen.phase == "canceled":
-                # Nobody here asked for it: the cluster ended the pod.
-                chosen.phase, chosen.cause = "failed", "lost"
-                chosen.reason = "the cluster ended the pod: it was deleted, evicted or preempted"
+        chosen = next(p for p in parts if p.phase != "completed")
     chosen.ranks = [r for p in parts for r in p.ranks]
     starts = [p.started_at for p in parts if p.started_at]
     ends = [p.ended_at for p in parts if p.ended_at]
@@ -125,19 +136,35 @@ def _together(place: Attempt, states: list[dict[str, Any]]) -> Observation:
     return chosen
 
 
+#: Why the cluster disturbs a pod → (what we say, the same in one word).
+_DISRUPTIONS = {
+    "PreemptionByScheduler": ("preempted by a job of higher priority", "preempted"),
+    "EvictionByEvictionAPI": ("evicted: its node is being emptied", "preempted"),
+    "DeletionByTaintManager": ("its node is lost", "lost"),
+    "DeletionByPodGC": ("its node is gone", "lost"),
+    "TerminationByKubelet": ("evicted by its node", "lost"),
+}
+
+
+def disruption(pod: Pod | None) -> tuple[str, str, float] | None:
+    """Why the cluster took a pod away: a line, a word, and when, in seconds since the epoch; None when it did not."""
+    for condition in ((pod or {}).get("status") or {}).get("conditions") or []:
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            reason = str(condition.get("reason") or "")
+            what, cause = _DISRUPTIONS.get(reason, ("", "lost"))
+            if not what:
+                message = " ".join(str(condition.get("message") or "").split())[:200]
+                what = f"{reason}: {message}" if message else reason
+            return what, cause, words.seconds(condition.get("lastTransitionTime")) or time.time()
+    return None
+
+
 def lost(pod: Pod) -> str:
     """Why a pod ended before its supervisor could say so."""
     status = pod.get("status") or {}
     ended_ = _status(pod, MAIN).get("terminated") or {}
-    for condition in status.get("conditions") or []:
-        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
-            what = {"PreemptionByScheduler": "preempted by a job of higher priority",
-                    "EvictionByEvictionAPI": "evicted: its node is being emptied",
-                    "DeletionByTaintManager": "its node is lost",
-                    "DeletionByPodGC": "its node is gone",
-                    "TerminationByKubelet": "evicted by its node"}.get(str(condition.get("reason")), "")
-            message = " ".join(str(condition.get("message") or "").split())[:200]
-            return (what or str(condition.get("reason"))) + (f": {message}" if message and not what else "")
+    if (why := disruption(pod)) is not None:
+        return why[0]
     if status.get("reason") == "DeadlineExceeded":
         return "ran longer than limits.timeout"
     if ended_.get("reason") == "OOMKilled":
@@ -160,7 +187,8 @@ def lost_cause(pod: Pod) -> str:
         return "timeout"
     if (_status(pod, MAIN).get("terminated") or {}).get("reason") == "OOMKilled":
         return "memory"
-    return "lost"
+    why = disruption(pod)
+    return why[1] if why is not None else "lost"
 
 
 Events = Callable[[str, str], list[dict[str, Any]]]

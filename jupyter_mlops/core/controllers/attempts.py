@@ -19,8 +19,8 @@ PHASES = {
 }
 #: Most seconds between two attempts.
 RETRY_MOST = 60.0
-#: Further attempts of a job whose pod or node was taken from it, whatever it asked for.
-LOST_RETRIES = 3
+#: Further attempts of a job whose pod or node was lost, and of one that had to make room, whatever it asked for.
+LOST_RETRIES, PREEMPTED_RETRIES = 3, 50
 #: Bytes of the failing rank's log from which the last lines are kept in the status.
 _TAIL_BYTES = 8192
 _TAIL_LINES = 20
@@ -50,6 +50,7 @@ def outcome(attempt: int, seen: Observation) -> AttemptStatus:
         attempt=attempt, phase=phase, reason=seen.reason, started_at=iso(seen.started_at),
         ended_at=iso(seen.ended_at) or utcnow(), seconds=seen.seconds, exit_code=seen.exit_code,
         failed_rank=seen.failed_rank, metrics_incomplete=seen.incomplete,
+        cause=seen.cause if seen.cause in ("lost", "preempted") else "",
     )
 
 
@@ -97,15 +98,30 @@ def time_left(status: dict[str, Any], spec: JobSpec, *more: AttemptStatus) -> fl
 
 
 def retry_pause(status: dict[str, Any], spec: JobSpec, ended: AttemptStatus, cause: str) -> float | None:
-    """Seconds until the next attempt: 1, 2, 4 … up to ``RETRY_MOST``; None when there shall be none."""
-    tried = ended.attempt - int(status.get("resumed_after") or 0)
+    """Seconds until the next attempt: 1, 2, 4 … up to ``RETRY_MOST``; None when there shall be none.
+
+    Who lost a machine, or had to make room, did nothing wrong: each of these kinds is counted by itself.
+    """
     if ended.phase != "Failed" or cause in ("timeout", "deleted") or status.get("stop_requested"):
         return None
-    # Who lost a machine did nothing wrong.
-    most = max(spec.retry_settings.max_retries, LOST_RETRIES if cause == "lost" else 0)
+    after = int(status.get("resumed_after") or 0)
+    kind = _kind(cause, spec)
+    past = [_kind(str(a.get("cause") or ""), spec) for a in status.get("attempts") or []
+            if after < a["attempt"] < ended.attempt]
+    # Earlier attempts that are not listed any more count as failures of the job's own.
+    tried = past.count(kind) + 1 + (ended.attempt - after - 1 - len(past) if not kind else 0)
+    asked = spec.retry_settings.max_retries
+    most = {"lost": max(LOST_RETRIES, asked), "preempted": max(PREEMPTED_RETRIES, asked)}.get(kind, asked)
     if tried > most or time_left(status, spec, ended) == 0:
         return None
     return min(2.0 ** min(tried - 1, 10), RETRY_MOST)
+
+
+def _kind(cause: str, spec: JobSpec) -> str:
+    """What an end counts as; a spot node that is lost is one that was taken away."""
+    if cause == "lost" and spec.spot:
+        return "preempted"
+    return cause if cause in ("lost", "preempted") else ""
 
 
 def log_tail(driver: ComputeDriver, job: JobRef, attempt: int, rank: int) -> list[str]:

@@ -438,7 +438,8 @@ class JobController(Controller):
         if pause is None:
             await self._conclude(job, ended, changes)
             return
-        reason = f"attempt {attempt} failed: {seen.reason}; attempt {attempt + 1} in {pause:g} s"
+        what = "had to make room" if seen.cause == "preempted" else "failed"
+        reason = f"attempt {attempt} {what}: {seen.reason}; attempt {attempt + 1} in {pause:g} s"
         due = datetime.now(UTC).timestamp() + pause
         self._release(name)
         await self._set(name, {

@@ -76,6 +76,25 @@ class ServingOptions(Model):
         return self
 
 
+#: Taints that clouds and autoscalers put on nodes which can be taken away, in their own words.
+SPOT_TAINTS = ("cloud.google.com/gke-spot", "cloud.google.com/gke-provisioning", "eks.amazonaws.com/capacityType",
+               "karpenter.sh/capacity-type", "kubernetes.azure.com/scalesetpriority")
+
+
+class SpotOptions(Model):
+    """Where jobs run that can be told to go.
+
+    Without anything set such a job puts up with the taints that clouds give to their spot nodes, may also run
+    elsewhere, and has the PriorityClass of low priority.
+    """
+
+    allowed: bool = True
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[Toleration] = Field(
+        default_factory=lambda: [Toleration(key=key, operator="Exists") for key in SPOT_TAINTS], max_length=50)
+    priority_class: str = Field(default="", pattern=rf"^({_DNS})?$", description="empty: that of low priority")
+
+
 class TrainingOptions(Model):
     """How jobs run on a cluster.
 
@@ -94,6 +113,9 @@ class TrainingOptions(Model):
     hold: int = Field(default=300, ge=0, le=86_400)
     queue: str = Field(default="", max_length=253, description="a LocalQueue of Kueue in the namespace")
     max_nodes: int = Field(default=0, ge=0, le=1000, description="most pods of one job; 0: no limit of ours")
+    priorities: dict[Literal["low", "medium", "high"], str] = Field(
+        default_factory=dict, description="PriorityClass of each priority that users may ask for; empty: none, and any")
+    spot: SpotOptions = Field(default_factory=SpotOptions)
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
     run_as_user: int = Field(default=1000, ge=0, le=2**31 - 1, description="0: the cluster or the image says")
@@ -102,6 +124,14 @@ class TrainingOptions(Model):
     @classmethod
     def _an_image(cls, value: str) -> str:
         return _image(value)
+
+    @field_validator("priorities")
+    @classmethod
+    def _classes(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value.values():
+            if not re.fullmatch(_DNS, name):
+                raise ValueError(f"{name!r} is no name of a PriorityClass")
+        return value
 
 
 class ContainerResources(Model):

@@ -7,7 +7,7 @@ are our additions for work that starts from a notebook.
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -120,9 +120,23 @@ class RetrySettings(Model):
 
 
 class QueueSettings(Model):
-    """Who goes first when the compute is full."""
+    """Who goes first when the compute is full, and who may be told to go.
+
+    ``spot``: on a cluster, cheaper room that can be taken away; the job then goes on from its last checkpoint as soon
+    as there is room again. ``spot: true`` says the same.
+    """
 
     priority: Literal["low", "medium", "high"] = "medium"
+    job_tier: Literal["spot", "standard"] = "standard"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("spot"), bool):
+            value = {**value}
+            if value.pop("spot"):
+                value["job_tier"] = "spot"
+        return value
 
 
 class JobSpec(Spec):
@@ -199,6 +213,11 @@ class JobSpec(Spec):
         return self.distribution.process_count_per_instance if self.distribution else 1
 
     @property
+    def spot(self) -> bool:
+        """Whether what it runs on may be taken away at any time."""
+        return self.queue_settings.job_tier == "spot"
+
+    @property
     def world_size(self) -> int:
         """Ranks of all instances together."""
         return self.processes * self.resources.instance_count
@@ -245,6 +264,7 @@ class AttemptStatus(Model):
     exit_code: int | None = None
     failed_rank: int | None = None
     metrics_incomplete: bool = Field(default=False, description="a node was lost with what its ranks logged last")
+    cause: str = Field(default="", max_length=20, description="lost or preempted, where what it ran on was taken away")
 
 
 class Delivery(Model):
