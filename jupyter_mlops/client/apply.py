@@ -1,6 +1,7 @@
-"""YAML files of endpoints and deployments, made so: all are checked before the first thing is changed.
+"""YAML files of endpoints, deployments and computes, made so: all are checked before the first thing is changed.
 
-Order: endpoints, then deployments (their code and models are uploaded), then, when those are ready, the traffic.
+Order: computes, whose clusters were asked before; endpoints; deployments (their code and models are uploaded); when
+those are ready, the traffic.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Item:
     """One document of a file.
 
     Attributes:
-        kind: ``endpoint`` or ``deployment``; ``parent``: the deployment's endpoint.
+        kind: ``endpoint``, ``deployment`` or ``compute``; ``parent``: the deployment's endpoint.
         source: file, and place in it when there are several documents.
         spec: the fields that the document gives; the model of local files is not in it yet.
         ignored: fields that decide nothing here.
@@ -209,7 +210,11 @@ def plan(client: Client, items: list[Item]) -> None:
         NotFound: an endpoint, model or deployment that is named is nowhere.
         Refused: a field would change that cannot.
     """
-    endpoints = {e.name: e for e in client.endpoints()}
+    for item in items:
+        if item.kind == "compute":
+            _plan_compute(client, item)
+    items = [i for i in items if i.kind != "compute"]
+    endpoints = {e.name: e for e in client.endpoints()} if items else {}
     planned = {i.name for i in items if i.kind == "endpoint"}
     behind: dict[str, dict[str, Deployment]] = {
         name: {d.name: d for d in client.deployments(name)}
@@ -230,6 +235,29 @@ def plan(client: Client, items: list[Item]) -> None:
             error.message = f"{item.source}: {error.message}"
             error.args = (error.message,)
             raise
+
+
+def _plan_compute(client: Client, item: Item) -> None:
+    """Compare with what is there, and ask the cluster whether it can be attached."""
+    from ..core.resources.compute import ComputeSpec
+
+    try:
+        there = client.compute(item.name)
+    except NotFound:
+        there = None
+    if there is not None and there.spec.get("type") != "kubernetes":
+        raise Refused(f"{item.source}: compute {item.name!r} is of type {there.spec.get('type')}",
+                      "choose another name")
+    wanted = ComputeSpec.model_validate(item.spec).model_dump(mode="json", by_alias=True)
+    if there is not None:
+        _compare(item, ComputeSpec.model_validate(there.spec).model_dump(mode="json", by_alias=True), wanted)
+    if item.action == "unchanged":
+        return
+    found = client.check_compute(item.name, item.spec)
+    if found.fatal:
+        first = found.fatal[0]
+        raise Refused(f"{item.source}: compute {item.name!r} cannot be attached: {first['message']}", first["hint"])
+    item.remarks += [p["message"] for p in found["problems"]]
 
 
 def _plan_endpoint(item: Item, there: dict[str, Any] | None, deployments: set[str]) -> None:
@@ -306,7 +334,7 @@ def apply(
     client: Client, paths: list[str], experiment: str, *, dry: bool = False, timeout: float = 600.0,
     interpreter: str = "", told: Callable[[str, str, str], None] | None = None,
 ) -> Applied:
-    """Make endpoints and deployments as YAML files say.
+    """Make computes, endpoints and deployments as YAML files say.
 
     Args:
         experiment: of the runs into which local models are logged.
@@ -323,6 +351,9 @@ def apply(
     if dry:
         return Applied(items, True)
     tell = told or (lambda name, phase, reason: None)
+    for item in items:
+        if item.kind == "compute" and item.action != "unchanged":
+            client.attach_compute(item.name, item.spec)
     for item in items:
         if item.kind == "endpoint" and item.action == "create":
             client.create_endpoint(item.name, {k: v for k, v in item.spec.items() if k not in _ROUTING})

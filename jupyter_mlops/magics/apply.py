@@ -1,4 +1,4 @@
-"""The verb apply: endpoints and deployments as YAML files describe them."""
+"""The verb apply: endpoints, deployments and computes as YAML files describe them."""
 
 from __future__ import annotations
 

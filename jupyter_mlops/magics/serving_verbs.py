@@ -95,7 +95,7 @@ def _endpoint(p: argparse.ArgumentParser) -> None:
 
 def _apply(p: argparse.ArgumentParser) -> None:
     p.add_argument("-f", "--file", nargs="+", required=True, metavar="FILE", dest="files",
-                   help="YAML of endpoints and deployments, in the form of Azure ML's command line")
+                   help="YAML of endpoints, deployments and computes, in the form of Azure ML's command line")
     p.add_argument("--dry-run", action="store_true", help="check and say what would be done")
     p.add_argument("--timeout", type=seconds, default=600.0, metavar="S", help="longest wait in seconds (default 600)")
 
@@ -113,7 +113,7 @@ VERBS = (
     Verb("endpoint", "load what an endpoint captured, tell the ground truth", "captured:endpoint", _endpoint,
          ("endpoint data digits --since 2h --deployment v3", "endpoint data digits --info",
           "endpoint truth digits labels.csv"), file="data: write all rows to this .parquet or .csv file"),
-    Verb("apply", "make endpoints and deployments as YAML files say", "apply:apply", _apply,
-         ("apply -f endpoint.yml blue.yml", "apply -f blue.yml --dry-run")),
+    Verb("apply", "make endpoints, deployments and computes as YAML files say", "apply:apply", _apply,
+         ("apply -f endpoint.yml blue.yml", "apply -f compute.yml", "apply -f blue.yml --dry-run")),
     *export.VERBS,
 )

@@ -8,6 +8,7 @@ import { ServerConnection } from '@jupyterlab/services';
 
 import type {
   Compute,
+  IClusterSpec,
   IExperiment,
   ILogChunk,
   ILogMatches,
@@ -19,6 +20,7 @@ import type {
   IRun,
   ISearchQuery,
   IServerStatus,
+  ISurvey,
   IUsage,
   IWorkspace,
   Job
@@ -88,6 +90,11 @@ export interface IApi {
   /** The calls about endpoints. */
   readonly serving: IServingApi;
   computes(query?: IPageQuery): Promise<IPage<Compute>>;
+  /** Ask a cluster whether it can be attached; nothing is saved. */
+  checkCompute(name: string, spec: IClusterSpec, createNamespace: boolean): Promise<ISurvey>;
+  putCompute(name: string, spec: IClusterSpec): Promise<Compute>;
+  /** What is free on an attached cluster. */
+  survey(name: string): Promise<ISurvey>;
   mlflowUrl(route?: string): string;
   endpointUrl(name: string): string;
 }
@@ -213,6 +220,19 @@ export class Api implements IApi {
 
   computes(query: IPageQuery = {}): Promise<IPage<Compute>> {
     return this._get(['computes'], query);
+  }
+
+  checkCompute(name: string, spec: IClusterSpec, createNamespace: boolean): Promise<ISurvey> {
+    const body = JSON.stringify({ spec, create_namespace: createNamespace });
+    return this._request('POST', this._path(['computes', name, 'actions', 'check']), {}, body);
+  }
+
+  putCompute(name: string, spec: IClusterSpec): Promise<Compute> {
+    return this._request('PUT', this._path(['computes', name]), {}, JSON.stringify(spec));
+  }
+
+  survey(name: string): Promise<ISurvey> {
+    return this._get(['computes', name, 'survey']);
   }
 
   /** The page of the MLflow UI for a route such as `/experiments/0/runs/abc`. */

@@ -163,12 +163,37 @@ export interface IComputeStatus {
   memory_bytes: number;
   gpus: string[];
   running_jobs: number;
+  queued_jobs?: number;
 }
 
-export type Compute = IResource<
-  { type: string; description?: string; max_processes?: number },
-  IComputeStatus
->;
+export interface IComputeSpec {
+  type: string;
+  description?: string;
+  max_processes?: number;
+  context?: string;
+  namespace?: string;
+  training?: { image?: string; queue?: string };
+  serving?: { image?: string };
+}
+
+export type Compute = IResource<IComputeSpec, IComputeStatus>;
+
+/** A cluster to be attached. */
+export type IClusterSpec = IComputeSpec & { type: 'kubernetes'; namespace: string };
+
+/** What is true of a cluster; null is what its credentials may not see. Amounts are CPUs, bytes and devices. */
+export interface ISurvey {
+  version: string;
+  namespace: { name: string; exists: boolean | null; level: string };
+  missing: string[];
+  role: object | null;
+  quotas: { quota: string; resource: string; used: string; hard: string }[] | null;
+  nodes: { name: string; ready: boolean; usable: boolean }[] | null;
+  capacity: Record<string, number> | null;
+  free: Record<string, number> | null;
+  engines: Record<string, boolean>;
+  problems: { message: string; hint: string; fatal: boolean }[];
+}
 
 export interface ISeries {
   steps: number[];

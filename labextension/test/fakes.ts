@@ -8,6 +8,7 @@ import {
   Compute,
   IApi,
   IChange,
+  IClusterSpec,
   ILogChunk,
   ILogMatches,
   ILogQuery,
@@ -16,6 +17,7 @@ import {
   IRun,
   ISearchQuery,
   ISeries,
+  ISurvey,
   IUsage,
   Job,
   JobPhase
@@ -92,6 +94,18 @@ export class FakeApi implements IApi {
     call => this.queries.push(call)
   );
   allComputes: Compute[] = [];
+  surveyed: ISurvey = {
+    version: 'v1.36.2',
+    namespace: { name: 'team-a', exists: true, level: 'restricted' },
+    missing: [],
+    role: null,
+    quotas: [],
+    nodes: [{ name: 'n', ready: true, usable: true }],
+    capacity: { cpus: 4, memory_bytes: 8 * 1024 ** 3, 'nvidia.com/gpu': 4 },
+    free: { cpus: 1, memory_bytes: 6 * 1024 ** 3, 'nvidia.com/gpu': 2 },
+    engines: { kueue: true, metrics: false },
+    problems: []
+  };
   series: Record<string, ISeries> = {};
   /** Other curves for some runs. */
   seriesOf: Record<string, Record<string, ISeries>> = {};
@@ -257,6 +271,21 @@ export class FakeApi implements IApi {
   }
   computes(query?: IPageQuery) {
     return this._called('computes', () => page(this.allComputes, query));
+  }
+  checkCompute(name: string, spec: IClusterSpec, createNamespace: boolean) {
+    this.queries.push({ name: 'checkCompute', query: { name, spec, createNamespace } });
+    return this._called('checkCompute', () => this.surveyed);
+  }
+  putCompute(name: string, spec: IClusterSpec) {
+    this.queries.push({ name: 'putCompute', query: { name, spec } });
+    return this._called('putCompute', () => {
+      const made = { ...this.allComputes[0], name, spec };
+      this.allComputes.push(made);
+      return made;
+    });
+  }
+  survey() {
+    return this._called('survey', () => this.surveyed);
   }
   mlflowUrl(route = '') {
     return `/mlflow/#${route}`;

@@ -360,4 +360,102 @@ describe('MlopsPanel', () => {
     expect(find(panel.node, 'mlops-problem')).toBe(null);
     expect(panel.content.isHidden).toBe(false);
   });
+
+  describe('clusters', () => {
+    const type = async (id: string, value: string) => {
+      const input = section('computes').querySelector<HTMLInputElement>(
+        `[data-testid=mlops-attach-${id}]`
+      )!;
+      await drawn(() => {
+        const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value')!.set!;
+        set.call(input, value);
+        input.dispatchEvent(new Event('input', { bubbles: true }));
+      });
+    };
+    const press = async (id: string) => {
+      await drawn(() => find(section('computes'), id)!.click());
+      await settle();
+    };
+    const fill = async () => {
+      await press('mlops-attach-open');
+      await type('name', 'gpu');
+      await type('context', 'team-a');
+      await type('namespace', 'models');
+      await type('image', 'python:3.11-slim');
+    };
+
+    it('are asked before they are attached, with what they answered shown', async () => {
+      await show();
+      await fill();
+      expect(find(section('computes'), 'mlops-attach-save')!.disabled).toBe(true);
+      api.surveyed = {
+        ...api.surveyed,
+        role: { kind: 'Role' },
+        problems: [{ message: 'no permission to create jobs', hint: 'apply the role', fatal: true }]
+      };
+      await press('mlops-attach-check');
+      expect(find(section('computes'), 'mlops-problem')!.textContent).toContain('create jobs');
+      expect(find(section('computes'), 'mlops-copy-role')).not.toBeNull();
+      expect(find(section('computes'), 'mlops-attach-save')!.disabled).toBe(true);
+      api.surveyed = { ...api.surveyed, role: null, problems: [] };
+      await press('mlops-attach-check');
+      expect(find(section('computes'), 'mlops-attach-fits')).not.toBeNull();
+      expect(api.count('putCompute')).toBe(0);
+      // Other values were not asked for yet.
+      await type('queue', 'team');
+      expect(find(section('computes'), 'mlops-attach-save')!.disabled).toBe(true);
+      await press('mlops-attach-check');
+      await press('mlops-attach-save');
+      expect(api.queries[api.queries.length - 1].query).toEqual({
+        name: 'gpu',
+        spec: {
+          type: 'kubernetes',
+          context: 'team-a',
+          namespace: 'models',
+          training: { image: 'python:3.11-slim', queue: 'team' }
+        }
+      });
+      expect(rows('computes').map(row => row.dataset.name)).toContain('gpu');
+      expect(find(section('computes'), 'mlops-attach')).toBeNull();
+    });
+
+    it('say what is wrong, and keep what was typed', async () => {
+      await show();
+      await fill();
+      await type('name', 'local');
+      expect(find(section('computes'), 'mlops-attach-check')!.disabled).toBe(true);
+      expect(section('computes').textContent).toContain('There is a compute of that name');
+      await type('name', 'gpu');
+      api.checkCompute = () =>
+        Promise.reject(new ApiError('it does not answer', 'x', 502, 'is it on?'));
+      await press('mlops-attach-check');
+      expect(find(section('computes'), 'mlops-attach-error')!.textContent).toContain(
+        'it does not answer – is it on?'
+      );
+      expect(
+        section('computes').querySelector<HTMLInputElement>('[data-testid=mlops-attach-namespace]')!
+          .value
+      ).toBe('models');
+    });
+
+    it('say what is free, and are attached by nobody who may only look', async () => {
+      api.readonly = true;
+      api.allComputes.push({
+        ...api.allComputes[0],
+        name: 'gpu',
+        spec: { type: 'kubernetes', namespace: 'models', training: { image: 'i:1' } }
+      });
+      await show();
+      expect(find(section('computes'), 'mlops-attach-open')).toBeNull();
+      const row = rows('computes').find(one => one.dataset.name === 'gpu')!;
+      expect(row.textContent).toContain('Kubernetes');
+      expect(row.textContent).toContain('training');
+      await drawn(() => find(row, 'mlops-expand')!.click());
+      await settle();
+      const room = find(row, 'mlops-room')!.textContent;
+      expect(room).toContain('1 of 4 free');
+      expect(room).toContain('2 of 4 free');
+      expect(row.querySelector('[role=meter]')!.getAttribute('aria-valuenow')).toBe('75');
+    });
+  });
 });

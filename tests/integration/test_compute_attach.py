@@ -235,6 +235,41 @@ instance_types:
             run(f"compute attach gpu -f {path}")
 
 
+def test_a_compute_is_applied(run, served, tmp_path):
+    """The form of Azure ML's command line; the cluster is asked before anything is changed."""
+    server, plane = served
+    path = tmp_path / "compute.yml"
+    document = """\
+$schema: https://azuremlschemas.azureedge.net/latest/kubernetesCompute.schema.json
+name: gpu
+type: kubernetes
+resource_id: /subscriptions/x
+namespace: team
+training: {image: 'torch:1'}
+"""
+    path.write_text(document)
+    would = run(f"apply -f {path} --dry-run").to_dict()
+    assert [(w["kind"], w["action"], w["ignored"]) for w in would] == [("compute", "create", ["resource_id"])]
+    plane.get("computes/gpu", expect=404)
+    server.allowed = lambda asked: asked["resource"] != "jobs"
+    with pytest.raises(Refused, match="compute 'gpu' cannot be attached: no permission to get jobs"):
+        run(f"apply -f {path}")
+    plane.get("computes/gpu", expect=404)
+    server.allowed = lambda asked: True
+    assert "created" in run(f"apply -f {path}").text()
+    assert plane.get("computes/gpu")["spec"]["training"]["image"] == "torch:1"
+    assert run(f"apply -f {path}").to_dict()[0]["action"] == "unchanged"
+    path.write_text(document.replace("torch:1", "torch:2"))
+    assert run(f"apply -f {path}").to_dict()[0]["changed"] == ["training"]
+    assert plane.get("computes/gpu")["spec"]["training"]["image"] == "torch:2"
+    run("compute detach gpu -y")
+    for text, words in (("type: amlcompute", "type 'amlcompute' is not attached here"), ("type: kubernetes\nsize: 3",
+                        "field size is not known")):
+        path.write_text(document.replace("type: kubernetes", text))
+        with pytest.raises((Refused, ParameterError), match=words):
+            run(f"apply -f {path}")
+
+
 @pytest.mark.parametrize(("line", "words"), [
     ("compute attach", "needs the name"), ("compute attach gpu", "needs --namespace"),
     ("compute show gpu --image a:1", "--image goes with compute attach"), ("compute list gpu", "unexpected argument"),

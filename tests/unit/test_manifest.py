@@ -132,7 +132,7 @@ def test_what_is_ours_may_stand_beside():
         ("name: blue\nendpoint_name: digits\nmodel: m/1\nenvironment_variables: {A: [1]}", "environment_variables.A"),
         ("name: blue\nendpoint_name: digits\ncode_configuration: {code: ./src}", "code_configuration.scoring_script"),
         (SCHEMA + "batchEndpoint.schema.json\nname: digits", "%mlops batch"),
-        (SCHEMA + "commandJob.schema.json\nname: digits", "neither an online endpoint nor a deployment"),
+        (SCHEMA + "commandJob.schema.json\nname: digits", "neither an online endpoint, a deployment nor a compute"),
     ],
 )
 def test_mistakes_are_named_in_one_line(text, words):

@@ -1,4 +1,4 @@
-"""Endpoints and deployments as Azure ML's CLI v2 writes them in YAML, read into specs of ours.
+"""Endpoints, deployments and computes as Azure ML's CLI v2 writes them in YAML, read into specs of ours.
 
 What has no meaning here (a registry's environment, an identity, a region) is named as ignored; what nobody knows is
 refused with the nearest field, since it is a typing mistake that would else change how something serves.
@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import ParameterError, Refused
-from .base import check_name, parameter_error
+from .base import Spec, check_name, parameter_error
+from .compute import ComputeSpec
 from .deployment import IGNORED, DeploymentSpec
 from .endpoint import EndpointSpec
 
@@ -27,6 +28,7 @@ _IGNORED = {
                  "openapi_uri"),
     "deployment": ("type", "identity", "location", "properties", "provisioning_state", "id", "package_model",
                    "request_logging"),
+    "compute": ("identity", "location", "properties", "provisioning_state", "id", "resource_id", "tags"),
 }
 
 
@@ -55,7 +57,8 @@ def from_yaml(document: Any, endpoint: str = "") -> Read:
         check_name(parent, "endpoint_name")
     given = {k: v for k, v in document.items() if k not in ("$schema", "name", "endpoint_name")}
     ignored: list[str] = []
-    spec = (_endpoint if kind == "endpoint" else _deployment)(given, ignored)
+    readers = {"endpoint": _endpoint, "deployment": _deployment, "compute": _compute}
+    spec = readers[kind](given, ignored)
     _check(kind, spec)
     return kind, parent, name, spec, ignored
 
@@ -64,11 +67,17 @@ def _kind(document: dict[str, Any]) -> str:
     schema = str(document.get("$schema") or "").rpartition("/")[2].lower()
     if "batch" in schema or "mini_batch_size" in str(document.get("settings", "")):
         raise Refused("a batch endpoint is no resource here", "score files with: %mlops batch ENDPOINT --input PATH")
+    if "compute" in schema or (document.get("type") == "kubernetes" and "endpoint_name" not in document):
+        if document.get("type") != "kubernetes":
+            raise Refused(f"a compute of type {document.get('type')!r} is not attached here",
+                          "type: kubernetes is; this machine is always there as `local`")
+        if not {"auth_mode", "traffic", "compute", "model"} & set(document):
+            return "compute"
     if "deployment" in schema or "endpoint_name" in document:
         return "deployment"
     if "endpoint" in schema or not schema:
         return "endpoint"
-    raise Refused(f"{schema!r} is neither an online endpoint nor a deployment", "look at its $schema")
+    raise Refused(f"{schema!r} is neither an online endpoint, a deployment nor a compute", "look at its $schema")
 
 
 def _text(document: dict[str, Any], field: str, kind: str) -> str:
@@ -93,6 +102,10 @@ def _endpoint(given: dict[str, Any], ignored: list[str]) -> dict[str, Any]:
         if spec.get(field) is None:
             spec.pop(field, None)
     return spec
+
+
+def _compute(given: dict[str, Any], ignored: list[str]) -> dict[str, Any]:
+    return _known("compute", given, set(ComputeSpec.model_fields), ignored)
 
 
 # -- deployments -----------------------------------------------------------------------------------------------------
@@ -235,12 +248,15 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, (int, float)) else value
 
 
+_SPECS: dict[str, type[Spec]] = {"endpoint": EndpointSpec, "deployment": DeploymentSpec, "compute": ComputeSpec}
+
+
 def _check(kind: str, spec: dict[str, Any]) -> None:
     whole = spec
     code = spec.get("code_configuration")
     if isinstance(code, dict) and isinstance(code.get("code"), str) and code["code"]:
         whole = {**spec, "code_configuration": {**code, "code": "blob:" + "0" * 64}}  # uploaded when it is applied
     try:
-        (EndpointSpec if kind == "endpoint" else DeploymentSpec).model_validate(whole)
+        _SPECS[kind].model_validate(whole)
     except ValidationError as error:
         raise parameter_error(error, f"{kind} YAML") from error

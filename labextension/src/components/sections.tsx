@@ -2,18 +2,18 @@
 import { deleteIcon, launchIcon } from '@jupyterlab/ui-components';
 import React from 'react';
 
-import { Compute, IModel } from '../api';
-import { formatBytes, relativeTime } from '../format';
+import type { IModel } from '../api';
+import { relativeTime } from '../format';
 import { CommandIDs } from '../ids';
 import { mlopsIcon } from '../icons';
 import type { SectionName } from '../model';
 import { IconButton, useNow, useSignal } from './common';
+import { Computes } from './computes';
 import { Endpoints } from './endpoints';
 import { Jobs } from './jobs';
 import { List, Row } from './list';
 import { Runs } from './runs';
 import { CLOCK, ISectionProps } from './section';
-import { phaseText, StatusIcon } from './status';
 
 function Models({ model, trans, execute }: ISectionProps): JSX.Element {
   useSignal(model.changed);
@@ -75,53 +75,6 @@ function Models({ model, trans, execute }: ISectionProps): JSX.Element {
                   onClick={() => remove?.()}
                   testId="mlops-delete"
                 />
-              </>
-            }
-          />
-        );
-      }}
-    </List>
-  );
-}
-
-function Computes({ model, trans }: ISectionProps): JSX.Element {
-  useSignal(model.changed);
-  return (
-    <List<Compute>
-      model={model.computes}
-      label={trans.__('Compute')}
-      trans={trans}
-      offline={model.link !== 'up'}
-      keyOf={item => item.name}
-      empty={{ text: trans.__('No compute is known.') }}
-    >
-      {(item, index) => {
-        const { status } = item;
-        const gpus = status.gpus ?? [];
-        const facts = [
-          trans._n('%1 CPU', '%1 CPUs', status.cpus),
-          formatBytes(status.memory_bytes),
-          gpus.length ? gpus.join(', ') : trans.__('no GPU')
-        ];
-        return (
-          <Row
-            kind="compute"
-            name={item.name}
-            first={index === 0}
-            label={[item.name, phaseText(status.phase, trans), ...facts].join(', ')}
-            icon={<StatusIcon phase={status.phase} />}
-            title={item.name}
-            aside={
-              status.running_jobs
-                ? trans._n('%1 running job', '%1 running jobs', status.running_jobs)
-                : trans.__('idle')
-            }
-            detail={
-              <>
-                <span className="jp-Mlops-word">{phaseText(status.phase, trans)}</span>
-                {facts.map(fact => (
-                  <span key={fact}>{fact}</span>
-                ))}
               </>
             }
           />
