@@ -96,6 +96,9 @@ class LocalCompute:
         if (spec.get("environment") or {}).get("image"):
             raise Refused("jobs on this machine run in a Python of this machine, not in an image",
                           "leave --image out, or name a cluster with --compute")
+        if any((spec.get("environment") or {}).get(field) for field in ("pip", "conda_file")):
+            raise Refused("packages are installed on the image of a cluster; jobs on this machine take what is there",
+                          "pip install them here, or name a cluster with --compute")
         interpreter = _interpreter(spec)
         if not os.path.isfile(interpreter) or not os.access(interpreter, os.X_OK):
             raise Refused(f"the interpreter {interpreter} is not an executable file",

@@ -52,6 +52,9 @@ def trouble(pod: dict[str, Any], events: Sequence[dict[str, Any]] = ()) -> Troub
         if why in _BROKEN:
             return Trouble(f"the container cannot be started: {_short(message) or why}", final=True)
         ended = (container.get("lastState") or {}).get("terminated") or state.get("terminated")
+        if (state.get("terminated") or {}).get("exitCode") == 0 and container in (
+                status.get("initContainerStatuses") or []):
+            continue  # it has done its part
         if why == "CrashLoopBackOff" or (ended and not state.get("running")):
             return _crash(pod, container, ended or {})
         if ended and int(container.get("restartCount") or 0) > 0 and not container.get("ready"):
@@ -165,7 +168,8 @@ def _crash(pod: dict[str, Any], container: dict[str, Any], ended: dict[str, Any]
 
 
 def _limit(pod: dict[str, Any], name: str, what: str) -> str:
-    for container in (pod.get("spec") or {}).get("containers") or []:
+    spec = pod.get("spec") or {}
+    for container in [*(spec.get("containers") or []), *(spec.get("initContainers") or [])]:
         if container.get("name") == name:
             return str(((container.get("resources") or {}).get("limits") or {}).get(what) or "")
     return ""

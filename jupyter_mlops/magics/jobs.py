@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..capture.submission import attach as record_context
-from ..client import code, render
+from ..client import code, render, requirements
 from ..core.errors import ParameterError, Refused
 from ..runtime import data
 from ..runtime import sources as data_sources
@@ -239,8 +239,11 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
     limits = {"grace": a.grace, "timeout": a.timeout}
     spec["limits"] = {k: v for k, v in limits.items() if v is not None}
     nodes = a.nodes if a.nodes > 1 else None
-    if a.image:
-        spec["environment"] = {"image": a.image}
+    listed = [line for path in a.requirements for line in requirements.read(path)]
+    environment = {"image": a.image, "pip": [*a.pip, *listed],
+                   "conda_file": requirements.read_conda(a.conda_file) if a.conda_file else None}
+    if any(environment.values()):
+        spec["environment"] = {k: v for k, v in environment.items() if v}
     resources = {"instance_count": nodes, "instance_type": a.instance,
                  "cpus": a.cpus, "memory": a.memory, "gpus": a.gpus}
     spec["resources"] = {k: v for k, v in resources.items() if v is not None}

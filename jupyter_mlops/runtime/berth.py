@@ -1,10 +1,12 @@
 """What runs in the pods of a job, see ``docs/clusters.md``.
 
     python -m jupyter_mlops.runtime.berth hold WORK SECONDS    the sidecar: the job folder is copied out of it
+    python -m jupyter_mlops.runtime.berth packages BOOT WORK CACHE   before the ranks: what goes on top of the image
     python -m jupyter_mlops.runtime.berth job BOOT WORK        the main container: the attempt's supervisor and ranks
 
 ``BOOT/order.json`` says what to run: ``{"job", "attempt", "spec", "run", "env", "timeout", "nodes", "address",
-"inputs": {"sha256", "size", "parts"}}``. The parcel of inputs lies in parts beside it, or is brought by exec.
+"inputs": {"sha256", "size", "parts"}, "image", "packages"}``, the last as :mod:`.packages` has it, or null. The parcel
+of inputs lies in parts beside it, or is brought by exec.
 
 A sidecar gets SIGTERM when the main container has ended. It stays until the copy is complete, at most for SECONDS: one
 cannot execute in a container that has ended, and the volume goes with the pod.
@@ -17,7 +19,7 @@ import sys
 import time
 from importlib.util import find_spec
 
-from . import bundle, jobfolder, mirror, parcel
+from . import bundle, jobfolder, mirror, packages, parcel
 from .supervisor import Supervisor
 
 FOLDER = "job"
@@ -50,21 +52,50 @@ def job(boot, work):
     try:
         return _job(boot, work)
     finally:
-        # Its SIGTERM comes when this process ends, and would be lost on one that does not listen yet.
-        until = time.monotonic() + PATIENCE
-        while not os.path.exists(os.path.join(work, READY)) and time.monotonic() < until:
-            time.sleep(_LOOK)
+        _await_keeper(work)
+
+
+def install(boot, work, cache):
+    """Install the packages that the attempt asks for; 0 when they are there."""
+    try:
+        order, folder, attempt = _order(boot, work)
+        if attempt.started():
+            return _last_words("the container was started again after its ranks had begun")
+        first = _node() * Supervisor.ranks_of(order["spec"])
+        why = packages.install(boot, work, cache, order["packages"], folder, attempt, first)
+        return _last_words(why) if why else 0
+    finally:
+        _await_keeper(work)
+
+
+def _await_keeper(work):
+    """Its SIGTERM comes when this process ends, and would be lost on one that does not listen yet."""
+    until = time.monotonic() + PATIENCE
+    while not os.path.exists(os.path.join(work, READY)) and time.monotonic() < until:
+        time.sleep(_LOOK)
+
+
+def _order(boot, work):
+    with open(os.path.join(boot, "order.json"), encoding="utf-8") as f:
+        order = json.load(f)
+    folder = jobfolder.JobFolder(jobfolder.private_folder(os.path.join(work, FOLDER)))
+    return order, folder, folder.attempt(order["attempt"])
+
+
+def _node():
+    return int(os.environ.get("JOB_COMPLETION_INDEX") or 0)
 
 
 def _job(boot, work):
     stopped = []
     signal.signal(signal.SIGTERM, lambda n, f: stopped.append(n))
-    with open(os.path.join(boot, "order.json"), encoding="utf-8") as f:
-        order = json.load(f)
-    folder = jobfolder.JobFolder(jobfolder.private_folder(os.path.join(work, FOLDER)))
-    attempt = folder.attempt(order["attempt"])
+    order, folder, attempt = _order(boot, work)
     if attempt.started():
         return _last_words("the container was started again after its ranks had begun")
+    try:
+        extra = packages.chosen(work)
+    except packages.PackagesError as error:
+        return _last_words(str(error))  # a further attempt installs them again
     try:
         _inputs(boot, work, folder, order.get("inputs") or {}, stopped)
         _code(work, folder, order["spec"])
@@ -75,30 +106,34 @@ def _job(boot, work):
         return _last_words(reason)
     for name in ("spec", "run"):
         jobfolder.write_json(os.path.join(folder.path, name + ".json"), order[name])
-    node = int(os.environ.get("JOB_COMPLETION_INDEX") or 0)
     supervisor = Supervisor(folder.path, attempt.number)
-    supervisor.join(node, int(order.get("nodes") or 1), order.get("address") or "")
+    supervisor.join(_node(), int(order.get("nodes") or 1), order.get("address") or "")
     if not supervisor.acquire():
         return _last_words("another supervisor is at work")
     if stopped:
         folder.ask_stop(attempt.number, 0)
-    env = environment(order)
+    interpreter = extra.python if extra is not None else sys.executable
+    env = environment(order, interpreter)
     if find_spec("cloudpickle") is None:
         bundle.prepend(env, os.path.join(boot, "cloudpickle.zip"))
-    supervisor.run({"interpreter": sys.executable, "env": env, "timeout": order.get("timeout")})
+    supervisor.run({"interpreter": interpreter, "env": env, "timeout": order.get("timeout")})
     state = attempt.state()
     if state.get("phase") == "completed":
         return 0
     return _last_words(state.get("reason") or "it ended without a word")
 
 
-def environment(order):
+def environment(order, interpreter):
     """The environment of the ranks: the image's, what the spec asks for, what the control plane gives."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED) and k != "JOB_COMPLETION_INDEX"}
     env.update(MPLBACKEND="Agg", PYTHONUNBUFFERED="1", MLFLOW_DISABLE_TELEMETRY="true")
     env.update((order["spec"].get("environment_variables") or {}))
     env.update(order.get("env") or {})
-    env["PATH"] = os.path.dirname(sys.executable) + os.pathsep + env.get("PATH", os.defpath)
+    here = os.path.dirname(interpreter)
+    places = dict.fromkeys([here, os.path.dirname(sys.executable), *env.get("PATH", os.defpath).split(os.pathsep)])
+    env["PATH"] = os.pathsep.join(places)
+    if interpreter != sys.executable:
+        env["VIRTUAL_ENV"] = os.path.dirname(here)
     return env
 
 
@@ -147,6 +182,8 @@ def main(arguments):
     """See the module."""
     if arguments[0] == "hold":
         return hold(arguments[1], float(arguments[2]))
+    if arguments[0] == "packages":
+        return install(arguments[1], arguments[2], arguments[3])
     return job(arguments[1], arguments[2])
 
 

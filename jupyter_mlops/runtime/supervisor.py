@@ -41,8 +41,7 @@ class Supervisor:
         self.job = jobfolder.JobFolder(folder)
         self.attempt = self.job.attempt(number)
         self.spec = self.job.spec()
-        distribution = self.spec.get("distribution") or {}
-        self.size = max(int(distribution.get("process_count_per_instance") or 1), 1)
+        self.size = self.ranks_of(self.spec)
         self.join(0, 1, "")
         self.boot = processes.boot_id()
         self.me = {"pid": os.getpid(), "start_time": processes.start_time(os.getpid()), "boot_id": self.boot}
@@ -67,6 +66,12 @@ class Supervisor:
         self.provision = None  # what sees to the job's named inputs
         self.written = (None, 0.0)  # type: tuple[dict | None, float] # the last state and when it was written
         self.lock = -1
+
+    @staticmethod
+    def ranks_of(spec):
+        """How many ranks a spec wants on each machine."""
+        distribution = spec.get("distribution") or {}
+        return max(int(distribution.get("process_count_per_instance") or 1), 1)
 
     def join(self, node, nodes, address):
         """Be one of several machines that run the attempt together; before anything else.

@@ -180,7 +180,19 @@ class PodServer(KubeServer):
         ended = {"phase": "Succeeded"}
         try:
             both["keeper"] = await self._container(pod, spec["initContainers"][0], index)
-            self._set(name, initContainerStatuses=[_state("keeper", running={"startedAt": now()})])
+            states = [_state("keeper", running={"startedAt": now()})]
+            self._set(name, initContainerStatuses=states)
+            for init in spec["initContainers"][1:]:
+                running = _state(init["name"], running={"startedAt": now()})
+                self._set(name, initContainerStatuses=[*states, running])
+                both[init["name"]] = await self._container(pod, init, index)
+                code = await both[init["name"]].wait()
+                self._end_group(both[init["name"]])
+                states.append(_state(init["name"], terminated={"exitCode": code if code >= 0 else 128 - code}))
+                self._set(name, initContainerStatuses=states)
+                if code:
+                    ended = {"phase": "Failed"}
+                    raise ChildFailed
             both["job"] = await self._container(pod, spec["containers"][0], index)
             self._set(name, phase="Running", containerStatuses=[_state("job", running={"startedAt": now()})])
             code = await both["job"].wait()
@@ -189,17 +201,24 @@ class PodServer(KubeServer):
             self._set(name, containerStatuses=[_state("job", terminated=terminated)])
             if code:
                 ended = {"phase": "Failed"}
-                for other in self.pods():  # backoffLimit 0
-                    if other["metadata"]["name"] != name and self._of(other) == job["metadata"]["uid"]:
-                        self._terminate(other["metadata"]["name"], None)
-            both["keeper"].terminate()
-            await both["keeper"].wait()
+                self._end_others(name, job)
+        except ChildFailed:
+            self._end_others(name, job)
         except ProcessLookupError:
             pass
+        with contextlib.suppress(ProcessLookupError, KeyError):
+            both["keeper"].terminate()
+            await both["keeper"].wait()
         self._set(name, **ended, initContainerStatuses=[_state("keeper", terminated={"exitCode": 0})])
         if (gone := self.objects.get(("pods", name))) is not None and gone["metadata"].get("deletionTimestamp"):
             self.objects.pop(("pods", name), None)
             self._publish("DELETED", gone)
+
+    def _end_others(self, name: str, job: dict[str, Any]) -> None:
+        """A pod of a Job has failed: backoffLimit 0."""
+        for other in self.pods():
+            if other["metadata"]["name"] != name and self._of(other) == job["metadata"]["uid"]:
+                self._terminate(other["metadata"]["name"], None)
 
     @staticmethod
     def _of(pod: dict[str, Any]) -> str:
@@ -215,7 +234,18 @@ class PodServer(KubeServer):
             return {k: base64.b64decode(v) for k, v in found.items()}
 
         for volume in pod["spec"]["volumes"]:
-            if "secret" in volume:
+            there = self.folder / name / volume["name"]
+            if "hostPath" in volume:
+                there.symlink_to(volume["hostPath"]["path"])
+            elif "persistentVolumeClaim" in volume:
+                claim = self.folder / "claims" / volume["persistentVolumeClaim"]["claimName"]
+                claim.mkdir(parents=True, exist_ok=True)
+                there.symlink_to(claim)
+            elif volume["name"] == "pip":
+                there.mkdir()
+                for key, value in data(volume["secret"]["secretName"]).items():
+                    (there / key).write_bytes(value)
+            elif "secret" in volume:
                 for key, value in data(volume["secret"]["secretName"]).items():
                     if key == "order.json":
                         value = self._address(value)
@@ -236,10 +266,11 @@ class PodServer(KubeServer):
     async def _container(self, pod: dict[str, Any], container: dict[str, Any],
                          index: int) -> asyncio.subprocess.Process:
         name = pod["metadata"]["name"]
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "MLFLOW", "PYTEST"))}
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "MLFLOW", "PYTEST", "PIP_"))}
         env.update({e["name"]: self._here(e["value"], name) for e in container["env"]})
         env["JOB_COMPLETION_INDEX"] = str(index)
         env["KUBERNETES_SERVICE_HOST"] = "10.0.0.1"
+        env["PIP_CONFIG_FILE"] = os.devnull  # a pod knows nothing of this machine's settings
         command = [self._here(part, name) for part in container["command"]]
         with open(self.folder / name / f"{container['name']}.log", "wb") as log:  # noqa: ASYNC230
             return await asyncio.create_subprocess_exec(
@@ -257,7 +288,8 @@ class PodServer(KubeServer):
             return
         pod["metadata"]["deletionTimestamp"] = now()
         self._publish("MODIFIED", pod)
-        main = self._processes.get(name, {}).get("job")
+        both = self._processes.get(name, {})
+        main = both.get("job") or both.get("packages")
         if main is None:
             self.objects.pop(("pods", name), None)
             self._publish("DELETED", pod)
@@ -321,6 +353,10 @@ class PodServer(KubeServer):
             return response
         finally:
             self._open.discard(task)
+
+
+class ChildFailed(Exception):
+    """A container before the main one has failed."""
 
 
 def _state(name: str, **state: Any) -> dict[str, Any]:

@@ -88,6 +88,10 @@ class KubernetesCompute:
         if not self._image(job):
             raise Refused(f"compute '{name}' has no image for jobs",
                           "give one with --image, or an operator sets training.image in the compute")
+        if job.environment and (conda := job.environment.conda_packages):
+            shown = ", ".join(conda[:5]) + (f" and {len(conda) - 5} more" if conda[5:] else "")
+            raise Refused(f"the conda file names packages of conda ({shown}), which are not installed on an image",
+                          "name them in its pip section, or use an image that has them")
         if job.batch is not None:
             raise Refused("batch runs do not run on clusters yet", "run it on `local`")
         if job.script is not None and (not job.code or os.path.isabs(job.script)):
@@ -237,7 +241,8 @@ class KubernetesCompute:
         mine = owner(made)
         what = {"schema": 1, "job": names.job, "attempt": names.attempt, "spec": order.spec.model_dump(),
                 "run": folder.run(), "env": {**env, "JUPYTER_MLOPS_ATTEMPT": str(names.attempt)},
-                "timeout": order.timeout, "nodes": order.nodes, "inputs": about,
+                "timeout": order.timeout, "nodes": order.nodes, "inputs": about, "image": order.image,
+                "packages": manifests.packages(order),
                 "address": manifests.address(names) if order.nodes > 1 else ""}
         secrets = [(manifests.boot_name(names), {
             "runtime.zip": packs.runtime_zip(), "cloudpickle.zip": packs.cloudpickle_zip(),

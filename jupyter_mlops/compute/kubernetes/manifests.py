@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.resources.compute import InstanceType, TrainingOptions
-from ...core.resources.job import JobSpec
+from ...core.resources.job import JobSpec, parse_bytes
 from ...kube import podspec
 from ...kube.names import labels, object_name, ours
 from ...kube.podspec import mount
@@ -20,9 +20,10 @@ from . import priority
 
 #: Where things are in a pod.
 BOOT, PARTS, WORK = "/mlops/boot", "/mlops/parts", "/mlops/work"
+CACHE, PIP = "/mlops/packages", "/mlops/pip"
 #: Where the ranks of several pods meet.
 PORT = 29400
-MAIN, KEEPER = "job", "keeper"
+MAIN, KEEPER, PACKAGES = "job", "keeper", "packages"
 #: Left in a node's folder here when all of its pod has come.
 COPIED = "copied"
 #: What a rank asks for when the job does not say.
@@ -74,6 +75,11 @@ class Order:
     def nodes(self) -> int:
         """Pods of the attempt."""
         return self.spec.resources.instance_count
+
+    @property
+    def requirements(self) -> list[str]:
+        """What is installed on top of the image."""
+        return self.spec.environment.requirements if self.spec.environment else []
 
 
 def job(names: Names, order: Order, suspended: bool) -> dict[str, Any]:
@@ -137,25 +143,60 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
               "command": _command(order, "hold", WORK, str(options.hold)),
               "restartPolicy": "Always",  # a native sidecar: it is there before the ranks, and after them
               "volumeMounts": both}
-    main = {**_container(MAIN, order, resources(order)), "command": _command(order, "job", BOOT, WORK),
-            "volumeMounts": [*both, *own],
-            "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
     # SIGTERM, the job's own grace, then the keeper's: until all that is new has been copied.
     grace = spec.limits.grace + 10 + options.hold
     spot = options.spot if spec.spot else None
     selector = {**options.node_selector, **order.instance.node_selector, **(spot.node_selector if spot else {})}
     tolerations = [*options.tolerations, *order.instance.tolerations, *(spot.tolerations if spot else [])]
+    before = [keeper]
+    if order.requirements:
+        before.append(_packages(order, [*both], volumes, own))
+    main = {**_container(MAIN, order, resources(order)), "command": _command(order, "job", BOOT, WORK),
+            "volumeMounts": [*both, *own],
+            "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
     result: dict[str, Any] = {
         **podspec.pod(options.run_as_user, grace, selector, tolerations, options.image_pull_secrets),
-        "restartPolicy": "Never", "initContainers": [keeper], "containers": [main], "volumes": volumes,
+        "restartPolicy": "Never", "initContainers": before, "containers": [main], "volumes": volumes,
     }
     if (chosen := priority.chosen(spec, options)):
         result["priorityClassName"] = chosen
     if order.nodes > 1:
         result["subdomain"] = names.object
     if order.timeout is not None:
-        result["activeDeadlineSeconds"] = int(order.timeout + spec.limits.grace) + LATER
+        before_it = options.pip.timeout if order.requirements else 0
+        result["activeDeadlineSeconds"] = int(order.timeout + spec.limits.grace) + LATER + before_it
     return result
+
+
+def _packages(order: Order, mounts: list[dict[str, Any]], volumes: list[dict[str, Any]],
+              ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The container that installs packages. It alone sees the operator's credentials, and writes to the cache."""
+    cache, secret = order.options.package_cache, order.options.pip.secret
+    where = f"{WORK}/packages"
+    if cache is not None:
+        where = CACHE
+        volumes.append({"name": "packages", **({"persistentVolumeClaim": {"claimName": cache.claim}} if cache.claim else
+                                               {"hostPath": {"path": cache.host_path, "type": "Directory"}})})
+        mounts.append(mount("packages", CACHE))
+        ranks.append(mount("packages", CACHE, True))
+    if secret:
+        volumes.append(podspec.secret_volume("pip", secret))
+        mounts.append(mount("pip", PIP, True))
+    needs = resources(order)
+    # No GPU is needed for that, and a device cannot be asked for twice.
+    needs = {kind: {k: v for k, v in amounts.items() if "/" not in k} for kind, amounts in needs.items()}
+    return {**_container(PACKAGES, order, needs), "command": _command(order, "packages", BOOT, WORK, where),
+            "volumeMounts": mounts, "terminationMessagePolicy": "File"}
+
+
+def packages(order: Order) -> dict[str, Any] | None:
+    """What that container is told, see :mod:`jupyter_mlops.runtime.packages`; None: nothing is installed."""
+    if not order.requirements:
+        return None
+    pip, cache = order.options.pip, order.options.package_cache
+    index = {"index_url": pip.index_url, "extra_index_urls": pip.extra_index_urls, "trusted_hosts": pip.trusted_hosts}
+    return {"image": order.image, "requirements": order.requirements, "timeout": pip.timeout, "options": pip.options,
+            "index": {k: v for k, v in index.items() if v}, "limit": parse_bytes(cache.size) if cache else 0}
 
 
 def resources(order: Order) -> dict[str, Any]:

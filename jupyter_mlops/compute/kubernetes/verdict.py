@@ -13,7 +13,7 @@ from ...runtime.jobfolder import TERMINAL, Attempt
 from ...runtime.verdict import peer_went
 from ..base import Observation
 from ..state import observation
-from .manifests import COPIED, KEEPER, MAIN
+from .manifests import COPIED, KEEPER, MAIN, PACKAGES
 
 if TYPE_CHECKING:
     from .copy import Copy
@@ -167,6 +167,8 @@ def lost(pod: Pod) -> str:
         return why[0]
     if status.get("reason") == "DeadlineExceeded":
         return "ran longer than limits.timeout"
+    if (_status(pod, PACKAGES).get("terminated") or {}).get("reason") == "OOMKilled":
+        return "installing packages ran out of memory; ask for more with resources.memory"
     if ended_.get("reason") == "OOMKilled":
         return "killed for lack of memory (out of memory); ask for more with resources.memory"
     trouble = words.trouble(pod)
@@ -185,7 +187,7 @@ def lost_cause(pod: Pod) -> str:
     status = pod.get("status") or {}
     if status.get("reason") == "DeadlineExceeded":
         return "timeout"
-    if (_status(pod, MAIN).get("terminated") or {}).get("reason") == "OOMKilled":
+    if any((_status(pod, name).get("terminated") or {}).get("reason") == "OOMKilled" for name in (MAIN, PACKAGES)):
         return "memory"
     why = disruption(pod)
     return why[1] if why is not None else "lost"
@@ -215,8 +217,17 @@ def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: 
     if phases and phases <= set(TERMINAL) and not trouble:
         result.reason = "its outputs are being copied"
     elif not trouble and result.phase == "starting":
-        result.reason = _waits(note, pods, events)
+        result.reason = _prepares(states, pods) or _waits(note, pods, events)
     return result
+
+
+def _prepares(states: list[dict[str, Any]], pods: dict[int, Pod]) -> str:
+    """What pods do before their ranks start, as they say themselves."""
+    for node, said in enumerate(states):
+        if said.get("phase") == "starting" and said.get("reason") and node in pods and not main_runs(pods[node]):
+            who = f"pod {node}: " if len(states) > 1 else ""
+            return who + str(said["reason"])[:500]
+    return ""
 
 
 def _waits(note: dict[str, Any], pods: dict[int, Pod], events: Events) -> str:

@@ -21,6 +21,8 @@ PHASES = {
 RETRY_MOST = 60.0
 #: Further attempts of a job whose pod or node was lost, and of one that had to make room, whatever it asked for.
 LOST_RETRIES, PREEMPTED_RETRIES = 3, 50
+#: Causes of an end that a further attempt would meet again, or that somebody wanted.
+_FOR_GOOD = ("timeout", "deleted", "packages", "versions")
 #: Bytes of the failing rank's log from which the last lines are kept in the status.
 _TAIL_BYTES = 8192
 _TAIL_LINES = 20
@@ -102,7 +104,7 @@ def retry_pause(status: dict[str, Any], spec: JobSpec, ended: AttemptStatus, cau
 
     Who lost a machine, or had to make room, did nothing wrong: each of these kinds is counted by itself.
     """
-    if ended.phase != "Failed" or cause in ("timeout", "deleted") or status.get("stop_requested"):
+    if ended.phase != "Failed" or cause in _FOR_GOOD or status.get("stop_requested"):
         return None
     after = int(status.get("resumed_after") or 0)
     kind = _kind(cause, spec)

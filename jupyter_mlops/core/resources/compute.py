@@ -95,6 +95,67 @@ class SpotOptions(Model):
     priority_class: str = Field(default="", pattern=rf"^({_DNS})?$", description="empty: that of low priority")
 
 
+#: Options of pip that say what it installs and where, which is not the operator's part.
+_PLACES = frozenset({"--target", "--prefix", "--root", "--user", "--python", "--requirement", "--constraint", "--src",
+                     "--editable", "--dry-run", "--report", "--log", "--break-system-packages", "--ignore-installed"})
+
+
+class PipOptions(Model):
+    """Where packages of jobs come from. Credentials are in none of it: they lie in ``secret``, a Secret of the
+    namespace with one or more of the keys ``pip.conf``, ``netrc`` and ``ca.crt``, which only the installation can read.
+    """
+
+    index_url: str = Field(default="", max_length=1000, description="empty: that of the image, else PyPI")
+    extra_index_urls: list[str] = Field(default_factory=list, max_length=20)
+    trusted_hosts: list[str] = Field(default_factory=list, max_length=20, description="hosts without https")
+    options: list[str] = Field(default_factory=list, max_length=50, description="of pip install: --only-binary=:all:")
+    secret: str = Field(default="", pattern=rf"^({_DNS})?$")
+    timeout: int = Field(default=1800, ge=10, le=86_400, description="seconds that an installation may take")
+
+    @field_validator("index_url", "extra_index_urls", "options")
+    @classmethod
+    def _without_credentials(cls, value: str | list[str]) -> str | list[str]:
+        for text in [value] if isinstance(value, str) else value:
+            if re.search(r"://[^/\s]*@", text):
+                raise ValueError("an address with credentials belongs into pip.conf of a Secret: training.pip.secret")
+        return value
+
+    @field_validator("index_url", "extra_index_urls")
+    @classmethod
+    def _addresses(cls, value: str | list[str]) -> str | list[str]:
+        for text in [value] if isinstance(value, str) else value:
+            if text and not re.fullmatch(r"(https?|file)://\S+", text):
+                raise ValueError(f"{text!r} is no address of a package index")
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if not re.fullmatch(r"--[a-z][a-z-]*(=\S*)?", text) or text.partition("=")[0] in _PLACES:
+                raise ValueError(f"{text!r} cannot be given to pip here; options are such as --only-binary=:all:")
+        return value
+
+
+class PackageCache(Model):
+    """Where installed packages stay for further jobs: a PersistentVolumeClaim of the namespace, or a folder of a node.
+
+    ``size``: when there are more bytes in it, those packages go that were not used for the longest time.
+    """
+
+    claim: str = Field(default="", pattern=rf"^({_DNS})?$")
+    host_path: str = Field(default="", max_length=500)
+    size: str = Field(default="20Gi", max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([kMGT]i?)?$")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> PackageCache:
+        if bool(self.claim) == bool(self.host_path):
+            raise ValueError("package_cache needs one of claim and host_path")
+        if self.host_path and (not self.host_path.startswith("/") or ".." in self.host_path.split("/")):
+            raise ValueError("host_path must be an absolute path")
+        return self
+
+
 class TrainingOptions(Model):
     """How jobs run on a cluster.
 
@@ -116,6 +177,8 @@ class TrainingOptions(Model):
     priorities: dict[Literal["low", "medium", "high"], str] = Field(
         default_factory=dict, description="PriorityClass of each priority that users may ask for; empty: none, and any")
     spot: SpotOptions = Field(default_factory=SpotOptions)
+    pip: PipOptions = Field(default_factory=PipOptions)
+    package_cache: PackageCache | None = Field(default=None, description="none: each pod installs for itself")
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
     run_as_user: int = Field(default=1000, ge=0, le=2**31 - 1, description="0: the cluster or the image says")

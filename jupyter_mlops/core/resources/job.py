@@ -15,6 +15,7 @@ from ..errors import Conflict
 from .base import Model, Spec, Status
 from .batch import BatchRun
 from .data import Digest, Input, JobInput, JobOutput, Named, check_references
+from .environment import JobEnvironment
 
 JobPhase = Literal["Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled"]
 TERMINAL = frozenset({"Completed", "Failed", "Canceled"})
@@ -93,12 +94,6 @@ class JobResources(Model):
         if value > 1 and value != int(value):
             raise ValueError("ask for whole GPUs, or for a fraction of one")
         return value
-
-
-class JobEnvironment(Model):
-    """The software of a job on a cluster; on this machine it is that of ``interpreter``."""
-
-    image: str = Field(default="", max_length=500, description="container image; empty: the compute's")
 
 
 class JobLimits(Model):
