@@ -102,6 +102,7 @@ class Survey(Report):
             ("permissions", f"{len(data['missing'])} missing" if data["missing"] else "all that is needed"),
             ("nodes", None if data.get("nodes") is None else _nodes(data["nodes"])),
             ("there is also", ", ".join(engines) or None),
+            ("packages of jobs", _cache(data.get("package_cache"))),
         ], title or f"Compute {name}", "Failed" if self.fatal else "warning" if problems else "Ready")
         self._room(data)
         self.table(["quota", "of", "used", "limit"],
@@ -109,6 +110,7 @@ class Survey(Report):
         self.table(["priority", "PriorityClass", "value", ""], [
             [p["name"], p["class"], "?" if p["value"] is None else p["value"],
              "pushes others aside" if p["preempts"] else ""] for p in data.get("priorities") or []], "Priorities")
+        self.table(["image", "Python", "packages", "seen"], [_image(i) for i in data.get("images") or []], "Images")
         nodes = [_node(n) for n in data.get("nodes") or []]
         self.table(["node", "state", "CPUs", "memory", "devices", "taints"], nodes, "Nodes", state=1)
         rows = [["stops it" if p["fatal"] else "look at it", p["message"], p["hint"]] for p in problems]
@@ -127,6 +129,25 @@ def amount(name: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"{value / 2**30:.1f} GiB" if name == "memory_bytes" else f"{value:g}"
+
+
+def _cache(found: dict[str, Any] | None) -> str | None:
+    """Where packages stay that jobs have installed."""
+    if found is None:
+        return None
+    if found["kind"] == "pod":
+        return "installed by each pod for itself"
+    where = f"claim {found['name']}" if found["kind"] == "claim" else f"{found['name']} of each node"
+    modes = f", {'/'.join(found['access_modes'])}" if found.get("access_modes") else ""
+    return f"kept in {where}{modes}, at most {found['size']}"
+
+
+def _image(found: dict[str, Any]) -> list[Any]:
+    packages = found.get("packages") or {}
+    named = ", ".join(f"{name} {version}" for name, version in packages.items())
+    more = found.get("count", 0) - len(packages)
+    return [found["image"], found["python"], named + (f" and {more} more" if more > 0 else ""),
+            render.local_time(found.get("seen"))]
 
 
 def _nodes(nodes: list[dict[str, Any]]) -> str:

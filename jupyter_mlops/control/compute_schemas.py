@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -63,6 +63,28 @@ class Priority(BaseModel):
     preempts: bool | None = None
 
 
+class PackageCache(BaseModel):
+    """Where installed packages stay: in each ``pod`` alone, in a ``claim``, or in a folder of each node."""
+
+    kind: Literal["pod", "claim", "host_path"]
+    name: str = ""
+    size: str = Field(default="", description="above this the least recently used go")
+    access_modes: list[str] = Field(default_factory=list)
+
+
+class Image(BaseModel):
+    """What an image held when a pod last ran on it; ``packages`` are those that matter most, of ``count``."""
+
+    image: str
+    digest: str = ""
+    python: str = ""
+    packages: dict[str, str] = Field(default_factory=dict)
+    count: int = 0
+    pip: bool = True
+    conda: bool = False
+    seen: str = ""
+
+
 class Survey(BaseModel):
     """What is true of a cluster; null is what these credentials may not see."""
 
@@ -76,4 +98,6 @@ class Survey(BaseModel):
     free: dict[str, float] | None = None
     engines: dict[str, bool] = Field(default_factory=dict)
     priorities: list[Priority] = Field(default_factory=list)
+    package_cache: PackageCache | None = None
+    images: list[Image] = Field(default_factory=list, description="what pods of jobs have told of their images")
     problems: list[Problem] = Field(default_factory=list)

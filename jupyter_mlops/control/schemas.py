@@ -178,6 +178,7 @@ class Preview(BaseModel):
     manifest: dict[str, Any] | None = None
     instances: int = 1
     price_per_hour: float | None = Field(default=None, description="of all instances, at the operator's price")
+    warnings: list[str] = Field(default_factory=list, description="versions that differ here and there")
 
 
 class Nothing(Body):

@@ -45,6 +45,7 @@ def train(a: argparse.Namespace, context: Context) -> Job | Manifest | Yaml:
                                     f"{render.size(sum(f.stat().st_size for _, f in files))}")
         if a.compute != "local":
             manifest.preview = context.client.preview_job(spec, a.name)
+            manifest.remarks += manifest.preview.get("warnings") or []
         if a.yaml:
             return Yaml((manifest.preview or {}).get("manifest") or spec)
         if a.dry_run:
@@ -95,6 +96,8 @@ def _shipment(a: argparse.Namespace, context: Context, spec: dict[str, Any]) -> 
         interpreter=spec["interpreter"],
     )
     returns = list(dict.fromkeys(a.returns))
+    if shipment.packed and a.compute != "local":
+        spec["cell"]["packed"] = shipment.packed
     spec["cell"] |= {"payload": shipment.digest, "variables": shipment.variables, "returns": returns}
     return shipment
 

@@ -5,8 +5,9 @@
     python -m jupyter_mlops.runtime.berth job BOOT WORK        the main container: the attempt's supervisor and ranks
 
 ``BOOT/order.json`` says what to run: ``{"job", "attempt", "spec", "run", "env", "timeout", "nodes", "address",
-"inputs": {"sha256", "size", "parts"}, "image", "packages"}``, the last as :mod:`.packages` has it, or null. The parcel
-of inputs lies in parts beside it, or is brought by exec.
+"inputs": {"sha256", "size", "parts"}, "image", "packages", "compare", "remarks"}``, ``packages`` as :mod:`.packages`
+has it, or null, ``compare`` as :func:`.software.compare` takes it. The parcel of inputs lies in parts beside it, or is
+brought by exec.
 
 A sidecar gets SIGTERM when the main container has ended. It stays until the copy is complete, at most for SECONDS: one
 cannot execute in a container that has ended, and the volume goes with the pod.
@@ -19,7 +20,7 @@ import sys
 import time
 from importlib.util import find_spec
 
-from . import bundle, jobfolder, mirror, packages, parcel
+from . import bundle, jobfolder, mirror, packages, parcel, software
 from .supervisor import Supervisor
 
 FOLDER = "job"
@@ -61,6 +62,9 @@ def install(boot, work, cache):
         order, folder, attempt = _order(boot, work)
         if attempt.started():
             return _last_words("the container was started again after its ranks had begun")
+        why = _differs(order, attempt)
+        if why:
+            return _last_words(why)
         first = _node() * Supervisor.ranks_of(order["spec"])
         why = packages.install(boot, work, cache, order["packages"], folder, attempt, first)
         return _last_words(why) if why else 0
@@ -82,6 +86,29 @@ def _order(boot, work):
     return order, folder, folder.attempt(order["attempt"])
 
 
+def _differs(order, attempt):
+    """Tell what the image holds, and why the job cannot run in it; before anything is unpickled, and once."""
+    path = os.path.join(attempt.path, "image.json")
+    if os.path.exists(path):
+        return ""
+    there = software.facts()
+    image = order.get("image") or ""
+    jobfolder.private_folder(attempt.path)
+    jobfolder.write_json(path, dict(there, image=image), durable=False)
+    why, remarks = software.compare(there=there, image=image, **(order.get("compare") or {"packed": None}))
+    if why:
+        attempt.write_state({"phase": "failed", "cause": "versions", "reason": why, "ended_at": time.time(),
+                             "ranks": []})
+    elif remarks and order.get("remarks") and _node() == 0:
+        with open(attempt.log_path(0), "a", encoding="utf-8", opener=_private) as f:
+            f.writelines("jupyter-mlops: %s\n" % line for line in remarks)
+    return why
+
+
+def _private(path, flags):
+    return os.open(path, flags, 0o600)
+
+
 def _node():
     return int(os.environ.get("JOB_COMPLETION_INDEX") or 0)
 
@@ -92,6 +119,9 @@ def _job(boot, work):
     order, folder, attempt = _order(boot, work)
     if attempt.started():
         return _last_words("the container was started again after its ranks had begun")
+    why = _differs(order, attempt)
+    if why:
+        return _last_words(why)
     try:
         extra = packages.chosen(work)
     except packages.PackagesError as error:

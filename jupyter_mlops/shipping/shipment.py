@@ -49,6 +49,7 @@ class Shipment:
         digest: SHA-256 of it, in hexadecimal.
         size: its bytes.
         remarks: one line each on what was left out, and on versions that differ.
+        packed: what packed it, as :class:`~..core.resources.job.Packed`; None when nothing is sent.
     """
 
     variables: list[dict[str, Any]] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Shipment:
     digest: str = ""
     size: int = 0
     remarks: list[str] = field(default_factory=list)
+    packed: dict[str, Any] | None = None
 
     def close(self) -> None:
         """Remove the payload's file."""
@@ -239,6 +241,7 @@ class _Loading:
                     "cloudpickle": packer.uses_cloudpickle, "imports": [list(i) for i in self.imports],
                     "values": [p.name for p in packer.packed], "sources": archive,
                 }
+                shipment.packed = versions.packed(modules - set(sources.found), packer)
                 shipment.path, shipment.digest, shipment.size = _write(header, stream)
                 weakref.finalize(shipment, _remove, shipment.path)
             return shipment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -87,6 +88,14 @@ def of_interpreter(path: str, packages: Mapping[str, str]) -> tuple[list[int], l
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         raise Refused(f"{path} does not run: {error}", "name a Python with --interpreter") from None
     return python, [Skew(p, v, found.get(p, "")) for p, v in packages.items() if not _same(v, found.get(p, ""))]
+
+
+def packed(modules: Iterable[str], payload: Any) -> dict[str, Any]:
+    """What a payload was packed by, for a job elsewhere; ``payload`` as in :func:`check`, and ``uses_cloudpickle``."""
+    packages = imported(modules)
+    if payload.uses_cloudpickle:
+        packages["cloudpickle"] = metadata.version("cloudpickle")
+    return {"python": platform.python_version(), "by_value": payload.by_value, "packages": packages}
 
 
 def check(path: str, modules: Iterable[str], payload: Any) -> list[str]:

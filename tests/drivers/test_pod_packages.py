@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import platform
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from wheels import wheel
 from jupyter_mlops.compute.kubernetes import watch
 from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.core.controllers.attempts import retry_pause
+from jupyter_mlops.core.errors import Refused
 from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.core.resources.job import AttemptStatus, JobSpec
 from jupyter_mlops.runtime import packagecache
@@ -249,3 +251,57 @@ def test_two_nodes_each_have_their_packages(make_bench, cache):
     assert seen.phase == "completed", (seen, bench.log(job), bench.log(job, 1))
     assert "rank 0 2.0" in bench.log(job) and "rank 1 2.0" in bench.log(job, 1)
     assert len(entries(cache)) == 1
+
+
+# -- versions --------------------------------------------------------------------------------------------------------
+
+
+def packed(python="", by_value=True, **packages):
+    named = {k.replace("_", "-"): v for k, v in packages.items()}
+    return {"python": python or platform.python_version(), "by_value": by_value, "packages": named}
+
+
+def test_an_image_is_known_after_its_first_job_and_compared_before_the_next(make_bench):
+    bench = make_bench()
+    assert bench.driver.images.shown() == []
+    job = bench.cell("a", "print(1)")
+    assert bench.ended(job).phase == "completed" and bench.log(job) == "1\n"
+    (known,) = bench.driver.images.shown()
+    assert known["image"] == "image:1" and known["python"] == platform.python_version()
+    assert known["packages"]["cloudpickle"] and known["pip"] is True
+
+    def spec(**more):
+        return {"cell": {"source": "1", "packed": packed(**more)}}
+
+    bench.driver.check(spec())
+    with pytest.raises(Refused, match=r"are of Python 3\.8 and do not run under Python .* of the image image:1"):
+        bench.driver.check(spec(python="3.8.1"))
+    bench.driver.check(spec(python="3.8.1", by_value=False))
+    differs = JobSpec.model_validate(spec(mlops_nowhere="3.1+cpu", torch="1.2.0"))
+    assert bench.driver.images.check(differs, "image:1")[0] == (
+        "mlops-nowhere is 3.1+cpu here and not in the image: --pip mlops-nowhere==3.1 installs it")
+    wants = {"conda_file": {"dependencies": ["python=3.8"]}}
+    with pytest.raises(Refused, match=r"the conda file asks for Python 3\.8, and the image image:1 has Python"):
+        bench.driver.check({**spec(), "environment": wants})
+
+
+def test_an_unknown_image_is_compared_in_the_pod_before_anything_is_unpickled(make_bench):
+    bench = make_bench()
+    job = bench.job("a", cell={"source": "print('ran')", "packed": packed("3.8.1")}, environment=asks("mlops-tiny==9"))
+    bench.driver.check(json.loads((job.folder / "spec.json").read_text()))  # nothing is known yet
+    bench.driver.start(job, 1, {})
+    seen = bench.ended(job, 60)
+    assert (seen.phase, seen.cause) == ("failed", "versions"), seen
+    assert "use an image with Python 3.8, or a kernel with Python" in seen.reason
+    assert "ran" not in bench.log(job) and "Collecting" not in bench.log(job), "nothing is installed for it either"
+    with pytest.raises(Refused):
+        bench.driver.check(json.loads((job.folder / "spec.json").read_text()))
+
+
+def test_what_differs_is_told_in_the_log_where_it_was_not_known_before(make_bench):
+    bench = make_bench()
+    for name, told in (("a", True), ("b", False)):
+        job = bench.job(name, cell={"source": "print('ran')", "packed": packed(numpy="0.1.0")})
+        bench.driver.start(job, 1, {})
+        assert bench.ended(job, 60).phase == "completed"
+        assert ("jupyter-mlops: numpy is 0.1.0 here and" in bench.log(job)) is told and "ran\n" in bench.log(job)

@@ -134,6 +134,39 @@ def test_instance_types_and_queues_that_fit_nothing(server, cluster, tmp_path):
     assert "no LocalQueue 'team-q'" in survey(kube, spec)["problems"][0]["message"]
 
 
+@pytest.mark.parametrize(("level", "fatal"), [
+    ("restricted", True), ("baseline", True), ("privileged", False), ("", False)])
+def test_a_folder_of_the_nodes_as_package_cache(server, cluster, tmp_path, level, fatal):
+    cluster.namespaces["team"] = {"pod-security.kubernetes.io/enforce": level} if level else {}
+    spec = ComputeSpec(type="kubernetes", namespace="team", training={
+        "image": "a:1", "package_cache": {"host_path": "/var/lib/mlops"}})
+    found = survey(Kube("gpu", "emulated", "team", server.kubeconfig(tmp_path)), spec)
+    assert found["package_cache"] == {"kind": "host_path", "name": "/var/lib/mlops", "size": "20Gi", "access_modes": []}
+    told = [p["message"] for p in found["problems"] if p["fatal"]]
+    words = f"Pod Security {level} of the namespace admits no folder of a node (/var/lib/mlops)"
+    assert told == ([words] if fatal else [])
+
+
+def test_a_claim_as_package_cache_and_the_secret_of_the_index(server, cluster, tmp_path):
+    def ask_for(**training):
+        spec = ComputeSpec(type="kubernetes", namespace="team", training={"image": "a:1", **training})
+        return survey(Kube("gpu", "emulated", "team", server.kubeconfig(tmp_path)), spec)
+
+    assert ask_for()["package_cache"]["kind"] == "pod"
+    both = {"package_cache": {"claim": "packages"}, "pip": {"secret": "index"}}
+    assert [p["message"] for p in ask_for(**both)["problems"] if p["fatal"]] == [
+        "there is no Secret 'index' in namespace 'team'",
+        "there is no PersistentVolumeClaim 'packages' in namespace 'team'"]
+    server.put("secrets", {"metadata": {"name": "index"}, "data": {"pip.conf": "eA=="}})
+    server.put("persistentvolumeclaims", {"metadata": {"name": "packages"}, "spec": {"accessModes": ["ReadWriteOnce"]},
+                                          "status": {"phase": "Bound"}})
+    found = ask_for(**both)
+    assert found["package_cache"]["access_modes"] == ["ReadWriteOnce"]
+    (problem,) = found["problems"]
+    assert "can be mounted on one node at a time (ReadWriteOnce)" in problem["message"] and not problem["fatal"]
+    assert not ask_for(**both, max_nodes=1)["problems"]
+
+
 def test_a_cluster_that_is_away(server, cluster, tmp_path):
     server.fault = lambda request: status(500, "broken", "InternalError")
     with pytest.raises(BackendUnreachable):

@@ -9,7 +9,7 @@ import pytest
 from test_kube_manifests import MINORS, violations
 
 from jupyter_mlops.client import requirements
-from jupyter_mlops.compute.kubernetes import manifests
+from jupyter_mlops.compute.kubernetes import images, manifests
 from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.compute.kubernetes.manifests import Names, Order
 from jupyter_mlops.compute.local import LocalCompute
@@ -198,3 +198,31 @@ def test_packages_are_read_off_their_folders(tmp_path):
     assert programs.packages([str(tmp_path), "/nowhere"]) == {
         "scikit-learn": "1.7.2", "torch": "2.6.0+cu124", "old": "1.0"}
     assert programs.facts()["pip"] is True and "pytest" in programs.facts()["packages"]
+
+
+def test_what_is_known_of_images_is_kept_and_believed_for_a_while(tmp_path, monkeypatch):
+    path = tmp_path / "computes" / "gpu-images.json"
+    facts = {"image": "a:1", "python": "3.12.4", "packages": {"torch": "2.6.0"}, "pip": False, "conda": False}
+    known = images.Images(path)
+    for image in ("b:1", "a:1", "c@sha256:" + "0" * 64):
+        known.learn({**facts, "image": image}, "a@sha256:1")
+    known.learn({"image": 3}), known.learn({"image": "x", "packages": None})
+    again = images.Images(path)
+    assert [i["image"][:3] for i in again.shown()] == ["c@s", "a:1", "b:1"]
+    assert again.shown()[1] | {"seen": ""} == {
+        "image": "a:1", "digest": "a@sha256:1", "python": "3.12.4", "packages": {"torch": "2.6.0"}, "count": 1,
+        "pip": False, "conda": False, "seen": ""}
+    job = JobSpec.model_validate({"cell": {"source": "1", "packed": {"python": "3.12.1", "by_value": True, "packages": {
+        "torch": "2.7.1", "cloudpickle": "3.1.2"}}}, "environment": {"pip": ["x"]}})
+    assert again.check(job, "a:1") == ["torch is 2.7.1 here and 2.6.0 in the image",
+                                       "the image a:1 has no pip: the one that comes with its Python is tried"]
+    job.cell.packed.python = "3.11.2"
+    again.learn({**facts, "image": "d:1", "python": "3.11.9"})
+    with pytest.raises(Refused, match=r"use an image with Python 3\.11") as error:
+        again.check(job, "a:1")
+    assert error.value.hint == "this one has it: --image d:1"
+    now = images.time.time()
+    monkeypatch.setattr(images.time, "time", lambda: now + images.TRUSTED + 60)
+    assert again.check(job, "a:1") == [], "a tag may have moved since"
+    with pytest.raises(Refused):
+        again.check(job, "c@sha256:" + "0" * 64)

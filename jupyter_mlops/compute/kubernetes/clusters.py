@@ -44,13 +44,16 @@ class JobClusters:
     def get(self, name: str) -> KubernetesCompute | None:
         """The driver of a cluster; None when there is no compute of that name, or it is none."""
         from .driver import KubernetesCompute
+        from .images import Images
 
         with self._lock:
             if name not in self._specs:
                 return None
             if name not in self._drivers:
                 workspace = identity.workspace(self._home, self._workspace)
-                driver = KubernetesCompute(workspace, name, ComputeSpec.model_validate(self._specs[name]))
+                images = Images(self._home / "computes" / f"{name}-images.json")
+                spec = ComputeSpec.model_validate(self._specs[name])
+                driver = KubernetesCompute(workspace, name, spec, images=images)
                 driver.subscribe(self._changed)
                 self._drivers[name] = driver
             return self._drivers[name]

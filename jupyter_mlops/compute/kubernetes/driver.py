@@ -33,6 +33,7 @@ from ..base import NOTHING, Grant, JobRef, LogChunk, Observation
 from ..state import observation
 from . import manifests, verdict
 from .copy import Copy
+from .images import Images, comparison
 from .manifests import KEEPER, WORK, Names, Order
 from .preview import preview
 from .priority import Classes
@@ -56,12 +57,16 @@ class KubernetesCompute:
         compute: the compute's name.
         spec: of type ``kubernetes``.
         kubeconfig: path; empty: see :class:`Kube`.
+        images: what is known of images there.
     """
 
-    def __init__(self, workspace: str, compute: str, spec: ComputeSpec, kubeconfig: str = "") -> None:
+    def __init__(self, workspace: str, compute: str, spec: ComputeSpec, kubeconfig: str = "",
+                 images: Images | None = None) -> None:
         self.workspace = workspace
         self.spec = spec
         self.kube = Kube(compute, spec.context, spec.namespace, kubeconfig)
+        self.images = images or Images()
+        self._told: set[str] = set()
         self._classes = Classes(self.kube, spec.training)
         self._changed: list[Callable[[str], None]] = []
         self._watch = PodWatch(self.kube, {**ours(workspace), "app.kubernetes.io/component": "job"}, self._pod_changed)
@@ -101,6 +106,7 @@ class KubernetesCompute:
             raise Refused(f"the folder {job.cwd} is not on compute '{name}'", "leave cwd out: it is outputs/ there")
         if job.resources.gpus != int(job.resources.gpus):
             raise Refused("a cluster gives whole GPUs", "ask for whole ones, or name a share as training.gpu_resource")
+        self.images.check(job, self._image(job))
         most = self.spec.training.max_nodes
         if most and job.resources.instance_count > most:
             raise Refused(f"{job.resources.instance_count} nodes are more than compute '{name}' allows ({most})",
@@ -121,7 +127,8 @@ class KubernetesCompute:
         """Whether a job would run there, see :func:`.preview.preview`; makes nothing."""
         job = JobSpec.model_validate({**spec, "cwd": "", "interpreter": ""})
         order = Order(job, self.spec.training, self._image(job), timeout, self._instance(job))
-        return preview(self.kube, Names(self.workspace, name, 1), order)
+        return {**preview(self.kube, Names(self.workspace, name, 1), order),
+                "warnings": self.images.check(job, order.image)}
 
     def facts(self) -> dict[str, Any]:
         """What jobs may have of the cluster: as its spec says; the cluster itself decides what fits."""
@@ -242,7 +249,8 @@ class KubernetesCompute:
         what = {"schema": 1, "job": names.job, "attempt": names.attempt, "spec": order.spec.model_dump(),
                 "run": folder.run(), "env": {**env, "JUPYTER_MLOPS_ATTEMPT": str(names.attempt)},
                 "timeout": order.timeout, "nodes": order.nodes, "inputs": about, "image": order.image,
-                "packages": manifests.packages(order),
+                "packages": manifests.packages(order), "compare": comparison(order.spec),
+                "remarks": self.images.recent(order.image) is None,
                 "address": manifests.address(names) if order.nodes > 1 else ""}
         secrets = [(manifests.boot_name(names), {
             "runtime.zip": packs.runtime_zip(), "cloudpickle.zip": packs.cloudpickle_zip(),
@@ -310,6 +318,7 @@ class KubernetesCompute:
         copies = {at[2]: copy for at, (copy, _) in list(self._copies.items()) if at[:2] == (job.name, attempt)}
         if note.get("bring"):
             self._bring(place, note, pods)
+        self._learn(place, last)
         seen = verdict.ended(place, note, last, copies)
         if seen is None and not last and time.time() - float(note.get("time") or 0) > APPEAR:
             seen = self._vanished(place, note)
@@ -323,6 +332,14 @@ class KubernetesCompute:
             return seen
         trouble = self._watch.trouble and f"{self._watch.trouble}; the job goes on"
         return verdict.running(place, note, pods, copies, trouble, self._look_at_events)
+
+    def _learn(self, place: Attempt, pods: dict[int, Pod]) -> None:
+        """Keep what the first pod of an attempt tells of its image; once."""
+        path = os.path.join(place.path, "node-0", "image.json")
+        if path in self._told or not (facts := jobfolder.read_json(path)):
+            return
+        self._told.add(path)
+        self.images.learn(facts, verdict.digest(pods.get(0)))
 
     def _vanished(self, place: Attempt, note: dict[str, Any]) -> Observation | None:
         """The end of an attempt whose Job was deleted on the cluster, which is a wish and is not tried again; or whose
@@ -403,6 +420,7 @@ class KubernetesCompute:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(task.cancel)
         self._wanted.pop(at, None)
+        self._told.discard(os.path.join(JobFolder(job.folder).attempt(attempt).path, "node-0", "image.json"))
         self._last_pods.pop(at, None)
         self._brought = {b for b in self._brought if b[:2] != (JobFolder(job.folder).path, attempt)}
         place = JobFolder(job.folder).attempt(attempt)

@@ -13,7 +13,7 @@ from ...kube import access
 from ...kube.client import Kube
 from ...kube.errors import Absent, NotAllowed, from_answer
 from ...kube.quantity import count_of
-from . import priority
+from . import cache, priority
 
 #: API group → what it brings.
 ENGINES = {
@@ -33,8 +33,8 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
 
     Returns:
         ``{"version", "namespace": {"name", "exists", "level"}, "missing", "role", "quotas", "nodes", "capacity",
-        "free", "engines", "priorities": [{"name", "class", "value", "preempts"}], "problems": [{"message", "hint",
-        "fatal"}]}``; None for what these credentials may not see.
+        "free", "engines", "priorities": [{"name", "class", "value", "preempts"}], "package_cache",
+        "problems": [{"message", "hint", "fatal"}]}``; None for what these credentials may not see.
 
     Raises:
         BackendUnreachable, BackendTimeout, Refused: there is no use in asking any further.
@@ -54,6 +54,7 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
     if spec.training.queue:
         _queue(kube, spec.training.queue, engines["kueue"], problems)
     classes = _classes(kube, spec, problems) if training else []
+    packages = cache.place(kube, spec.training, namespace["level"], problems) if training else None
     limits = optional(lambda: quotas(kube))
     machines = optional(lambda: nodes(kube))
     capacity = _total(n["capacity"] for n in machines if n["usable"]) if machines is not None else None
@@ -70,6 +71,7 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
         "role": access.role("jupyter-mlops", kube.namespace, serving, training) if lacks else None,
         "quotas": limits, "nodes": machines[:_SHOWN] if machines is not None else None,
         "capacity": capacity, "free": free, "engines": engines, "priorities": classes, "problems": problems,
+        "package_cache": packages,
     }
 
 

@@ -29,6 +29,15 @@ def _status(pod: Pod, container: str) -> dict[str, Any]:
     return {}
 
 
+def digest(pod: Pod | None) -> str:
+    """The image that a pod really runs, as ``NAME@sha256:…``; empty when it does not say."""
+    for found in words.containers(pod or {}):
+        text = str(found.get("imageID") or "")
+        if "sha256:" in text:
+            return text.rpartition("//")[2]
+    return ""
+
+
 def keeper_runs(pod: Pod) -> bool:
     """Whether one can execute in its sidecar."""
     return bool(_status(pod, KEEPER).get("running"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 from ...core.errors import Refused
 from ...core.resources import ComputeSpec
@@ -72,10 +73,12 @@ async def check_compute(call: Call) -> Answer:
 async def survey_compute(call: Call) -> Answer:
     """The same of a compute that is there, as it is now."""
     found = await call.plane.store.read(lambda tx: tx.get("compute", call.path["name"]))
-    return await _survey(call, ComputeSpec.model_validate(found.spec))
+    driver = call.plane.job_clusters.get(call.path["name"])
+    return await _survey(call, ComputeSpec.model_validate(found.spec), images=driver.images.shown() if driver else [])
 
 
-async def _survey(call: Call, spec: ComputeSpec, create_namespace: bool = False) -> Answer:
+async def _survey(call: Call, spec: ComputeSpec, create_namespace: bool = False,
+                  images: list[dict[str, Any]] | None = None) -> Answer:
     if spec.type != "kubernetes":
         raise Refused(f"compute {call.path['name']!r} is of type {spec.type}: there is no cluster to ask")
     from ...compute.kubernetes.survey import survey
@@ -83,4 +86,4 @@ async def _survey(call: Call, spec: ComputeSpec, create_namespace: bool = False)
 
     kube = Kube(call.path["name"], spec.context, spec.namespace)
     found = await asyncio.to_thread(survey, kube, spec, create_namespace)
-    return Answer(body=compute_schemas.Survey.model_validate(found))
+    return Answer(body=compute_schemas.Survey.model_validate({**found, "images": images or []}))

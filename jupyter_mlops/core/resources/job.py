@@ -52,6 +52,17 @@ class ShippedVariable(Model):
     detail: str = Field(default="", max_length=500, description="what is imported, or why")
 
 
+class Packed(Model):
+    """What packed the variables of a cell: versions that are compared with those of an image.
+
+    ``by_value``: functions or classes of the notebook are among them, which only the same Python runs.
+    """
+
+    python: str = Field(default="", max_length=50)
+    by_value: bool = False
+    packages: dict[str, str] = Field(default_factory=dict, max_length=500)
+
+
 class CellSource(Model):
     """The code of a notebook cell that runs as a job."""
 
@@ -59,6 +70,7 @@ class CellSource(Model):
     notebook: str = Field(default="", description="path of the notebook, as Jupyter knows it")
     cell_id: str = ""
     payload: Digest = Field(default="", description="blob with the variables that the cell needs")
+    packed: Packed | None = None
     variables: list[ShippedVariable] = Field(default_factory=list, max_length=1000)
     returns: list[str] = Field(default_factory=list, max_length=100, description="names brought back at the end")
 

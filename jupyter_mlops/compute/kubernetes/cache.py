@@ -1,0 +1,74 @@
+"""Where packages stay that jobs have installed: whether that place is there, and whether the namespace allows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core.errors import MlopsError
+from ...core.resources.compute import TrainingOptions
+from ...kube.client import Kube
+
+#: Levels of Pod Security that admit no folder of a node.
+_STRICT = ("baseline", "restricted")
+
+
+def place(kube: Kube, options: TrainingOptions, level: str, problems: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the cache is, and what is wrong with it.
+
+    Args:
+        level: that of Pod Security which the namespace enforces; empty: none, or it may not be seen.
+        problems: what stands in the way is added.
+
+    Returns:
+        ``{"kind": "pod", "claim" or "host_path", "name", "size", "access_modes"}``
+    """
+    if options.pip.secret:
+        _secret(kube, options.pip.secret, problems)
+    cache = options.package_cache
+    if cache is None:
+        return {"kind": "pod", "name": "", "size": "", "access_modes": []}
+    if cache.host_path:
+        if level in _STRICT:
+            problems.append({
+                "message": f"Pod Security {level} of the namespace admits no folder of a node ({cache.host_path})",
+                "hint": "name a claim as package_cache, or leave it out: then each pod installs for itself",
+                "fatal": True})
+        return {"kind": "host_path", "name": cache.host_path, "size": cache.size, "access_modes": []}
+    return {"kind": "claim", "name": cache.claim, "size": cache.size,
+            "access_modes": _claim(kube, cache.claim, options.max_nodes, problems)}
+
+
+def _claim(kube: Kube, name: str, nodes: int, problems: list[dict[str, Any]]) -> list[str]:
+    """Access modes of a claim; empty when it is not there, or may not be seen."""
+    try:
+        found = kube.get("PersistentVolumeClaim", name)
+    except MlopsError:
+        return []  # not for us to see: then pods tell
+    if found is None:
+        problems.append({"message": f"there is no PersistentVolumeClaim '{name}' in namespace '{kube.namespace}'",
+                         "hint": "an operator of the cluster makes it", "fatal": True})
+        return []
+    modes = [str(m) for m in (found.get("spec") or {}).get("accessModes") or []]
+    phase = (found.get("status") or {}).get("phase")
+    if phase == "Lost":
+        problems.append({"message": f"the volume of PersistentVolumeClaim '{name}' is lost",
+                         "hint": "an operator of the cluster makes it anew", "fatal": True})
+    if "ReadWriteMany" not in modes and nodes != 1:
+        problems.append({"message": f"the package cache '{name}' can be mounted on one node at a time "
+                                    f"({', '.join(modes) or 'no access mode'})",
+                         "hint": "jobs with packages that need several nodes wait for ever: use a ReadWriteMany claim",
+                         "fatal": False})
+    return modes
+
+
+def _secret(kube: Kube, name: str, problems: list[dict[str, Any]]) -> None:
+    try:
+        found = kube.get("Secret", name)
+    except MlopsError:
+        return
+    if found is None:
+        problems.append({"message": f"there is no Secret '{name}' in namespace '{kube.namespace}'",
+                         "hint": "training.pip.secret names it: one with pip.conf, netrc or ca.crt", "fatal": True})
+    elif not {"pip.conf", "netrc", "ca.crt"} & set(found.get("data") or {}):
+        problems.append({"message": f"the Secret '{name}' has none of pip.conf, netrc and ca.crt",
+                         "hint": "these are the keys that training.pip.secret is looked at for", "fatal": False})
