@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..runtime import jobfolder
+from ..runtime import data, jobfolder
 from .errors import ParameterError, Refused, TooLarge
 from .resources.job import JobSpec, ShippedVariable
 
@@ -128,7 +128,8 @@ class Blobs:
 
 
 def put_inputs(blobs: Blobs, folder: Path, spec: JobSpec) -> None:
-    """Give a job what it needs: ``inputs/payload.pkl``, ``context/bundle``, ``batch.zip`` and ``code.zip`` there.
+    """Give a job what it needs: ``inputs/payload.pkl``, ``context/bundle``, ``batch.zip``, ``code.zip`` and what its
+    named inputs came as, ``data/NAME.zip``.
 
     Blobs that waiting jobs name are kept. When somebody removed one nevertheless, the rank that misses it says so.
     """
@@ -139,6 +140,10 @@ def put_inputs(blobs: Blobs, folder: Path, spec: JobSpec) -> None:
         blobs.place(spec.context, inputs / "context" / "bundle")
     if spec.code:
         blobs.place(spec.code, inputs / "code.zip")
+    for name, given in spec.files.items():
+        place = inputs / data.SHIPPED / name
+        if given.blob and not place.exists():
+            blobs.place(given.blob, place.with_name(name + data.ZIP))
     if spec.batch is not None and not (folder / "batch" / "model").exists():  # else an earlier attempt has unpacked it
         blobs.place(spec.batch.payload, inputs / "batch.zip")
 
@@ -146,7 +151,8 @@ def put_inputs(blobs: Blobs, folder: Path, spec: JobSpec) -> None:
 def named_by(spec: Mapping[str, Any]) -> set[str]:
     """Hashes of the blobs that a job's spec names."""
     named = ((spec.get("cell") or {}).get("payload"), spec.get("context"), spec.get("code"),
-             (spec.get("batch") or {}).get("payload"))
+             (spec.get("batch") or {}).get("payload"),
+             *(given.get("blob") for given in (spec.get("inputs") or {}).values() if isinstance(given, dict)))
     return {digest for digest in named if digest}
 
 

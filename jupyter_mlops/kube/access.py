@@ -32,6 +32,7 @@ TRAINING: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("", "services", ("get", "create", "patch")),
     ("", "pods", ("list", "watch")),
     ("", "pods/exec", ("get", "create")),
+    ("", "persistentvolumeclaims", ("get",)),
     ("", "events", ("list",)),
 )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..capture.submission import attach as record_context
 from ..client import code, render, requirements
+from ..client.inputs import Packed
 from ..core.errors import ParameterError, Refused
 from ..runtime import data
 from ..runtime import sources as data_sources
@@ -38,8 +39,9 @@ def train(a: argparse.Namespace, context: Context) -> Job | Manifest | Yaml:
     spec = job_spec(a, context)
     shipment = _shipment(a, context, spec)
     files = _folder(a, context, spec)
+    packed = Packed(spec.get("inputs") or {} if a.compute != "local" else {})
     try:
-        manifest = Manifest(shipment.variables, shipment.size, shipment.remarks)
+        manifest = Manifest(shipment.variables, shipment.size, [*shipment.remarks, *packed.remarks])
         if files:
             manifest.remarks.append(f"{len(files)} files of {spec['cwd']} go with the script, "
                                     f"{render.size(sum(f.stat().st_size for _, f in files))}")
@@ -56,10 +58,12 @@ def train(a: argparse.Namespace, context: Context) -> Job | Manifest | Yaml:
             context.client.upload(shipment.path, shipment.digest)
         if files:
             code.upload(context.client, files)
+        packed.upload(context.client)
         context.say_once(record_context(spec, context.client, context.shell))
         job = context.client.submit_job(spec, a.name)
     finally:
         shipment.close()
+        packed.close()
     if a.name and job.name != a.name:
         context.say(f"a job {a.name} is there already; this one is {job.name}")
     if context.face == "magic":

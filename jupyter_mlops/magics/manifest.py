@@ -41,7 +41,8 @@ class Manifest:
         price, count = found.get("price_per_hour"), found.get("instances") or 1
         cost = f"; {price:g} an hour for {count} {'instance' if count == 1 else 'instances'}" if price else ""
         after = f" ({'; '.join(found['reasons'])})" if found["reasons"] else ""
-        return ("it fits" if found["fits"] else "the compute accepts it") + after + cost
+        volumes = "".join(f"; {line}" for line in found.get("volumes") or [])
+        return ("it fits" if found["fits"] else "the compute accepts it") + after + cost + volumes
 
     def _title(self) -> str:
         if not self.items:

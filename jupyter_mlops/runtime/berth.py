@@ -20,7 +20,7 @@ import sys
 import time
 from importlib.util import find_spec
 
-from . import bundle, jobfolder, mirror, packages, parcel, software
+from . import bundle, data, jobfolder, mirror, packages, parcel, software
 from .supervisor import Supervisor
 
 FOLDER = "job"
@@ -144,6 +144,7 @@ def _job(boot, work):
         folder.ask_stop(attempt.number, 0)
     interpreter = extra.python if extra is not None else sys.executable
     env = environment(order, interpreter)
+    env.update(places(work))
     if find_spec("cloudpickle") is None:
         bundle.prepend(env, os.path.join(boot, "cloudpickle.zip"))
     supervisor.run({"interpreter": interpreter, "env": env, "timeout": order.get("timeout")})
@@ -151,6 +152,14 @@ def _job(boot, work):
     if state.get("phase") == "completed":
         return 0
     return _last_words(state.get("reason") or "it ended without a word")
+
+
+def places(work):
+    """Where claims are mounted, and the cache of inputs: a volume of the operator's, else it goes with the pod."""
+    root = os.path.dirname(work)
+    cache = os.path.join(root, "cache")
+    return {data.CLAIMS: os.path.join(root, "claims"),
+            data.CACHE: cache if os.path.isdir(cache) else os.path.join(work, "cache")}
 
 
 def environment(order, interpreter):

@@ -35,8 +35,8 @@ LOOK = 0.3
 _HEADER_LIMIT = 64 * 1024
 #: Folders of the job that its pods may write to here.
 _TOPS = frozenset({"attempts", "journal", "spool", "outputs", "returns", "figures"})
-_PER_NODE = frozenset({"state.json", "limits.json", "supervisor.log", "torchrun.log", "agent.pid", "agent.exit",
-                       "image.json"})
+_PER_NODE = frozenset({"state.json", "limits.json", "inputs.json", "supervisor.log", "torchrun.log", "agent.pid",
+                       "agent.exit", "image.json"})
 
 
 class Copy:

@@ -26,12 +26,12 @@ from ...kube.client import Kube
 from ...kube.errors import Absent
 from ...kube.exec import send_parcel
 from ...kube.names import ours, owner
-from ...runtime import jobfolder, logfile, parcel
+from ...runtime import data, jobfolder, logfile, parcel
 from ...runtime.berth import PARCEL
 from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
 from ..base import NOTHING, Grant, JobRef, LogChunk, Observation
 from ..state import observation
-from . import manifests, verdict
+from . import manifests, verdict, volumes
 from .copy import Copy
 from .images import Images, comparison
 from .manifests import KEEPER, WORK, Names, Order
@@ -104,6 +104,16 @@ class KubernetesCompute:
                           "send its folder as `code` and name it relative to that, as %mlops train does")
         if job.cwd and job.command is not None:
             raise Refused(f"the folder {job.cwd} is not on compute '{name}'", "leave cwd out: it is outputs/ there")
+        for what, given in job.files.items():
+            if not given.scheme and not given.blob:
+                raise Refused(f"input {what}: {given.path} is not on compute '{name}'",
+                              "submit it with --input, which sends it along, or name a claim or a URL")
+        for what, output in job.outputs.items():
+            if output.path and not output.claim:
+                raise Refused(f"output {what}: {output.path} is not on compute '{name}'",
+                              "leave the path out and it is brought back, or name a claim")
+        if volumes.named(job):
+            volumes.check(self.kube, self.spec.training, job)
         if job.resources.gpus != int(job.resources.gpus):
             raise Refused("a cluster gives whole GPUs", "ask for whole ones, or name a share as training.gpu_resource")
         self.images.check(job, self._image(job))
@@ -247,7 +257,8 @@ class KubernetesCompute:
         made = self.kube.apply(manifests.job(names, order, suspended=True), names.ours())
         mine = owner(made)
         what = {"schema": 1, "job": names.job, "attempt": names.attempt, "spec": order.spec.model_dump(),
-                "run": folder.run(), "env": {**env, "JUPYTER_MLOPS_ATTEMPT": str(names.attempt)},
+                "run": folder.run(),
+                "env": {**env, "JUPYTER_MLOPS_ATTEMPT": str(names.attempt), **_cache_limit(order)},
                 "timeout": order.timeout, "nodes": order.nodes, "inputs": about, "image": order.image,
                 "packages": manifests.packages(order), "compare": comparison(order.spec),
                 "remarks": self.images.recent(order.image) is None,
@@ -257,9 +268,9 @@ class KubernetesCompute:
             "order.json": json.dumps(what).encode(),
         })]
         if path and order.parts:
-            secrets += zip(order.parts, ({"part": data} for data in packs.parts(path.read_bytes())), strict=True)
-        for name, data in secrets:
-            self._put(manifests.secret(name, names, mine, data))
+            secrets += zip(order.parts, ({"part": piece} for piece in packs.parts(path.read_bytes())), strict=True)
+        for name, content in secrets:
+            self._put(manifests.secret(name, names, mine, content))
         if order.nodes > 1:
             self.kube.apply(manifests.service(names, mine), names.ours())
         if not order.options.queue:
@@ -467,6 +478,11 @@ class KubernetesCompute:
                     if note.get("started") and place.state().get("phase") not in TERMINAL:
                         raise Conflict(f"job {job.name} still runs", "stop it first")
                     self._collect(job, place.number, note)
+
+
+def _cache_limit(order: Order) -> dict[str, str]:
+    cache = order.options.cache
+    return {data.LIMIT: str(parse_bytes(cache.size))} if cache else {}
 
 
 def _note(place: Attempt) -> dict[str, Any]:

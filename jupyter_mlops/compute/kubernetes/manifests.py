@@ -17,6 +17,7 @@ from ...kube import podspec
 from ...kube.names import labels, object_name, ours
 from ...kube.podspec import mount
 from . import priority
+from . import volumes as given
 
 #: Where things are in a pod.
 BOOT, PARTS, WORK = "/mlops/boot", "/mlops/parts", "/mlops/work"
@@ -139,6 +140,9 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     if order.parts:
         volumes.append(podspec.parts_volume(order.parts))
         own.insert(0, mount("parts", PARTS, True))
+    theirs, where = given.of_pod(spec, options, names.workspace)
+    volumes += theirs
+    own += where
     keeper = {**_container(KEEPER, order, KEEPER_RESOURCES),
               "command": _command(order, "hold", WORK, str(options.hold)),
               "restartPolicy": "Always",  # a native sidecar: it is there before the ranks, and after them
@@ -160,6 +164,10 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     }
     if (chosen := priority.chosen(spec, options)):
         result["priorityClassName"] = chosen
+    if options.secrets:
+        main["envFrom"] = [{"secretRef": {"name": name}} for name in options.secrets]
+    if theirs:  # else all files of a large volume would be given to the group at each start
+        result["securityContext"]["fsGroupChangePolicy"] = "OnRootMismatch"
     if order.nodes > 1:
         result["subdomain"] = names.object
     if order.timeout is not None:

@@ -8,7 +8,7 @@ from ...core.errors import Refused
 from ...kube.client import Kube
 from ...kube.errors import OverQuota
 from ...kube.quantity import count_of
-from . import manifests
+from . import manifests, volumes
 from .manifests import Names, Order
 from .survey import amounts, nodes, optional, quotas
 
@@ -25,13 +25,17 @@ def preview(kube: Kube, names: Names, order: Order) -> dict[str, Any]:
 
     Returns:
         ``{"fits": True, False or None (it cannot be known), "reasons": [what is in the way], "manifest": the Job,
-        "instances", "price_per_hour": of all instances, or None}``
+        "instances", "price_per_hour": of all instances, or None, "volumes": [a line on each claim]}``
 
     Raises:
         BackendUnreachable, BackendTimeout: the cluster does not answer.
     """
     manifest = manifests.job(names, order, suspended=True)
     reasons: list[str] = []
+    try:
+        told = volumes.check(kube, order.options, order.spec)
+    except Refused as error:
+        return _answer(False, [error.message], manifest, order)
     try:
         kube.apply(manifest, names.ours(), dry_run=True)
     except OverQuota as error:
@@ -47,12 +51,12 @@ def preview(kube: Kube, names: Names, order: Order) -> dict[str, Any]:
             return _answer(False, [*reasons, lacking], manifest, order)
         fits = True
     over = _over_quota(optional(lambda: quotas(kube)) or [], wants, order.nodes, order.options.gpu_resource)
-    return _answer(False if reasons or over else fits, [*reasons, *over], manifest, order)
+    return {**_answer(False if reasons or over else fits, [*reasons, *over], manifest, order), "volumes": told}
 
 
 def _answer(fits: bool | None, reasons: list[str], manifest: dict[str, Any], order: Order) -> dict[str, Any]:
     price = order.instance.price * order.nodes
-    return {"fits": fits, "reasons": reasons, "manifest": manifest, "instances": order.nodes,
+    return {"fits": fits, "reasons": reasons, "manifest": manifest, "instances": order.nodes, "volumes": [],
             "price_per_hour": round(price, 6) if price else None}
 
 

@@ -13,7 +13,7 @@ from ...kube import access
 from ...kube.client import Kube
 from ...kube.errors import Absent, NotAllowed, from_answer
 from ...kube.quantity import count_of
-from . import cache, priority
+from . import cache, priority, volumes
 
 #: API group → what it brings.
 ENGINES = {
@@ -55,6 +55,8 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
         _queue(kube, spec.training.queue, engines["kueue"], problems)
     classes = _classes(kube, spec, problems) if training else []
     packages = cache.place(kube, spec.training, namespace["level"], problems) if training else None
+    if training:
+        volumes.survey(kube, spec, namespace["level"], problems)
     limits = optional(lambda: quotas(kube))
     machines = optional(lambda: nodes(kube))
     capacity = _total(n["capacity"] for n in machines if n["usable"]) if machines is not None else None

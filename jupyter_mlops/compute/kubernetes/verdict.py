@@ -233,7 +233,7 @@ def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: 
 def _prepares(states: list[dict[str, Any]], pods: dict[int, Pod]) -> str:
     """What pods do before their ranks start, as they say themselves."""
     for node, said in enumerate(states):
-        if said.get("phase") == "starting" and said.get("reason") and node in pods and not main_runs(pods[node]):
+        if said.get("phase") == "starting" and said.get("reason") and node in pods:
             who = f"pod {node}: " if len(states) > 1 else ""
             return who + str(said["reason"])[:500]
     return ""

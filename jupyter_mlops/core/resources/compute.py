@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -137,23 +137,42 @@ class PipOptions(Model):
         return value
 
 
-class PackageCache(Model):
-    """Where installed packages stay for further jobs: a PersistentVolumeClaim of the namespace, or a folder of a node.
+class CacheVolume(Model):
+    """Where what was downloaded stays for further jobs: a PersistentVolumeClaim of the namespace, or a folder of each
+    node.
 
-    ``size``: when there are more bytes in it, those packages go that were not used for the longest time.
+    ``size``: most bytes; when there is more, that goes which was not used for the longest time.
     """
 
     claim: str = Field(default="", pattern=rf"^({_DNS})?$")
     host_path: str = Field(default="", max_length=500)
-    size: str = Field(default="20Gi", max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([kMGT]i?)?$")
+    size: str = Field(default="50Gi", max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([kMGT]i?)?$")
 
     @model_validator(mode="after")
-    def _one_place(self) -> PackageCache:
+    def _one_place(self) -> CacheVolume:
         if bool(self.claim) == bool(self.host_path):
-            raise ValueError("package_cache needs one of claim and host_path")
+            raise ValueError("it needs one of claim and host_path")
         if self.host_path and (not self.host_path.startswith("/") or ".." in self.host_path.split("/")):
             raise ValueError("host_path must be an absolute path")
         return self
+
+
+class PackageCache(CacheVolume):
+    """The same of installed packages."""
+
+    size: str = Field(default="20Gi", max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([kMGT]i?)?$")
+
+
+class ClaimRule(Model):
+    """Claims that jobs may mount: ``name`` is one, or a pattern such as ``datasets-*``. Text alone is a name."""
+
+    name: str = Field(min_length=1, max_length=253, pattern=r"^[a-z0-9.*?\[\]!-]+$")
+    writable: bool = Field(default=False, description="whether outputs of jobs may be written there")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class TrainingOptions(Model):
@@ -179,6 +198,11 @@ class TrainingOptions(Model):
     spot: SpotOptions = Field(default_factory=SpotOptions)
     pip: PipOptions = Field(default_factory=PipOptions)
     package_cache: PackageCache | None = Field(default=None, description="none: each pod installs for itself")
+    claims: list[ClaimRule] = Field(default_factory=list, max_length=200, description="claims that jobs may mount")
+    cache: CacheVolume | None = Field(default=None, description="none: each pod downloads its inputs anew")
+    secrets: list[Annotated[str, Field(pattern=rf"^{_DNS}$")]] = Field(
+        default_factory=list, max_length=20, description="Secrets whose keys become variables of jobs: credentials"
+    )
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
     run_as_user: int = Field(default=1000, ge=0, le=2**31 - 1, description="0: the cluster or the image says")
