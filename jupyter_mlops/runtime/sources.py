@@ -22,7 +22,7 @@ def of(path, kind):
     """The source of a path; ``kind``: ``uri_file``, ``uri_folder`` or empty. Raises DataError."""
     name = data.scheme(path)
     if name == "claim":
-        return Files(mounted(path), kind)
+        return Files(mounted(path), kind, path.rstrip("/"))
     if name == "":
         return Files(data.local(path), kind)
     if name in ("http", "https"):
@@ -41,34 +41,40 @@ def mounted(path):
 
 
 class Files:
-    """Files of a disk. All sources have ``folder`` and these two methods."""
+    """Files of a disk. All sources have ``folder`` and these two methods.
 
-    def __init__(self, path, kind):
+    Args:
+        url: under which they are known, where their path is another one in each pod.
+    """
+
+    def __init__(self, path, kind, url=""):
         self.path = path
+        self.url = url or path
         self.folder = check_kind(path, kind)
 
     def files(self):
         """[(path below the input, what :meth:`read` takes, what tells versions apart or None, bytes or None)]."""
         if not self.folder:
-            return [self._entry(os.path.basename(self.path), self.path)]
+            return [self._entry(os.path.basename(self.path), self.path, self.url)]
         found = []
         for place, folders, names in os.walk(self.path):
             folders.sort()
             for name in sorted(names):
                 path = os.path.join(place, name)
                 if stat.S_ISREG(os.stat(path).st_mode) if os.path.exists(path) else False:
-                    found.append(self._entry(os.path.relpath(path, self.path), path))
+                    relative = os.path.relpath(path, self.path)
+                    found.append(self._entry(relative, path, self.url + "/" + relative))
             _bounded(found, self.path)
         return found
 
     @staticmethod
-    def _entry(relative, path):
+    def _entry(relative, path, url):
         info = os.stat(path)
-        return relative, path, "%d %d" % (info.st_size, info.st_mtime_ns), info.st_size
+        return relative, url, "%d %d" % (info.st_size, info.st_mtime_ns), info.st_size
 
     def read(self, what, at):
         """Pieces of a file from an offset on."""
-        with open(what, "rb") as f:
+        with open(self.path + what[len(self.url):], "rb") as f:
             f.seek(at)
             while True:
                 piece = f.read(PIECE)

@@ -253,7 +253,37 @@ class PodServer(KubeServer):
             for source in (volume.get("projected") or {}).get("sources") or []:
                 item = source["secret"]["items"][0]
                 (self.folder / name / "parts" / item["path"]).write_bytes(data(source["secret"]["name"])[item["key"]])
+        self._mount_volumes(pod)
         assert BOOT.endswith("/boot") and PARTS.endswith("/parts") and WORK.endswith("/work")
+
+    def _mount_volumes(self, pod: dict[str, Any]) -> None:
+        """Claims and folders of a node are folders here; what the job's container sees of them is a link."""
+        name = pod["metadata"]["name"]
+        volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
+        for mounted in pod["spec"]["containers"][0]["volumeMounts"]:
+            volume = volumes[mounted["name"]]
+            if "persistentVolumeClaim" in volume:
+                place = self.claim(volume["persistentVolumeClaim"]["claimName"])
+            elif "hostPath" in volume:
+                place = Path(volume["hostPath"]["path"])
+            else:
+                continue
+            place = place / mounted.get("subPath", "")
+            place.mkdir(parents=True, exist_ok=True)
+            there = Path(self._here(mounted["mountPath"], name))
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.symlink_to(place)
+
+    def claim(self, name: str, **spec: Any) -> Path:
+        """The folder of a PersistentVolumeClaim; made, bound, when ``spec`` is given."""
+        if spec:
+            self.put("persistentvolumeclaims", {
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+                "spec": {"storageClassName": "fast", **spec},
+                "status": {"phase": "Bound", "accessModes": spec["accessModes"], "capacity": {"storage": "10Gi"}}})
+        place = self.folder / "claims" / name
+        place.mkdir(parents=True, exist_ok=True)
+        return place
 
     def _address(self, order: bytes) -> bytes:
         """Host names of pods do not resolve here."""
@@ -268,6 +298,9 @@ class PodServer(KubeServer):
         name = pod["metadata"]["name"]
         env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "MLFLOW", "PYTEST", "PIP_"))}
         env.update({e["name"]: self._here(e["value"], name) for e in container["env"]})
+        for source in container.get("envFrom") or []:
+            secret = self.objects["secrets", source["secretRef"]["name"]]
+            env.update({k: base64.b64decode(v).decode() for k, v in secret["data"].items()})
         env["JOB_COMPLETION_INDEX"] = str(index)
         env["KUBERNETES_SERVICE_HOST"] = "10.0.0.1"
         env["PIP_CONFIG_FILE"] = os.devnull  # a pod knows nothing of this machine's settings

@@ -51,6 +51,8 @@ class KubeServer:
         self.fault: Callable[[web.Request], web.Response | None] | None = None
         #: whether these credentials may do what a SelfSubjectAccessReview asks for
         self.allowed: Callable[[dict[str, Any]], bool] = lambda asked: asked["resource"] not in ("nodes", "events")
+        #: storage class → volumeBindingMode
+        self.classes: dict[str, str] = {}
         self.delay = 0.0
         self.proxied: Callable[[str, web.Request, bytes], web.Response] | None = None
         self.env: dict[str, str] = {}
@@ -124,6 +126,8 @@ class KubeServer:
         if path.endswith("/selfsubjectaccessreviews"):
             asked = (await request.json())["spec"]["resourceAttributes"]
             return web.json_response({"status": {"allowed": self.allowed(asked)}})
+        if "storageclasses" in parts and parts[-1] in self.classes:
+            return web.json_response({"volumeBindingMode": self.classes[parts[-1]]})
         if parts[0] == "apis" and len(parts) == 2:
             return web.json_response({}) if parts[1] in self.groups else status(404, "not found", "NotFound")
         parts = parts[2:] if parts[0] == "api" else parts[3:]
