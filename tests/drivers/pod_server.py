@@ -235,13 +235,7 @@ class PodServer(KubeServer):
 
         for volume in pod["spec"]["volumes"]:
             there = self.folder / name / volume["name"]
-            if "hostPath" in volume:
-                there.symlink_to(volume["hostPath"]["path"])
-            elif "persistentVolumeClaim" in volume:
-                claim = self.folder / "claims" / volume["persistentVolumeClaim"]["claimName"]
-                claim.mkdir(parents=True, exist_ok=True)
-                there.symlink_to(claim)
-            elif volume["name"] == "pip":
+            if volume["name"] == "pip":
                 there.mkdir()
                 for key, value in data(volume["secret"]["secretName"]).items():
                     (there / key).write_bytes(value)
@@ -257,10 +251,12 @@ class PodServer(KubeServer):
         assert BOOT.endswith("/boot") and PARTS.endswith("/parts") and WORK.endswith("/work")
 
     def _mount_volumes(self, pod: dict[str, Any]) -> None:
-        """Claims and folders of a node are folders here; what the job's container sees of them is a link."""
+        """Claims and folders of a node are folders here; what containers see of them are links."""
         name = pod["metadata"]["name"]
         volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
-        for mounted in pod["spec"]["containers"][0]["volumeMounts"]:
+        containers = [*pod["spec"]["initContainers"], *pod["spec"]["containers"]]
+        mounts = {m["mountPath"]: m for c in containers for m in c["volumeMounts"]}
+        for mounted in mounts.values():
             volume = volumes[mounted["name"]]
             if "persistentVolumeClaim" in volume:
                 place = self.claim(volume["persistentVolumeClaim"]["claimName"])
