@@ -1,19 +1,30 @@
 """Jobs on the cluster that KUBECONFIG names: until the first line, points a second, output back, cost of watching.
 
-    KUBECONFIG=… [CLUSTER_IMAGE=…] [CLUSTER_JOBS=20] python benchmarks/clusters.py [first points output cost]
+    KUBECONFIG=… [CLUSTER_IMAGE=…] [CLUSTER_JOBS=20] python benchmarks/clusters.py [first packages points output cost]
 
-The peer of the first line is the cluster's own start of a bare pod of the same image, until its line can be read. Cost
+The peer of the first lines is the cluster's own start of a bare pod of the same image, until its line can be read. Cost
 is that of the control plane alone, without MLflow, for CLUSTER_JOBS jobs, times what makes them a hundred.
+
+``packages`` installs a tiny wheel into a folder of the node before it measures, from an index on this machine: pods
+must reach it at CLUSTER_HOST, by default the address from which this machine reaches the API.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import os
 import random
+import socket
 import statistics
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from common import REPO, report
 
@@ -69,14 +80,60 @@ class Bench:
             raise SystemExit(f"{name}: {status['phase']}: {status['reason']}")
         return status
 
-    def first_line(self) -> float:
+    def first_line(self, compute: str = "gpu", *packages: str) -> float:
         begun = time.monotonic()
-        name = self.submit("print('first', flush=True)\nimport time\ntime.sleep(2)", cpus=0.05)
+        self.count += 1
+        name = f"bench-{self.count}"
+        self.plane.put(f"jobs/{name}", {
+            "compute": compute, "resources": {"cpus": 0.05}, "environment": {"pip": list(packages)},
+            "cell": {"source": "print('first', flush=True)\nimport time\ntime.sleep(2)"}})
         path = self.plane.home / "jobs" / name / "attempts" / "1" / "rank-0.log"
         self.wait(lambda: path.exists() and b"first" in path.read_bytes())
         took = time.monotonic() - begun
         self.ended(name)
         return took
+
+    def address(self) -> str:
+        """At which address pods reach this machine."""
+        if os.environ.get("CLUSTER_HOST"):
+            return os.environ["CLUSTER_HOST"]
+        api = urlsplit(self.kube.client().configuration.host)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.connect((str(api.hostname), api.port or 443))
+            return str(s.getsockname()[0])
+
+    @contextlib.contextmanager
+    def package_cache(self) -> Iterator[str]:
+        """A compute whose cache is a folder of the node; gives its name."""
+        from wheels import wheel
+
+        path = f"/var/lib/mlops-bench-{random.getrandbits(32):08x}"
+        self.on_node(path, "chown 1000:1000 /v")
+        with tempfile.TemporaryDirectory() as folder:
+            wheel(Path(folder), "mlops-tiny")
+            handler = functools.partial(Silent, directory=folder)
+            server = http.server.ThreadingHTTPServer((self.address(), 0), handler)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            host = str(server.server_address[0])
+            self.plane.put("computes/cached", {"type": "kubernetes", "namespace": self.namespace, "training": {
+                "image": IMAGE, "hold": 120, "package_cache": {"host_path": path},
+                "pip": {"index_url": f"http://{host}:{server.server_port}", "trusted_hosts": [host]}}})
+            try:
+                yield "cached"
+            finally:
+                server.shutdown()
+                self.on_node(path, "rm -rf /v/*")
+
+    def on_node(self, path: str, command: str) -> None:
+        """Run a command as root in a folder of the node."""
+        name = f"node-{random.getrandbits(32):08x}"
+        volume = {"name": "v", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+        self.kube.call("POST", self.kube.path("Pod"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+                       "spec": {"restartPolicy": "Never", "volumes": [volume], "containers": [{
+                           "name": "c", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+                           "command": ["sh", "-c", command], "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]}})
+        self.wait(lambda: (self.kube.get("Pod", name) or {}).get("status", {}).get("phase") == "Succeeded", 60)
+        self.kube.delete("Pod", name, 0)
 
     def bare_pod(self) -> float:
         name = f"bare-{random.getrandbits(32):08x}"
@@ -146,6 +203,13 @@ class Bench:
         return used * 100 / count
 
 
+class Silent(http.server.SimpleHTTPRequestHandler):
+    """A folder over HTTP, without a word."""
+
+    def log_message(self, *args: object) -> None:
+        return
+
+
 def rss(pid: int) -> int:
     """Resident bytes of a process."""
     with open(f"/proc/{pid}/statm") as f:
@@ -164,7 +228,7 @@ def main() -> int:
     if not os.environ.get("KUBECONFIG"):
         print("no KUBECONFIG: nothing is measured", file=sys.stderr)
         return 0
-    wanted = sys.argv[1:] or ["first", "points", "output", "cost"]
+    wanted = sys.argv[1:] or ["first", "packages", "points", "output", "cost"]
     bench = Bench()
     try:
         if "first" in wanted:
@@ -173,6 +237,15 @@ def main() -> int:
                 ours.append(bench.first_line())
                 bare.append(bench.bare_pod())
             report("first line of a job on a cluster, less a bare pod's", "s", ours, bare, 2.0,
+                   judged=statistics.median(ours) - statistics.median(bare))
+        if "packages" in wanted:
+            ours, bare = [], []
+            with bench.package_cache() as compute:
+                print(f"first installation: {bench.first_line(compute, 'mlops-tiny'):.1f} s", file=sys.stderr)
+                for _ in range(REPEAT):
+                    ours.append(bench.first_line(compute, "mlops-tiny"))
+                    bare.append(bench.bare_pod())
+            report("first line of a job with a package that is there, less a bare pod's", "s", ours, bare, 4.0,
                    judged=statistics.median(ours) - statistics.median(bare))
         if "points" in wanted:
             report("points a second from a pod to MLflow", "1/s", [bench.points(40_000) for _ in range(min(REPEAT, 3))],

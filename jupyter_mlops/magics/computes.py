@@ -12,7 +12,8 @@ from ..core.errors import MlopsError, NotFound, ParameterError, Refused
 from .context import Context
 
 #: Options that only an attachment takes.
-_ATTACHING = ("kubernetes", "namespace", "image", "serving_image", "queue", "gpu_resource", "file")
+_ATTACHING = ("kubernetes", "namespace", "image", "serving_image", "queue", "gpu_resource", "pip_index",
+              "package_cache", "file")
 
 
 def compute(a: argparse.Namespace, context: Context) -> Any:
@@ -70,6 +71,13 @@ def _spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
                              ("training", "queue", a.queue), ("training", "gpu_resource", a.gpu_resource)):
         if value is not None:
             spec[part] = {**(spec.get(part) or {}), key: value}
+    training = spec.get("training") or {}
+    if a.pip_index is not None:
+        spec["training"] = training = {**training, "pip": {**(training.get("pip") or {}), "index_url": a.pip_index}}
+    if a.package_cache is not None:
+        size = {k: v for k, v in (training.get("package_cache") or {}).items() if k == "size"}
+        kind = "host_path" if a.package_cache.startswith("/") else "claim"
+        spec["training"] = {**training, "package_cache": {kind: a.package_cache, **size} if a.package_cache else None}
     return spec
 
 

@@ -144,6 +144,9 @@ def _compute(p: argparse.ArgumentParser) -> None:
     p.add_argument("--serving-image", metavar="IMAGE", help="of endpoints: Python 3.9 and what the models import")
     p.add_argument("--queue", metavar="NAME", help="a LocalQueue of Kueue for the jobs")
     p.add_argument("--gpu-resource", metavar="NAME", help="what a GPU is called there (default nvidia.com/gpu)")
+    p.add_argument("--pip-index", metavar="URL", help="where packages of jobs come from (default: PyPI)")
+    p.add_argument("--package-cache", metavar="PLACE",
+                   help="where they stay for further jobs: a claim, or a /FOLDER of each node (default: nowhere)")
     p.add_argument("-f", "--file", metavar="FILE", help="a compute as YAML, with instance types and all else")
     p.add_argument("--force", action="store_true", help="attach although something stands in the way")
     _yes(p)

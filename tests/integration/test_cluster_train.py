@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from conftest import Plane, make_home, wait_for
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pod_server import PodServer
+from wheels import wheel
 
 from jupyter_mlops.core.errors import ParameterError, Refused
 from jupyter_mlops.magics import commands
@@ -94,6 +97,39 @@ mlflow.set_tag("who", "pod")
     assert [f["path"] for f in found["files"]] == ["reports/report.txt"]
     seen = plane.get(f"/mlflow/api/2.0/mlflow/runs/get?run_id={job.run_id}")["run"]["data"]
     assert {"key": "depth", "value": "3"} in seen["params"] and {"key": "who", "value": "pod"} in seen["tags"]
+
+
+def test_a_cell_with_packages_and_what_is_then_known_of_the_image(served, run, tmp_path, monkeypatch):
+    _, plane = served
+    wheel(tmp_path / "simple", "mlops-tiny")
+    wheel(tmp_path / "simple", "mlops-other")
+    plane.put("computes/more", {"type": "kubernetes", "namespace": "team", "context": "emulated", "training": {
+        "image": "image:2", "hold": 60, "pip": {"index_url": (tmp_path / "simple").as_uri()}}})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "requirements.txt").write_text("mlops-other  # by a file\n")
+
+    def scale(x):
+        return x * 2
+
+    scale.__module__ = "__main__"
+    line = "-n packages --compute more --pip mlops-tiny==1.* -r requirements.txt --returns a --wait"
+    job = run(f"train {line}", "import mlops_other, mlops_tiny\na = scale(mlops_tiny.VERSION)", scale=scale)
+    assert job.phase == "Completed", job.reason
+    assert job.result("a") == "1.01.0"
+    spec = plane.get("jobs/packages")["spec"]
+    assert spec["environment"]["pip"] == ["mlops-tiny==1.*", "mlops-other"]
+    assert spec["cell"]["packed"]["by_value"] and spec["cell"]["packed"]["python"] == platform.python_version()
+    (image,) = plane.get("computes/more/survey")["images"]
+    assert image["image"] == "image:2" and image["packages"]["cloudpickle"]
+    assert "image:2" in run("compute show more").text()
+    other = {**spec["cell"], "payload": "", "packed": {"python": "3.8.1", "by_value": True}}
+    answer = plane.put("jobs/skewed", {"compute": "more", "cell": other}, expect=422)
+    assert "do not run under Python" in answer["message"]
+    with pytest.raises(Refused, match="take what is there"):
+        run("train -n here --pip mlops-tiny", "print(1)")
+    with pytest.raises(ParameterError, match="is no requirement"):
+        run("train -n wrong --compute more --pip 'a b'", "print(1)")
+    plane.get("jobs/wrong", expect=404)
 
 
 def test_looking_ahead_starts_nothing(served, run, capsys):

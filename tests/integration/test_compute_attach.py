@@ -213,6 +213,13 @@ def test_attach_show_detach(run, served, capsys):
     assert (spec["namespace"], spec["training"]["image"], spec["training"]["gpu_resource"]) == (
         "team", "torch:1", "amd.com/gpu")
     assert "a-token" not in json.dumps(served[1].get("computes/gpu")), "credentials stay with the server"
+    found = run("compute attach gpu --pip-index https://pypi.example/simple --package-cache /var/lib/mlops --force")
+    assert "kept in /var/lib/mlops of each node, at most 20Gi" in found.text() and found.fatal
+    training = served[1].get("computes/gpu")["spec"]["training"]
+    assert training["pip"]["index_url"] == "https://pypi.example/simple" and training["image"] == "torch:1"
+    with pytest.raises(Refused, match="PersistentVolumeClaim 'packages'"):
+        run("compute attach gpu --package-cache packages")
+    run("compute attach gpu --package-cache ''")
     table = run("compute")
     assert [c.name for c in table] == ["gpu", "local"] and "training" in table.text() and "<table" in table.html()
     # Attached again with less on the line: what was set stays.
