@@ -166,7 +166,8 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
         result["priorityClassName"] = chosen
     if options.secrets:
         main["envFrom"] = [{"secretRef": {"name": name}} for name in options.secrets]
-    if theirs or (options.package_cache and order.requirements):  # else all files of a large volume would be given to the group at each start
+    if theirs or (options.package_cache and order.requirements):
+        # Else all files of a large volume would be given to the group at each start.
         result["securityContext"]["fsGroupChangePolicy"] = "OnRootMismatch"
     if order.nodes > 1:
         result["subdomain"] = names.object
