@@ -26,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         namespace = parse(words, "cli")
         context = Context(face="cli", json=namespace.json)
         result = commands.run(namespace, context)
+        code = getattr(result, "terminal_code", None)
+        if code is not None:
+            return int(code)
         _show(result, namespace.json)
         return 0 if getattr(result, "ok", True) else FAILED
     except HelpRequested as help_:

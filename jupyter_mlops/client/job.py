@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import BackendTimeout, MlopsError, NotFound
@@ -130,6 +130,11 @@ class Job(Record):
         if not self.done:
             self.refresh()
         return list(self.details.get("returned") or [])
+
+    @property
+    def outputs(self) -> Path:
+        """The folder with what it left in ``outputs/``, where the control plane runs; there is none before it began."""
+        return Path(str(self._client.status()["home"]), "jobs", self.name, "outputs")
 
     def refresh(self) -> Job:
         """Ask again."""

@@ -224,6 +224,30 @@ class Transport:
             renewed = True
 
     @asynccontextmanager
+    async def websocket(self, path: str, params: dict[str, Any]) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A WebSocket to the control plane.
+
+        Raises:
+            MlopsError: the class that the refusal names.
+            Unavailable: it cannot be reached.
+        """
+        session = await self.connect()
+        send = {"Authorization": f"Bearer {session.token}", locate.VERSION_HEADER: __version__}
+        query = "&".join(f"{k}={quote(_text(v), safe='')}" for k, v in params.items())
+        try:
+            socket = await (await self._client()).ws_connect(
+                URL(f"{session.api}{path}?{query}", encoded=True), headers=send, max_msg_size=0, autoping=True)
+        except aiohttp.WSServerHandshakeError as error:
+            told = (error.headers or {}).get(locate.ERROR_HEADER, "")
+            raise error_of(error.status, told.encode() or error.message.encode()) from None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Unavailable("the control plane cannot be reached", "see: jupyter mlops doctor") from error
+        try:
+            yield socket
+        finally:
+            await socket.close()
+
+    @asynccontextmanager
     async def open(
         self,
         method: str,

@@ -19,11 +19,12 @@ from typing import Any
 
 from ..core.errors import Conflict, Refused
 from ..core.resources.job import parse_bytes
-from ..runtime import bundle, data, logfile, processes, sources
+from ..runtime import bundle, data, logfile, processes, shell, sources
 from ..runtime.jobfolder import DELETED, TERMINAL, Attempt, JobFolder, private_folder
 from . import environment, machine
 from .base import NOTHING, Grant, JobRef, LogChunk, Observation
 from .state import observation
+from .terminal import Terminal
 from .warm import WarmPool
 
 #: Seconds between two adopting supervisors for the same attempt, doubled each time up to the most.
@@ -266,6 +267,19 @@ class LocalCompute:
         if state.get("boot_id") == processes.boot_id():
             processes.send(state.get("pid"), state.get("start_time"), signal.SIGUSR1)
         self.observe(job, attempt)  # nobody supervises it: somebody must
+
+    # -- a look inside
+
+    def shell(self, job: JobRef, attempt: int, rank: int) -> Terminal:
+        """A shell beside a rank, to be entered.
+
+        Raises:
+            Conflict: the rank does not run.
+        """
+        if shell.process_of(str(job.folder), attempt, rank) is None:
+            raise Conflict(f"rank {rank} of job {job.name} does not run", f"see: %mlops jobs {job.name}")
+        command = [sys.executable, "-m", "jupyter_mlops.runtime.shell", str(job.folder), str(attempt), str(rank)]
+        return Terminal(command, dict(os.environ))
 
     # -- logs
 

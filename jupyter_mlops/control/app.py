@@ -42,7 +42,10 @@ def make_app(plane: ControlPlane) -> web.Application:
         pattern, names = _pattern(API + path)
         handler = next((op.handler for op in operations.values() if op.handler is not None), OperationHandler)
         handlers.append((pattern, handler, {"operations": operations, "parameters": names}))
+    from .inside import ROUTE, InsideHandler
     from .mlflow_handler import MlflowHandler
+
+    handlers.append((ROUTE, InsideHandler))
 
     handlers.append((re.escape(ROOT) + r"/mlflow(?:/(.*))?", MlflowHandler))
     return web.Application(

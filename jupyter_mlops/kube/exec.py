@@ -18,7 +18,7 @@ from ..runtime import parcel
 from .client import Kube
 from .errors import from_answer, from_exception
 
-STDIN, STDOUT, STDERR, ERROR = 0, 1, 2, 3
+STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 #: Records of a parcel that may be on their way without an answer.
 WINDOW = 16
 
@@ -29,18 +29,19 @@ class Exec:
     Args:
         timeout: seconds for connecting.
         heartbeat: seconds between pings, without whose answer the connection counts as lost; None: no pings.
+        tty: on a terminal; then all that it writes is its output.
     """
 
     def __init__(self, kube: Kube, pod: str, container: str, command: list[str], timeout: float = 10.0,
-                 heartbeat: float | None = None) -> None:
+                 heartbeat: float | None = None, tty: bool = False) -> None:
         self.kube = kube
         self.pod = pod
         self.timeout = timeout
         self.heartbeat = heartbeat
         self.exit: dict[str, Any] = {}
         self.stderr = b""
-        self._query = [("container", container), ("stdin", "1"), ("stdout", "1"), ("stderr", "1"),
-                       *(("command", part) for part in command)]
+        self._query = [("container", container), ("stdin", "1"), ("stdout", "1"),
+                       ("tty", "1") if tty else ("stderr", "1"), *(("command", part) for part in command)]
         self._session: Any = None
         self._socket: Any = None
 
@@ -73,6 +74,24 @@ class Exec:
     async def send(self, data: bytes) -> None:
         """Write to its standard input."""
         await self._socket.send_bytes(bytes((STDIN,)) + data)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell it the size of the terminal."""
+        size = json.dumps({"Width": columns, "Height": rows}).encode()
+        await self._socket.send_bytes(bytes((RESIZE,)) + size)
+
+    async def end_input(self) -> None:
+        """Tell it that there is no more input."""
+        await self._socket.send_bytes(bytes((CLOSE, STDIN)))
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the command, when it has ended; None: it has not, or nobody knows."""
+        if self.exit.get("status") == "Success":
+            return 0
+        causes = (self.exit.get("details") or {}).get("causes") or []
+        told = [c.get("message") for c in causes if c.get("reason") == "ExitCode"]
+        return int(told[0]) if told and str(told[0]).isdigit() else None
 
     async def output(self) -> AsyncIterator[bytes]:
         """What it writes to standard output, as it comes, until it ends; then :attr:`exit` is set."""

@@ -50,6 +50,16 @@ def named_output(text: str) -> tuple[str, str]:
     return name, path
 
 
+def ports(text: str) -> tuple[int, int]:
+    """``PORT`` or ``PORT:HERE``, there and on this machine; a type for arguments."""
+    there, colon, here = text.partition(":")
+    numbers = (there, here or there)
+    if not all(n.isascii() and n.isdigit() and len(n) < 6 and int(n) <= 65535 for n in numbers) or not int(there) or (
+            colon and not here):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PORT or PORT:HERE")
+    return int(numbers[0]), int(numbers[1])
+
+
 def whole_from(least: int, what: str = "") -> Callable[[str], int]:
     """A type for arguments: a whole number that is not below ``least``; ``what`` it is, for who gives another."""
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 import argparse
 
 from . import serving_verbs
-from .arguments import Verb, amount, count, memory, named_input, named_output, names, pair, size, span, whole
+from .arguments import (
+    Verb,
+    amount,
+    count,
+    memory,
+    named_input,
+    named_output,
+    names,
+    pair,
+    ports,
+    size,
+    span,
+    whole,
+)
 
 PHASES = ("Queued", "Starting", "Running", "Stopping", "Finalizing", "Completed", "Failed", "Canceled", "Deleted")
 
@@ -186,6 +199,17 @@ def _usage(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", metavar="JOB", help="job name or variable")
 
 
+def _shell(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", metavar="JOB", help="job name or variable; it runs")
+    p.add_argument("--rank", type=whole, default=0, metavar="R", help="beside which process (default 0)")
+
+
+def _port_forward(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", metavar="JOB", help="job name; it runs")
+    p.add_argument("ports", type=ports, metavar="PORT[:HERE]", help="port there, and here where it is another one")
+    p.add_argument("--rank", type=whole, default=0, metavar="R", help="of which process (default 0)")
+
+
 def _stop(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", metavar="JOB", help="job name or variable")
     p.add_argument("-w", "--wait", action="store_true", help="return when it has ended")
@@ -230,6 +254,10 @@ VERBS: dict[str, Verb] = {
         Verb("jobs", "list jobs", "jobs:jobs", _jobs, ("jobs", "jobs NAME")),
         Verb("logs", "show a job's log", "jobs:logs", _logs, ("logs NAME --tail 20", "logs NAME --rank 1 -f")),
         Verb("usage", "show what the ranks of a job use: CPU, memory, GPU", "jobs:usage", _usage, ("usage NAME",)),
+        Verb("shell", "a shell beside a process of a job that runs", "inside:shell", _shell,
+             ("shell NAME", "shell NAME --rank 1")),
+        Verb("port-forward", "hold a port of a job on a cluster open here", "inside:port_forward", _port_forward,
+             ("port-forward NAME 8080", "port-forward NAME 6006:16006 --rank 1")),
         Verb("stop", "stop a job", "jobs:stop", _stop, ("stop NAME --wait",)),
         Verb("resume", "run a failed or stopped job again, under the same run", "jobs:resume", _resume,
              ("resume NAME",)),

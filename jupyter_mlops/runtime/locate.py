@@ -28,6 +28,8 @@ from hashlib import sha256
 from .processes import alive, start_time
 
 VERSION_HEADER = "Jupyter-Mlops-Version"
+#: Holds the error as JSON where an answer has no body that its client sees.
+ERROR_HEADER = "Jupyter-Mlops-Error"
 START_TIMEOUT = 20.0
 #: Seconds after which a silent holder of the lock is named instead of waited for.
 SILENT_AFTER = 10.0

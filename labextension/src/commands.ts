@@ -293,6 +293,7 @@ export function addCommands(options: Commands.IOptions): IDisposable {
       CommandIDs.openMlflow,
       CommandIDs.openJob,
       CommandIDs.stopJob,
+      CommandIDs.openShell,
       CommandIDs.resumeJob,
       CommandIDs.openEndpoint,
       CommandIDs.setTraffic,

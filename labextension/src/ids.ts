@@ -10,6 +10,7 @@ export namespace CommandIDs {
   export const openModel = 'jupyter-mlops:open-model';
   export const openJob = 'jupyter-mlops:open-job';
   export const stopJob = 'jupyter-mlops:stop-job';
+  export const openShell = 'jupyter-mlops:open-shell';
   export const resumeJob = 'jupyter-mlops:resume-job';
   export const restoreJob = 'jupyter-mlops:restore-job';
   export const purgeJob = 'jupyter-mlops:purge-job';

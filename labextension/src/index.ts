@@ -19,6 +19,7 @@ import { CommandIDs } from './ids';
 import { WorkspaceModel } from './model';
 import { MlopsPanel } from './panel';
 import { rendererFactory } from './renderer';
+import { shellFactory } from './shellrenderer';
 import { readSettings } from './settings';
 import { createStatusItem } from './statusbar';
 import { IMlops } from './tokens';
@@ -119,6 +120,16 @@ const renderer: JupyterFrontEndPlugin<void> = {
         isReadonly: () => mlops.model.readonly,
         states: mlops.states,
         execute: (command, args) => void app.commands.execute(command, args),
+        translator
+      })
+    );
+    rendermime.addFactory(
+      shellFactory({
+        execute: (command, args) => {
+          if (app.commands.isEnabled(command, args)) {
+            void app.commands.execute(command, args);
+          }
+        },
         translator
       })
     );

@@ -1,12 +1,13 @@
 /** The commands for jobs: open, stop, resume, delete, restore, purge. */
 import { ILayoutRestorer } from '@jupyterlab/application';
 import { InputDialog, MainAreaWidget, Notification, WidgetTracker } from '@jupyterlab/apputils';
-import { refreshIcon, stopIcon } from '@jupyterlab/ui-components';
+import { refreshIcon, stopIcon, terminalIcon } from '@jupyterlab/ui-components';
 
 import type { Job } from './api';
-import { Args, CommandKit, describe } from './commandkit';
+import { Args, CommandKit, describe, text } from './commandkit';
 import { CommandIDs } from './ids';
 import { createJobWidget, JobView } from './jobview';
+import { CREATE_TERMINAL, openShell } from './shell';
 import { isTerminal } from './snapshot';
 
 /** Add the commands; tabs of jobs are restored with the page where `restorer` is given. */
@@ -94,6 +95,33 @@ export function addJobCommands(kit: CommandKit, restorer: ILayoutRestorer | null
       }
     },
     { describedBy: NAME, isEnabled: kit.writable, icon: stopIcon }
+  );
+
+  kit.add(
+    CommandIDs.openShell,
+    trans.__('Shell in a Job…'),
+    async args => {
+      const name = await choose(
+        args,
+        trans.__('A shell in which job?'),
+        trans.__('No job is running.'),
+        job => job.status.phase === 'Running'
+      );
+      if (name) {
+        await kit.attempt(trans.__('No shell was opened'), () =>
+          openShell(app.commands, name, Number(text(args, 'rank') || '0'), workspaceOf(args))
+        );
+      }
+    },
+    {
+      describedBy: describe({
+        name: trans.__('The job; asked for when it is not given'),
+        rank: trans.__('The process beside which it is; the first by default')
+      }),
+      // Without JupyterLab's terminals there is nowhere to show it.
+      isEnabled: () => kit.writable() && app.commands.hasCommand(CREATE_TERMINAL),
+      icon: terminalIcon
+    }
   );
 
   kit.add(

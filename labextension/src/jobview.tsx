@@ -56,6 +56,9 @@ export class JobView extends ReactWidget {
           readonly={this._mlops.model.readonly}
           onStop={() => this._execute(CommandIDs.stopJob, { name: this.name })}
           onResume={() => this._execute(CommandIDs.resumeJob, { name: this.name })}
+          onShell={() =>
+            this._execute(CommandIDs.openShell, { name: this.name, rank: String(job.rank) })
+          }
           onOpenMlflow={() => {
             const { runId, experimentId, title } = job.view;
             this._execute(CommandIDs.openRun, { id: runId, experiment: experimentId, name: title });

@@ -128,6 +128,13 @@ export class JobRenderer extends ReactWidget implements IRenderMime.IRenderer {
           readonly={isReadonly?.() ?? false}
           onStop={() => execute(CommandIDs.stopJob, args)}
           onResume={() => execute(CommandIDs.resumeJob, args)}
+          onShell={() =>
+            this._options.execute(CommandIDs.openShell, {
+              name: job.name,
+              workspace: job.workspace,
+              rank: String(job.rank)
+            })
+          }
           onOpenMlflow={() => {
             const { runId, experimentId, title } = job.view;
             execute(CommandIDs.openRun, { id: runId, experiment: experimentId, name: title });

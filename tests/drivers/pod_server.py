@@ -389,7 +389,8 @@ class ChildFailed(Exception):
 
 
 def _state(name: str, **state: Any) -> dict[str, Any]:
-    return {"name": name, "image": "image:1", "state": state, "restartCount": 0}
+    return {"name": name, "image": "image:1", "imageID": "", "ready": "running" in state, "state": state,
+            "restartCount": 0}
 
 
 def _free_port() -> int:

@@ -17,6 +17,8 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
+from jupyter_mlops.compute.terminal import Terminal
+
 GROUPS = {"apps": "v1", "autoscaling": "v2", "policy": "v1"}
 
 
@@ -196,6 +198,8 @@ class KubeServer:
     async def _exec(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(protocols=("v5.channel.k8s.io",), max_msg_size=0)
         await socket.prepare(request)
+        if request.query.get("tty"):
+            return await self._terminal(socket, self.command(request))
         process = await asyncio.create_subprocess_exec(
             *self.command(request), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, env={**os.environ, **self.env})
@@ -208,7 +212,9 @@ class KubeServer:
         async def feed() -> None:
             taken = 0
             async for message in socket:
-                if message.type is WSMsgType.BINARY and message.data[:1] == b"\0":
+                if message.type is WSMsgType.BINARY and message.data == b"\xff\0":
+                    process.stdin.close()  # type: ignore[union-attr]
+                elif message.type is WSMsgType.BINARY and message.data[:1] == b"\0":
                     taken += len(message.data) - 1
                     process.stdin.write(message.data[1:])  # type: ignore[union-attr]
                     await process.stdin.drain()  # type: ignore[union-attr]
@@ -221,8 +227,33 @@ class KubeServer:
         await asyncio.gather(copy(process.stdout, 1), copy(process.stderr, 2))
         code = await process.wait()
         feeding.cancel()
+        await self._exited(socket, code)
+        return socket
+
+    @staticmethod
+    async def _exited(socket: web.WebSocketResponse, code: int) -> None:
         if not socket.closed:
-            await socket.send_bytes(b"\3" + json.dumps(
-                {"status": "Success"} if code == 0 else {"status": "Failure", "message": f"exit code {code}"}).encode())
+            failed = {"status": "Failure", "reason": "NonZeroExitCode", "message": f"exit code {code}",
+                      "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]}}
+            await socket.send_bytes(b"\3" + json.dumps({"status": "Success"} if code == 0 else failed).encode())
             await socket.close()
+
+    async def _terminal(self, socket: web.WebSocketResponse, command: list[str]) -> web.WebSocketResponse:
+        """The same with a terminal, of which sizes are told on channel 4."""
+        terminal = Terminal(command, {**os.environ, **self.env})
+
+        async def feed() -> None:
+            async for message in socket:
+                if message.type is WSMsgType.BINARY and message.data[:1] == b"\0":
+                    await terminal.send(message.data[1:])
+                elif message.type is WSMsgType.BINARY and message.data[:1] == b"\4":
+                    size = json.loads(message.data[1:])
+                    await terminal.resize(size["Height"], size["Width"])
+
+        async with terminal:
+            feeding = asyncio.ensure_future(feed())
+            async for data in terminal.output():
+                await socket.send_bytes(b"\1" + data)
+            feeding.cancel()
+        await self._exited(socket, terminal.exit_code or 0)
         return socket

@@ -24,17 +24,17 @@ from ...core.resources.job import JobSpec, parse_bytes
 from ...kube import packs
 from ...kube.client import Kube
 from ...kube.errors import Absent
-from ...kube.exec import send_parcel
+from ...kube.exec import Exec, send_parcel
 from ...kube.names import ours, owner
 from ...runtime import data, jobfolder, logfile, parcel
-from ...runtime.berth import PARCEL
+from ...runtime.berth import FOLDER, PARCEL
 from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
 from ..base import NOTHING, Grant, JobRef, LogChunk, Observation
 from ..state import observation
 from . import manifests, verdict, volumes
 from .copy import Copy
 from .images import Images, comparison
-from .manifests import KEEPER, WORK, Names, Order
+from .manifests import KEEPER, MAIN, WORK, Names, Order
 from .preview import preview
 from .priority import Classes
 from .watch import Pod, PodWatch, key, node_of
@@ -456,6 +456,38 @@ class KubernetesCompute:
         if folder.stop_wish(attempt) is None:
             folder.ask_stop(attempt, grace)
         self._tell(job.name)
+
+    # -- a look inside ---------------------------------------------------------------------------------------------
+
+    def shell(self, job: JobRef, attempt: int, rank: int) -> Exec:
+        """A shell in the container of a rank, to be entered.
+
+        Raises:
+            Conflict: there is no such container now.
+        """
+        pod, folder = self._pod_of(job, attempt, rank), f"{WORK}/{FOLDER}"
+        command = [self.spec.training.python, "-m", "jupyter_mlops.runtime.shell", folder, str(attempt), str(rank)]
+        return Exec(self.kube, pod, MAIN, command, heartbeat=20.0, tty=True)
+
+    def forward(self, job: JobRef, attempt: int, rank: int, port: int) -> Exec:
+        """One connection to a port of the pod of a rank, to be entered.
+
+        Raises:
+            Conflict: there is no such pod now.
+        """
+        command = [self.spec.training.python, "-m", "jupyter_mlops.runtime.forward", str(port)]
+        return Exec(self.kube, self._pod_of(job, attempt, rank), MAIN, command, heartbeat=20.0)
+
+    def _pod_of(self, job: JobRef, attempt: int, rank: int) -> str:
+        spec = JobSpec.model_validate({**JobFolder(job.folder).spec(), "cwd": "", "interpreter": ""})
+        node = rank // spec.processes
+        for pod in self._watch.of(job.name, attempt):
+            if node_of(pod) == node:
+                if verdict.main_runs(pod):
+                    return str(pod["metadata"]["name"])
+                raise Conflict(f"rank {rank} of job {job.name} does not run: its container has not begun, or has ended",
+                               "see why: %mlops jobs " + job.name)
+        raise Conflict(f"rank {rank} of job {job.name} has no pod now", "see why: %mlops jobs " + job.name)
 
     def read_log(self, job: JobRef, attempt: int, rank: int, offset: int, limit: int) -> LogChunk:
         """Bytes of a rank's log, as far as they have come."""

@@ -1,5 +1,5 @@
 /** One job as it runs: state, progress, curves, resources and log. The same in a notebook and in a tab of its own. */
-import { launchIcon, refreshIcon, stopIcon } from '@jupyterlab/ui-components';
+import { launchIcon, refreshIcon, stopIcon, terminalIcon } from '@jupyterlab/ui-components';
 import { TranslationBundle } from '@jupyterlab/translation';
 import React, { useEffect, useId, useMemo, useState } from 'react';
 
@@ -28,6 +28,8 @@ export interface ILiveProps {
   readonly: boolean;
   onStop: () => void;
   onResume: () => void;
+  /** Open a shell beside the process whose log is shown; absent where there are no terminals. */
+  onShell?: () => void;
   onOpenMlflow: () => void;
 }
 
@@ -197,6 +199,18 @@ export function LiveView(props: ILiveProps): JSX.Element {
               <stopIcon.react tag="span" className="jp-Mlops-icon" />
               {trans.__('Stop')}
             </button>
+            {props.onShell && view.phase === 'Running' && !props.readonly && (
+              <button
+                type="button"
+                className="jp-Mlops-button"
+                title={trans.__('Open a terminal beside rank %1', job.rank)}
+                data-testid="mlops-live-shell"
+                onClick={props.onShell}
+              >
+                <terminalIcon.react tag="span" className="jp-Mlops-icon" />
+                {trans.__('Shell')}
+              </button>
+            )}
             {canResume && (
               <button
                 type="button"
