@@ -238,7 +238,7 @@ class Transport:
             socket = await (await self._client()).ws_connect(
                 URL(f"{session.api}{path}?{query}", encoded=True), headers=send, max_msg_size=0, autoping=True)
         except aiohttp.WSServerHandshakeError as error:
-            told = (error.headers or {}).get(locate.ERROR_HEADER, "")
+            told = error.headers.get(locate.ERROR_HEADER, "") if error.headers else ""
             raise error_of(error.status, told.encode() or error.message.encode()) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Unavailable("the control plane cannot be reached", "see: jupyter mlops doctor") from error

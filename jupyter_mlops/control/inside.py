@@ -30,6 +30,7 @@ class InsideHandler(websocket.WebSocketHandler, BaseHandler):  # type: ignore[mi
     """``jobs/{name}/shell?rank=`` and ``jobs/{name}/forward?rank=&port=``; for those who own the workspace."""
 
     _channel: Any = None
+    _entered: contextlib.AsyncExitStack | None = None
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Find the rank, ask whether the caller may, and connect, all before the upgrade."""
@@ -141,7 +142,7 @@ class InsideHandler(websocket.WebSocketHandler, BaseHandler):  # type: ignore[mi
             self._leave()
 
     def _leave(self) -> None:
-        entered, self._entered = getattr(self, "_entered", None), None
+        entered, self._entered = self._entered, None
         if entered is not None:
             leaving = asyncio.ensure_future(entered.aclose())
             _LEAVING.add(leaving)

@@ -1,84 +1,129 @@
-"""A look inside a rank that runs: a shell and ports, on this machine and in pods that are processes."""
+"""The way from a terminal here to a rank: command line's end, WebSocket and driver are the real ones; the rest of the
+control plane, which has no part in it, is left out."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import select
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import REPO, Plane, free_port, make_home, wait_for
+from conftest import REPO, free_port, wait_for
+from tornado import web
+from tornado.httpserver import HTTPServer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
 
-from pod_server import PodServer
+from conformance import Bench
 
 from jupyter_mlops.client.transport import Transport
-from jupyter_mlops.core.errors import Conflict, Forbidden, NotFound, ParameterError, Refused
-from jupyter_mlops.magics import commands
-from jupyter_mlops.magics.context import Context
-from jupyter_mlops.magics.parser import parse, split
+from jupyter_mlops.compute.local import LocalCompute
+from jupyter_mlops.control.inside import ROUTE, InsideHandler
+from jupyter_mlops.core.errors import Conflict, Forbidden, MlopsError, ParameterError, Refused, Unauthenticated
+from jupyter_mlops.core.identity import Identity
+from jupyter_mlops.magics import arguments
+from jupyter_mlops.magics.opener import MIME, Opener
 
-WAITING = """
-import os, socketserver, threading, time
-class Echo(socketserver.BaseRequestHandler):
-    def handle(self):
-        while data := self.request.recv(65536):
-            self.request.sendall(data.upper())
-        self.request.sendall(b"bye")
-server = socketserver.ThreadingTCPServer(("127.0.0.1", int(os.environ["PORT"])), Echo)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-open("here", "w").close()
-print("up", flush=True)
-time.sleep(120)
+WAITING = "import os, time\nopen('file', 'w').close()\nprint('up', flush=True)\ntime.sleep(120)"
+MAIN = """
+import asyncio, os, sys
+from jupyter_mlops.client import inside
+from jupyter_mlops.client.transport import Transport
+
+async def run():
+    transport = Transport(url=os.environ["TEST_URL"], token="owner")
+    try:
+        return await inside.shell(transport, "a", 0)
+    finally:
+        await transport.close()
+
+sys.exit(asyncio.run(run()))
 """
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """(plane, port of the cell on the cluster) with a job on this machine and one on a cluster, both running."""
-    server = PodServer().start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_MLOPS_KUBECONFIG", server.kubeconfig(tmp_path_factory.mktemp("kube")))
-        plane = Plane(make_home()).start().mlflow_ready()
-    plane.put("computes/gpu", {"type": "kubernetes", "namespace": "team", "context": "emulated",
-                               "training": {"image": "image:1", "hold": 10}})
-    port = free_port()
-    for name, compute in (("here", "local"), ("there", "gpu")):
-        plane.put(f"jobs/{name}", {
-            "compute": compute, "cell": {"source": WAITING}, "limits": {"grace": 1},
-            "environment_variables": {"PORT": str(port if compute == "gpu" else free_port()), "COLOUR": name}})
-    for name in ("here", "there"):
-        log = plane.home / "jobs" / name / "attempts" / "1" / "rank-0.log"
-        wait_for(lambda p=log: p.exists() and "up" in p.read_text(), 60)
-    yield plane, port
-    plane.stop()
-    server.stop()
+class Served:
+    """A job that runs, and the route that leads into it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.job = bench.cell("a", WAITING, environment_variables={"COLOUR": "teal"})
+        bench.says(self.job, "up")
+        wait_for(lambda: bench.observe(self.job).phase == "running")
+        self.phase = "Running"
+        self.audited: list[tuple] = []
+        self.port = free_port()
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/jupyter-mlops"
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._listen())
+        self._ready.set()
+        self._loop.run_forever()
+
+    async def _listen(self) -> None:
+        def identify(token: str) -> Identity:
+            if token not in ("owner", "reader"):
+                raise Unauthenticated("no")
+            return Identity(user="ann", role=token)
+
+        async def get(identity, kind, name):
+            return SimpleNamespace(name=name, spec={"compute": "local", "cell": {"source": "1"}},
+                                   status={"phase": self.phase, "attempt": 1, "reason": "because"})
+
+        async def write(work):
+            return work(SimpleNamespace(audit=lambda who, *row: self.audited.append((who.user, *row))))
+
+        plane = SimpleNamespace(
+            name="default", version="0", identify=identify, workspace=SimpleNamespace(get=get),
+            store=SimpleNamespace(write=write), driver_for=lambda compute: self.bench.driver,
+            jobs=SimpleNamespace(ref=lambda name: self.job))
+        HTTPServer(web.Application([(ROUTE, InsideHandler)], plane=plane)).listen(self.port, "127.0.0.1")
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    monkeypatch.setattr("jupyter_mlops.control.base.compatible", lambda theirs, ours: True)
+    bench = Bench(LocalCompute, tmp_path / "home")
+    served = Served(bench)
+    yield served
+    served.stop()
+    bench.close()
 
 
 class Typist:
-    """The command line in a terminal of its own."""
+    """A terminal in which a shell is asked for."""
 
-    def __init__(self, plane: Plane, *words: str) -> None:
+    def __init__(self, url: str) -> None:
         self.master, theirs = pty.openpty()
         self.size(31, 97)
         env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "MLFLOW"))}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jupyter_mlops.cli", *words], stdin=theirs, stdout=theirs, stderr=theirs,
-            env={**env, "JUPYTER_MLOPS_HOME": str(plane.home), "PYTHONPATH": str(REPO), "PS1": "$ "},
-            start_new_session=True)
+            [sys.executable, "-c", MAIN], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            env={**env, "PYTHONPATH": str(REPO), "TEST_URL": url})
         os.close(theirs)
         self.seen = ""
 
@@ -88,7 +133,7 @@ class Typist:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def sees(self, text: str, timeout: float = 30.0) -> str:
+    def sees(self, text: str, timeout: float = 60.0) -> str:
         until = time.monotonic() + timeout
         while text not in self.seen:
             assert time.monotonic() < until, self.seen
@@ -104,120 +149,77 @@ class Typist:
         os.close(self.master)
 
 
-@pytest.mark.parametrize("job", ["here", "there"])
-def test_a_shell_beside_a_rank(served, job):
-    plane, _ = served
-    typist = Typist(plane, "shell", job)
+def test_a_shell_in_a_terminal(served):
+    typist = Typist(served.url)
     try:
-        typist.sees("the job goes on")
-        typist.type("echo colour=$COLOUR rank=$RANK files=$(ls)\n")
-        assert f"colour={job}" in typist.sees("files=here\r\n")
+        typist.type("echo =$COLOUR= $(ls)\n")
+        typist.sees("=teal= file")
         typist.type("stty size\n")
         typist.sees("31 97")
         typist.size(40, 120)
         os.kill(typist.process.pid, signal.SIGWINCH)
-        time.sleep(0.5)
-        typist.type("stty size\n")
-        typist.sees("40 120")
-        # Ctrl-C is for what the shell runs, not for the command line.
-        typist.type("sleep 600; echo slept=$?\n")
-        time.sleep(0.5)
+        until = time.monotonic() + 30
+        while "40 120" not in typist.seen and time.monotonic() < until:
+            typist.type("stty size; echo told\n")
+            typist.sees("told\r\n")
+            typist.seen = typist.seen.replace("told\r\n", "")
+        typist.sees("40 120", 1)
+        # Ctrl-C is for what runs in the shell.
+        typist.type("echo begun; sleep 600\n")
+        typist.sees("begun\r\n")
         typist.type("\x03")
-        typist.type("echo alive=$((40+2))\n")
-        typist.sees("alive=42")
+        typist.type("echo pid=$$ alive=$((40+2))\n")
+        pid = int(typist.sees("alive=42").rsplit("pid=", 1)[1].split()[0])
         typist.type("exit 7\n")
-        assert typist.process.wait(20) == 7
+        assert typist.process.wait(60) == 7
+        wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 30)
     finally:
         typist.close()
-    assert plane.get(f"jobs/{job}")["status"]["phase"] == "Running", "the job goes on"
-    row = next(r for r in plane.get("audit")["items"] if r["action"] == "jobs/shell" and r["resource"] == f"jobs/{job}")
-    assert row["detail"] == {"op": "shell", "rank": 0}, row
+    assert served.audited == [("ann", "jobs/shell", "jobs/a", {"op": "shell", "rank": 0})]
+    assert served.bench.observe(served.job).phase == "running", "the job goes on"
 
 
 def test_a_terminal_that_is_closed_ends_its_shell(served):
-    plane, _ = served
-    typist = Typist(plane, "shell", "here")
-    typist.sees("the job goes on")
-    typist.type("echo pid=$$.\n")
-    seen = typist.sees(".\r\n")
-    pid = int(seen.rsplit("pid=", 1)[1].split(".")[0])
+    typist = Typist(served.url)
+    typist.type("echo pid=$$ here=$((40+2))\n")
+    pid = int(typist.sees("here=42").rsplit("pid=", 1)[1].split()[0])
     typist.close()
-    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 20)
-
-
-def test_a_port_is_forwarded(served):
-    plane, port = served
-    here = free_port()
-    typist = Typist(plane, "port-forward", "there", f"{port}:{here}")
-    try:
-        typist.sees("Ctrl-C ends it")
-        for round_ in range(2):
-            with socket.create_connection(("127.0.0.1", here), timeout=20) as s:
-                data = b"abc" * 100_000 + str(round_).encode()
-                s.sendall(data)
-                s.shutdown(socket.SHUT_WR)
-                got = b""
-                while piece := s.recv(65536):
-                    got += piece
-                assert got == data.upper() + b"bye"
-        typist.type("\x03")
-        os.kill(typist.process.pid, signal.SIGINT)
-        assert typist.process.wait(20) in (0, 130)
-    finally:
-        typist.close()
-    typist = Typist(plane, "port-forward", "there", f"{free_port()}:{free_port()}")
-    try:
-        typist.sees("Ctrl-C ends it")
-        with socket.create_connection(("127.0.0.1", int(typist.seen.split("127.0.0.1:")[1].split()[0])), 20) as s:
-            assert s.recv(10) == b""
-        typist.sees("nothing listens on port")
-    finally:
-        typist.close()
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 30)
 
 
 def test_what_is_refused(served):
-    plane, _ = served
-
-    def run(line: str):
-        return commands.run(parse(split(line), "cli"), Context("cli", where=plane.place))
-
-    async def connect(path, **params):
-        role = params.pop("role", None)
-        transport = Transport(plane.place, role=role)
+    async def connect(path: str, token: str = "owner", **params) -> None:
+        transport = Transport(url=served.url, token=token)
         try:
             async with transport.websocket(path, params):
                 pass
         finally:
             await transport.close()
 
-    with pytest.raises(Refused, match="needs a terminal"):
-        run("shell here")
-    with pytest.raises(ParameterError, match="no rank 3"):
-        run("shell here --rank 3")
-    for line in ("port-forward there 0", "port-forward there x:1", "port-forward there 1:"):
-        with pytest.raises(ParameterError, match="is not PORT"):
-            run(line)
-    plane.put("jobs/over", {"command": "true"})
-    wait_for(lambda: plane.get("jobs/over")["status"]["phase"] == "Completed", 30)
-    with pytest.raises(Conflict, match="has ended"):
-        run("shell over")
-    with pytest.raises(Conflict, match="has ended"):
-        asyncio.run(connect("/jobs/over/shell", rank=0))
-    with pytest.raises(NotFound):
-        asyncio.run(connect("/jobs/none/shell", rank=0))
-    with pytest.raises(Refused, match="need no forwarding"):
-        asyncio.run(connect("/jobs/here/forward", rank=0, port=8080))
-    with pytest.raises(ParameterError, match="rank '9'"):
-        asyncio.run(connect("/jobs/here/shell", rank=9))
-    with pytest.raises(Forbidden, match="may not jobs/shell"):
-        asyncio.run(connect("/jobs/here/shell", rank=0, role="reader"))
-    status, body = plane.call("GET", "jobs/here/shell?rank=0")[:2]
-    assert status == 400 and "WebSocket only" in json.dumps(body)
+    def refused(kind: type[MlopsError], words: str, *given, **params) -> None:
+        with pytest.raises(kind, match=words):
+            asyncio.run(connect(*given, **params))
+
+    refused(Unauthenticated, "no", "/jobs/a/shell", "stranger", rank=0)
+    refused(Forbidden, "may not jobs/shell", "/jobs/a/shell", "reader", rank=0)
+    refused(ParameterError, "rank '9' is none of 0 to 0", "/jobs/a/shell", rank=9)
+    refused(ParameterError, "port '0' is none of", "/jobs/a/forward", rank=0, port=0)
+    refused(Refused, "need no forwarding", "/jobs/a/forward", rank=0, port=8080)
+    for phase, words in (("Completed", "has ended"), ("Starting", "does not run yet .Starting: because")):
+        served.phase = phase
+        refused(Conflict, words, "/jobs/a/shell", rank=0)
+    assert not served.audited
 
 
-def test_in_a_notebook_it_says_what_to_type(served):
-    plane, _ = served
-    made = commands.run(parse(split("shell here"), "magic"), Context("magic", where=plane.place))
-    bundle = made._repr_mimebundle_()
-    assert bundle["text/plain"] == "In a terminal: jupyter mlops shell here --rank 0"
-    assert bundle["application/vnd.jupyter-mlops.shell+json"]["name"] == "here"
+def test_in_a_notebook_it_says_what_to_type():
+    bundle = Opener("digits", 1, "default")._repr_mimebundle_()
+    assert bundle["text/plain"] == "In a terminal: jupyter mlops shell digits --rank 1"
+    assert (bundle[MIME]["name"], bundle[MIME]["rank"]) == ("digits", 1)
+
+
+@pytest.mark.parametrize(("text", "ports"), [("8080", (8080, 8080)), ("80:9090", (80, 9090)), ("80:0", (80, 0))])
+def test_ports(text, ports):
+    assert arguments.ports(text) == ports
+    for wrong in ("0", "x:1", "1:", "70000", "", "1:2:3"):
+        with pytest.raises(Exception, match="is not PORT"):
+            arguments.ports(wrong)
