@@ -129,7 +129,8 @@ class Bench:
         name = f"node-{random.getrandbits(32):08x}"
         volume = {"name": "v", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
         self.kube.call("POST", self.kube.path("Pod"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-                       "spec": {"restartPolicy": "Never", "volumes": [volume], "containers": [{
+                       "spec": {"restartPolicy": "Never", "securityContext": {"runAsUser": 0},
+                                "volumes": [volume], "containers": [{
                            "name": "c", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
                            "command": ["sh", "-c", command], "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]}})
         self.wait(lambda: (self.kube.get("Pod", name) or {}).get("status", {}).get("phase") == "Succeeded", 60)

@@ -141,16 +141,18 @@ def node_folder(cluster):
 
     def on_node(what: str, command: str) -> None:
         kube.call("POST", kube.path("Pod"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": what}, "spec": {
-            "restartPolicy": "Never",
+            "restartPolicy": "Never", "securityContext": {"runAsUser": 0},
             "volumes": [{"name": "v", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}],
             "containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
                             "command": ["sh", "-c", command], "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]}})
         wait_for(lambda: (kube.get("Pod", what) or {}).get("status", {}).get("phase") == "Succeeded", 60)
 
-    on_node("make", "chown 1000:1000 /v")
-    yield name, path
-    on_node("clear", "rm -rf /v/*")
-    cluster.call("DELETE", f"/api/v1/namespaces/{name}")
+    try:
+        on_node("make", "chown 1000:1000 /v")
+        yield name, path
+        on_node("clear", "rm -rf /v/*")
+    finally:
+        cluster.call("DELETE", f"/api/v1/namespaces/{name}")
 
 
 def test_a_folder_of_the_node_keeps_them_for_the_next_job(plane, node_folder, index):
