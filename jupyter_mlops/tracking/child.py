@@ -21,8 +21,9 @@ from typing import Any
 from ..runtime import locate
 from .processes import cpu_time, is_mlflow, signal_group
 
-#: Seconds that a start may take before it counts as failed (a database upgrade on a slow disk is in it).
-START_TIMEOUT = 60.0
+#: Seconds of a start without using any processor time after which it counts as failed; and whatever it is doing: making
+#: or upgrading the database of a busy machine with a slow disk is in it.
+START_IDLE, START_TIMEOUT = 60.0, 900.0
 #: By how much the process is nicer than we are.
 NICE = 5
 #: Seconds that the child is given to end by itself.
@@ -116,9 +117,13 @@ class MlflowChild:
         return self._lean_failures < LEAN_TRIES
 
     @property
-    def _database_uri(self) -> str:
+    def _database(self) -> str:
         # Relative to the child's working folder: a "%" or "?" in a folder's name would be read as part of the address.
-        return "sqlite:///" + os.path.relpath(self.database, self.home)
+        return os.path.relpath(self.database, self.home)
+
+    @property
+    def _database_uri(self) -> str:
+        return "sqlite:///" + self._database
 
     @property
     def _artifacts_uri(self) -> str:
@@ -126,8 +131,9 @@ class MlflowChild:
 
     def _command(self) -> list[str]:
         if self.lean:
-            return [sys.executable, "-m", "jupyter_mlops.tracking.serve", self.socket]
+            return [sys.executable, "-m", "jupyter_mlops.tracking.serve", self.socket, self._database]
         return [
+            sys.executable, "-m", "jupyter_mlops.tracking.database", self._database,
             sys.executable, "-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", self._database_uri,
             "--serve-artifacts", "--artifacts-destination", self._artifacts_uri, "--default-artifact-root",
             "mlflow-artifacts:/", "--uvicorn-opts", f"--uds {self.socket} --log-level warning",
@@ -251,12 +257,15 @@ class MlflowChild:
 
     async def _await_answer(self) -> bool:
         """Whether the process answers before it ends or the time is over."""
-        until = time.monotonic() + START_TIMEOUT
-        while time.monotonic() < until:
+        begun = moved = time.monotonic()
+        used: float | None = None
+        while (now := time.monotonic()) < min(begun + START_TIMEOUT, moved + START_IDLE):
             if self._process is None or self._process.poll() is not None:
                 return False
             if await self._answers():
                 return True
+            if (spent := cpu_time(self._process.pid)) != used:
+                used, moved = spent, now
             await asyncio.sleep(0.02)
         return False
 

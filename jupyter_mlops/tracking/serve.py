@@ -1,7 +1,7 @@
 """The MLflow child's own process: one lean uvicorn with MLflow's app on a unix socket.
 
-Started by :mod:`jupyter_mlops.tracking.child` as ``python -m jupyter_mlops.tracking.serve SOCKET``. Ends with SIGTERM,
-and by itself when its standard input closes, which is when its control plane is gone.
+Started by :mod:`jupyter_mlops.tracking.child` as ``python -m jupyter_mlops.tracking.serve SOCKET DATABASE``. Ends with
+SIGTERM, and by itself when its standard input closes, which is when its control plane is gone.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def watch_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(path: str) -> int:
-    """Serve on the unix socket at ``path`` until told to stop."""
+def main(path: str, database: str) -> int:
+    """Serve on the unix socket at ``path`` until told to stop; ``database``: its file, see :mod:`.database`."""
     os.umask(0o077)
     threading.Thread(target=watch_parent, daemon=True).start()
     # Python's own answer until uvicorn sets its own: an end during the imports is silent too.
@@ -37,7 +37,10 @@ def main(path: str) -> int:
     import uvicorn  # MLflow looks whether it is imported
     from mlflow.server import fastapi_app, handlers
 
-    # Opens and, where needed, makes or upgrades the database before anybody is answered.
+    from . import database as file
+
+    file.prepare(database)
+    # Opens the database before anybody is answered.
     handlers._get_tracking_store()
     handlers._get_model_registry_store()
     try:
@@ -55,4 +58,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

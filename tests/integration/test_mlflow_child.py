@@ -142,7 +142,8 @@ async def test_a_failing_start_is_told_and_tried_otherwise(make, folders, monkey
     assert child.state == "failed"
     assert "no luck" in child.message and "mlflow.log" in child.message
     assert "not a database" in Path(child.log_path).read_text()
-    assert [c[1:3] for c in commands[:3]] == [["-m", "jupyter_mlops.tracking.serve"]] + [["-m", "mlflow"]] * 2
+    assert [c[1:3] for c in commands[:3]] == [["-m", "jupyter_mlops.tracking.serve"]] + [
+        ["-m", "jupyter_mlops.tracking.database"]] * 2
     assert not await child.ready(0.1)
 
 
