@@ -46,13 +46,13 @@ async def make(folders):
 
 
 async def test_a_killed_child_comes_back_with_everything(make, folders, monkeypatch):
-    monkeypatch.setattr("jupyter_mlops.tracking.api.WAIT", 60.0)  # a busy machine takes longer than a user would
+    monkeypatch.setattr("jupyter_mlops.tracking.api.WAIT", 240.0)  # a busy machine takes longer than a user would
     home, _ = folders
     states = []
     child = make(lambda c: states.append(c.state))
     child.spawn()
     await child.start()
-    assert await child.ready(60)
+    assert await child.ready(240)
     api = MlflowApi(child)
     try:
         made = await api.post("experiments/create", name="kept")
@@ -152,7 +152,7 @@ async def test_mlflows_own_command_serves_too(make, folders):
     child = make()
     child._lean_failures = module.LEAN_TRIES
     await child.start()
-    assert await child.ready(60), Path(child.log_path).read_text()
+    assert await child.ready(240), Path(child.log_path).read_text()
     api = MlflowApi(child)
     try:
         assert (await api.get("experiments/get", experiment_id="0"))["experiment"]["artifact_location"] == (
@@ -220,7 +220,7 @@ async def test_a_busy_child_is_not_taken_for_a_frozen_one(folders):
     child = _Impatient(*folders)
     try:
         await child.start()
-        assert await child.ready(30)
+        assert await child.ready(240)
         first = child.pid
         answered = home / "answered"
         await _until(lambda: answered.exists() and len(answered.read_text()) > 3)
@@ -233,7 +233,7 @@ async def test_a_busy_child_is_not_taken_for_a_frozen_one(folders):
 
 
 async def _until(what):
-    deadline = asyncio.get_running_loop().time() + 40
+    deadline = asyncio.get_running_loop().time() + 120
     for _ in iter(what, True):
         assert asyncio.get_running_loop().time() < deadline, what
         await asyncio.sleep(0.02)

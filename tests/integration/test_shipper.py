@@ -295,7 +295,7 @@ async def test_mlflow_is_killed_and_frozen_in_the_middle():
     child = _Quick(home, sockets)
     try:
         await child.start()
-        assert await child.ready(60)
+        assert await child.ready(240)
         async with shipping(child, home, "frozen") as (views, shipper, job):
             writer = job.writer()
             for step in range(8000):
