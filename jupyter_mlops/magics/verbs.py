@@ -114,7 +114,7 @@ def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE", help="environment of the job")
     p.add_argument("--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a tag of its run")
     p.add_argument("--input", action="append", type=named_input, default=[], metavar="NAME=PATH",
-                   help="files that it reads as inputs[\"NAME\"]: a path, s3://, https://, runs:/, claim://CLAIM/PATH; "
+                   help="files that it reads as inputs[\"NAME\"]: a path, s3://, https://, claim://CLAIM/PATH; "
                         "NAME:MODE=PATH says how (download, ro_mount, direct)")
     p.add_argument("--output", action="append", type=named_output, default=[], metavar="NAME[=PATH]",
                    help="a folder that it writes to as outputs[\"NAME\"] (default: outputs/NAME, which comes back)")

@@ -27,7 +27,7 @@ def spec(**given):
     ({"path": "claim://data/x", "mode": "direct"}, "a claim has no URL"),
     ({"path": "data/x.csv"}, "'data/x.csv' must be an absolute path, or a URL"),
     ({"path": "https://ann:secret@host/x"}, "a password does not belong into a URL"),
-    ({"path": "runs:/1/x", "mode": "direct"}, "runs:/1/x is copied out of MLflow"),
+    ({"path": "runs:/1/x"}, "runs:/1/x: what MLflow keeps is no input yet"),
     ({"path": "/x", "mode": "eval_mount"}, "Input should be"),
 ])
 def test_what_is_wrong_with_an_input_is_said(given, words):
@@ -39,12 +39,12 @@ def test_what_is_wrong_with_an_input_is_said(given, words):
 
 def test_modes_and_places():
     given = {"a": {"path": "claim://data/x"}, "b": {"path": "/x"}, "c": {"path": "s3://b/x"},
-             "d": {"path": "models:/m/1"}, "e": {"path": "file:///x%20y"}, "n": 3, "t": "s3://text", "yes": True}
+             "e": {"path": "file:///x%20y"}, "n": 3, "t": "s3://text", "yes": True}
     job = spec(inputs=given)
     assert job.inputs["n"] == 3 and job.inputs["yes"] is True and job.inputs["t"] == "s3://text"
-    assert sorted(job.files) == ["a", "b", "c", "d", "e"] and job.files["a"].claim == "data"
+    assert sorted(job.files) == ["a", "b", "c", "e"] and job.files["a"].claim == "data"
     assert {n: data.mode(i.model_dump()) for n, i in job.files.items()} == {
-        "a": "ro_mount", "b": "direct", "c": "download", "d": "download", "e": "direct"}
+        "a": "ro_mount", "b": "direct", "c": "download", "e": "direct"}
     assert data.local("file:///x%20y") == "/x y" and data.claim("claim://data/./a//b") == ("data", "a/b")
     assert data.shown("s3://b/x?X-Amz-Signature=1") == "s3://b/x" and data.shown("/x?y") == "/x?y"
     for bad in ({"a-b": 1}, {"1": 1}):
