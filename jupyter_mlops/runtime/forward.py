@@ -10,6 +10,16 @@ import sys
 import threading
 
 PIECE = 65536
+#: Seconds for which input that nobody wants is taken.
+DRAIN = 2.0
+
+
+def _drain():
+    try:
+        while os.read(0, PIECE):
+            pass
+    except OSError:
+        pass
 
 
 def main(arguments):
@@ -18,6 +28,11 @@ def main(arguments):
         there = socket.create_connection(("127.0.0.1", int(arguments[0])), timeout=10)
     except OSError as error:
         sys.stderr.write("nothing listens on port %s there: %s\n" % (arguments[0], error.strerror or error))
+        sys.stderr.flush()
+        # What is on its way must be taken: a kubelet tells no end while input waits.
+        draining = threading.Thread(target=_drain, daemon=True)
+        draining.start()
+        draining.join(DRAIN)
         return 1
     there.settimeout(None)
 

@@ -481,6 +481,8 @@ class KubernetesCompute:
     def _pod_of(self, job: JobRef, attempt: int, rank: int) -> str:
         spec = JobSpec.model_validate({**JobFolder(job.folder).spec(), "cwd": "", "interpreter": ""})
         node = rank // spec.processes
+        if JobFolder(job.folder).attempt(attempt).state().get("phase") in TERMINAL:
+            raise Conflict(f"rank {rank} of job {job.name} has ended", "its log: %mlops logs " + job.name)
         for pod in self._watch.of(job.name, attempt):
             if node_of(pod) == node:
                 if verdict.main_runs(pod):
