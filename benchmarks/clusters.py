@@ -62,12 +62,12 @@ class Bench:
         self.plane.put(f"jobs/{name}", {"compute": "gpu", "cell": {"source": source}, "resources": resources})
         return name
 
-    def wait(self, what, timeout: float = 300.0):
+    def wait(self, what, timeout: float = 300.0, pause: float = 0.01):
         until = time.monotonic() + timeout
         while not (value := what()):
             if time.monotonic() > until:
                 raise SystemExit("it takes too long")
-            time.sleep(0.01)
+            time.sleep(pause)
         return value
 
     def ended(self, name: str) -> dict:
@@ -75,7 +75,7 @@ class Bench:
             status = self.plane.get(f"jobs/{name}")["status"]
             return status["phase"] in ("Completed", "Failed", "Canceled") and status
 
-        status = self.wait(look)
+        status = self.wait(look, pause=0.1)  # asking costs the control plane time of its own
         if status["phase"] != "Completed":
             raise SystemExit(f"{name}: {status['phase']}: {status['reason']}")
         return status

@@ -58,6 +58,12 @@ def unix_session(path: str, read_timeout: float = 300.0) -> aiohttp.ClientSessio
     return _session(aiohttp.UnixConnector(path=path, force_close=True, limit=0), read_timeout)
 
 
+def kept_session(path: str, read_timeout: float) -> aiohttp.ClientSession:
+    """As :func:`unix_session`, with connections that are used again: only for requests that may be repeated, since one
+    may turn out to be stale."""
+    return _session(aiohttp.UnixConnector(path=path, keepalive_timeout=20.0), read_timeout)
+
+
 def tcp_session(read_timeout: float = 300.0) -> aiohttp.ClientSession:
     """A client session for an upstream on TCP; no proxy, no cookies, no decompression."""
     return _session(aiohttp.TCPConnector(force_close=True, limit=0), read_timeout)

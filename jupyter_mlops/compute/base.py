@@ -118,7 +118,9 @@ class ComputeDriver(Protocol):
     def subscribe(self, changed: Callable[[str], None]) -> None:
         """Have ``changed(job name)`` called, from any thread, when an attempt may have moved on.
 
-        A hint that saves waiting: the control plane observes every active job twice a second anyway.
+        A hint that saves waiting: the control plane observes every active job twice a second anyway, and one that
+        simply runs every few seconds. A driver that tells of all that moves an attempt on may say in an attribute
+        ``calm`` that less is enough, in seconds.
         """
 
     def start(self, job: JobRef, attempt: int, env: dict[str, str], grant: Grant = NOTHING) -> None:

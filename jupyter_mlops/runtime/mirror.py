@@ -19,6 +19,9 @@ Files that only grow (logs, journals, samples) are told from where the copy ends
 samples do that are thinned; all others are told anew, as a whole, when size or time of change differ. Small ones first,
 so that a large output holds up no metric. What a job leaves in ``outputs/`` is told when nobody has written to it for a
 while. A connection that breaks is made again and goes on.
+
+What comes after a silence is told at once, and so are all files but those that grow. What grows slowly and steadily is
+told together every ``PACE`` seconds: each time costs the copy's side, which may have hundreds of us.
 """
 
 import json
@@ -34,9 +37,15 @@ import zlib
 from . import jobfolder, logfile
 
 HEAD = struct.Struct(">II")
-PIECE = 256 * 1024
+PIECE = 1024 * 1024
 #: Frames that may be on their way without an answer.
 WINDOW = 16
+#: Seconds between tellings of what grows slowly and steadily: of what a lost node had logged, no more is missing.
+PACE = 1.7
+#: Seconds between tellings of samples of what the ranks use.
+PACE_USAGE = 6.0
+#: Bytes of growth that wait for nothing.
+BURST = 64 * 1024
 #: Seconds between looks at what changes all the time, and at everything.
 LOOK, LOOK_ALL = 0.15, 1.0
 #: Seconds without a change after which a file of the user's counts as written.
@@ -77,6 +86,9 @@ class Mirror:
         self.closed = False
         self._state = b""
         self._ended_before = False  # whether the attempt had ended when the files to tell were looked for
+        self._even = None  # whether the other side knows that everything, and everything for good, was told
+        self._told = self._whole = 0.0  # when something was told last, and when everything was looked at
+        self._sampled = 0.0  # when samples were told last
 
     # -- what is asked
 
@@ -98,6 +110,7 @@ class Mirror:
             elif word.get("done"):
                 jobfolder.write_file(os.path.join(self.job.path, DRAINED), b"")
                 self._write({"bye": True})
+                self._flush()
                 break
         with self.changed:
             self.closed = True
@@ -107,33 +120,39 @@ class Mirror:
 
     def run(self):
         """Until the other side hangs up."""
-        everything = 0.0
-        even = None
         while not self.closed:
-            ended = self._ended_before = self._ended()
-            now = time.monotonic()
-            whole = ended or now - everything >= LOOK_ALL
-            if whole:
-                everything = now
-            before = self.sent
-            for path in self._changed(whole, ended):
-                self._tell(path)
-                if self.closed:
-                    return
-            if self.sent != before or even is None or (ended and not even):
-                even = ended
-                self._frame({"even": True, "ended": ended})
+            self.look()
             with self.changed:
                 if not self.closed:
                     self.changed.wait(LOOK)
+
+    def look(self):
+        """Tell what there is to tell by now."""
+        ended = self._ended_before = self._ended()
+        now = time.monotonic()
+        whole = ended or now - self._whole >= LOOK_ALL
+        if whole:
+            self._whole = now
+        paths, urgent = self._changed(whole, ended)
+        if paths and (urgent or ended or now - self._told >= PACE):
+            for path in paths:
+                self._tell(path)
+                if self.closed:
+                    return
+            self._told = time.monotonic()
+        if self._even is None or (ended and not self._even):
+            self._even = ended
+            self._frame({"even": True, "ended": ended})
+        self._flush()
 
     def _ended(self):
         return (self.attempt.state().get("phase") in jobfolder.TERMINAL
                 or os.path.exists(os.path.join(self.job.path, ENDING)))
 
     def _changed(self, whole, ended):
-        """Paths below the folder that the copy lacks, small and important ones first."""
+        """Paths below the folder that the copy lacks, small and important ones first; and whether they are urgent."""
         found = []
+        urgent, growth = False, 0
         tops = [os.path.join("attempts", str(self.attempt.number)), "journal"]
         if whole:
             tops = [name for name in _listing(self.job.path) if name not in _OURS]
@@ -146,10 +165,16 @@ class Mirror:
                     continue
                 if path.endswith("/state.json") and self._not_yet(path):
                     continue
+                if not grows(path):
+                    urgent = True
+                elif not path.endswith("/usage.jsonl"):
+                    growth += info.st_size - known[0] if known else BURST
+                elif not ended and time.monotonic() - self._sampled < PACE_USAGE:
+                    continue
                 found.append((path.split("/", 1)[0] in _FREE, not grows(path), info.st_size, path))
         # The state last among its like: who reads it finds what it speaks of.
         found.sort(key=lambda f: (f[0], f[3].endswith("/state.json"), f[2]))
-        return [f[3] for f in found]
+        return [f[3] for f in found], urgent or growth >= BURST
 
     def _files(self, top):
         """(path, its stat) of all plain files; an entry of the spool only when it is whole."""
@@ -190,6 +215,8 @@ class Mirror:
         return False
 
     def _tell(self, path):
+        if path.endswith("/usage.jsonl"):
+            self._sampled = time.monotonic()
         full = os.path.join(self.job.path, path)
         try:
             fd = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -226,6 +253,8 @@ class Mirror:
             os.close(fd)
 
     def _frame(self, header, data=b""):
+        if self.sent - self.got >= WINDOW:
+            self._flush()
         with self.changed:
             while self.sent - self.got >= WINDOW and not self.closed:
                 self.changed.wait()
@@ -238,7 +267,12 @@ class Mirror:
         head = json.dumps(header).encode()
         with self.writing:
             self.out.write(HEAD.pack(len(head), len(data)) + head)
-            self.out.write(data)
+            if data:
+                self.out.write(data)
+
+    def _flush(self):
+        """Send what was written; many small frames go together."""
+        with self.writing:
             self.out.flush()
 
 

@@ -19,7 +19,7 @@ from ..core.errors import (
     ParameterError,
     Unavailable,
 )
-from ..streaming import unix_session
+from ..streaming import kept_session, unix_session
 from .child import MlflowChild
 
 #: Seconds that a call waits for a child that is starting again.
@@ -85,6 +85,14 @@ class MlflowApi:
         self.child = child
         self._session: aiohttp.ClientSession | None = None
         self._streams: aiohttp.ClientSession | None = None
+        self._kept: aiohttp.ClientSession | None = None
+
+    @property
+    def kept(self) -> aiohttp.ClientSession:
+        """For many short calls that may be repeated: connections stay open."""
+        if self._kept is None:
+            self._kept = kept_session(self.child.socket, READ_TIMEOUT)
+        return self._kept
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -102,10 +110,10 @@ class MlflowApi:
 
     async def close(self) -> None:
         """Close the connections."""
-        for session in (self._session, self._streams):
+        for session in (self._session, self._streams, self._kept):
             if session is not None:
                 await session.close()
-        self._session = self._streams = None
+        self._session = self._streams = self._kept = None
 
     async def ready(self) -> None:
         """Return when the child answers.
@@ -118,11 +126,13 @@ class MlflowApi:
 
     async def call(
         self, method: str, path: str, *, query: str = "", params: Any = None, body: Any = None, data: Any = None,
+        keep: bool = False,
     ) -> tuple[int, bytes]:
         """One request: (status, body of the answer). ``path`` is percent-encoded, ``body`` becomes JSON.
 
         Args:
             data: instead of ``body``: JSON as bytes, or another source of bytes that aiohttp knows, sent as it is.
+            keep: over a connection that was used before: the caller repeats what got no answer.
 
         Raises:
             Unavailable: the child is not there.
@@ -138,6 +148,8 @@ class MlflowApi:
         if params:
             url = url.extend_query(params)
         session = self.session if data is None or isinstance(data, bytes) else self.streams
+        if keep:
+            session = self.kept
         until = asyncio.get_running_loop().time() + WAIT
         try:
             while True:

@@ -209,7 +209,7 @@ class Journals:
         return group
 
 
-def journal_size(path: Path) -> int:
+def journal_size(path: Path | str) -> int:
     """Bytes of a journal; 0 when there is none, or something else of that name."""
     try:
         found = os.lstat(path)
@@ -218,7 +218,7 @@ def journal_size(path: Path) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
-def sort_journals(folder: Path) -> dict[int, list[str]]:
+def sort_journals(folder: Path | str) -> dict[int, list[str]]:
     """attempt → names of its journals, sorted; empty when there are none."""
     found: dict[int, list[str]] = {}
     try:

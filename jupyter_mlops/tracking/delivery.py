@@ -110,17 +110,19 @@ class Sender:
 
     # -- one request -------------------------------------------------------------------------------------------------
 
-    async def post(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+    async def post(self, method: str, path: str, body: Any = None, keep: bool = False) -> tuple[int, bytes]:
         """A call to MLflow that is repeated until it is answered; (status, body): accepted, or refused (>= 400).
 
-        ``body`` is bytes of JSON, what a file's bytes are made of, or a function that gives such a source anew.
+        ``body`` is bytes of JSON, what a file's bytes are made of, or a function that gives such a source anew;
+        ``keep``: see :meth:`MlflowApi.call`.
         """
         pause, inner = FIRST_PAUSE, 0
         while True:
             try:
                 # What is streamed takes its time, and no turn from the others.
                 async with contextlib.nullcontext() if callable(body) else self._turn:
-                    status, answer = await self.api.call(method, path, data=body() if callable(body) else body)
+                    status, answer = await self.api.call(
+                        method, path, data=body() if callable(body) else body, keep=keep)
             except (Unavailable, BackendUnreachable, BackendTimeout) as e:
                 self._waiting(f"MLflow is away: {e.message}")
             else:
@@ -161,7 +163,7 @@ class Sender:
             tally.rejected += count
             tally.message = e.message
             return
-        status, answer = await self.post("POST", API + "runs/log-batch", data)
+        status, answer = await self.post("POST", API + "runs/log-batch", data, keep=True)
         if status < 300:
             tally.delivered += count
             return

@@ -36,6 +36,9 @@ QUICK, SLOW = 0.2, 0.5
 #: trains. What is more than ``BURST`` bytes, or the first for a while, goes at once.
 STEADY = 2.0
 BURST = 32 * 1024
+#: Seconds that each of the jobs which log steadily adds to the time between its deliveries, once that is more than
+#: ``STEADY``: what a hundred of them cost together is bounded. Of a hundred, each is delivered every 6 s.
+SHARE = 0.06
 #: Seconds between two writes of ``delivery.json`` while records flow.
 SAVE = 0.5
 #: Seconds that :meth:`Shipper.drain` waits before it says that it is not done.
@@ -116,6 +119,7 @@ class _Job:
         self.name = name
         self.run_id = run_id
         self.folder = JobFolder(folder)
+        self._journal, self._spool = self.folder.journal, self.folder.spool
         self.progress = Progress(self.folder.delivery_path, run_id)
         self.sizes: dict[str, int] = {}
         #: The journals could not be looked at.
@@ -151,12 +155,21 @@ class _Job:
 
     def look(self) -> None:
         """Take the sizes of the journals and the entries of the spool; in a worker thread."""
-        folder = Path(self.folder.journal)
+        folder = self._journal
         self.hidden = True  # until all of it was seen
-        self.sizes = {name: journal_size(folder / name) for names in sort_journals(folder).values() for name in names}
+        names = [name for names in sort_journals(folder).values() for name in names]
+        self.sizes = {name: journal_size(os.path.join(folder, name)) for name in names}
         self.hidden = False
-        self.spooled = spools.entries(Path(self.folder.spool))
-        self.spooled_bytes = spools.size(Path(self.folder.spool), self.spooled)
+        self.spooled, self.spooled_bytes = [], 0
+        if os.path.exists(self._spool):  # most jobs have none
+            self.spooled = spools.entries(Path(self._spool))
+            self.spooled_bytes = spools.size(Path(self._spool), self.spooled)
+
+    def settle(self) -> None:
+        """Keep how far it has come, and look again; in a worker thread."""
+        if self.progress.unsaved:
+            self.progress.save()
+        self.look()
 
     def tell(self) -> None:
         """Wake whoever waits for a change."""
@@ -179,6 +192,7 @@ class Shipper:
         self._turn = asyncio.Semaphore(WIDTH)
         self._scope = JobScope(api)
         self._kick = asyncio.Event()
+        self._steady = STEADY
         self._loop_task: asyncio.Task[None] | None = None
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -294,6 +308,7 @@ class Shipper:
                     await self._in_thread(_look_at, due)
             except Exception:
                 log.exception("looking at journals failed")
+            steady = self._steady = max(STEADY, SHARE * sum(1 for j in self._jobs.values() if j.flow))
             for job in due:
                 if job.empty and not job.final:
                     job.pause = min(job.pause * 1.2, SLOW)
@@ -301,7 +316,7 @@ class Shipper:
                     if now > job.held_until + STEADY:
                         job.flow = 0.0
                 elif now < job.held_until and job.pending < BURST and not job.final:
-                    job.due = now + 2 * SLOW
+                    job.due = min(now + max(2 * SLOW, steady / 2), max(job.held_until, now + QUICK))
                 elif job.task is None:
                     job.task = asyncio.create_task(self._deliver(job), name=f"deliver-{job.name}")
             await _wait(self._kick, QUICK)
@@ -314,7 +329,7 @@ class Shipper:
         try:
             final = job.final
             await self._pass(job, final)
-            await self._in_thread(job.look)
+            await self._in_thread(job.settle)
             if job.final and final and job.empty:
                 if job.progress.unsaved or job.progress.offsets:
                     await self._in_thread(job.progress.save, True)
@@ -329,7 +344,7 @@ class Shipper:
             took = time.monotonic() - began
             if job.progress.counts != before:
                 job.pause = QUICK
-                job.flow = min(job.flow * 3 or QUICK, STEADY)
+                job.flow = min(job.flow * 3 or QUICK, self._steady)
                 job.held_until = began + job.flow
                 if self._on_change is not None and not job.done:
                     self._on_change(job.name)
@@ -337,6 +352,8 @@ class Shipper:
                 job.pause = min(job.pause * 1.2, SLOW)
             # A job that logs little but steadily costs MLflow a small part of its time only.
             job.due = time.monotonic() + (pause or max(job.pause, min(5 * took, SLOW)))
+            if job.flow >= STEADY and job.empty:  # more comes, but a look costs something too
+                job.due = max(job.due, min(began + max(2 * SLOW, self._steady / 2), job.held_until))
             if job.final and not job.done and not pause:
                 job.due = 0.0
             job.task = None
@@ -354,6 +371,9 @@ class Shipper:
 
         spooler = Spooler(sender, Path(job.folder.spool), job.run_id, progress.models, save)
         sender.resolve = spooler.resolve
+        if not job.spooled:  # what comes meanwhile is seen by the look after this
+            await self._journals(job, sender, final)
+            return
         # Large files do not keep the metrics that are logged meanwhile waiting.
         spooled = asyncio.create_task(self._spool(job, spooler))
         try:
@@ -366,8 +386,6 @@ class Shipper:
         finally:
             spooled.cancel()
             await asyncio.gather(spooled, return_exceptions=True)
-        if progress.unsaved:
-            await self._in_thread(progress.save)
 
     async def _spool(self, job: _Job, spooler: Spooler) -> None:
         tally = Tally()
@@ -382,7 +400,6 @@ class Shipper:
         journals, job.journals = job.journals, None
         if journals is None:
             journals = Journals(Path(job.folder.journal), job.run_id, progress.offsets, progress.resume)
-        # The next group is read and encoded while MLflow works on this one.
         ahead = self._in_thread(journals.next, final)
         try:
             while True:
@@ -390,6 +407,12 @@ class Shipper:
                 if group is None:
                     job.journals = journals
                     return
+                if not final and job.sizes == {group.name: group.offset}:  # the few points of a job that logs little
+                    progress.take(group, await sender.group(group))
+                    job.journals = journals
+                    job.tell()
+                    return
+                # The next group is read and encoded while MLflow works on this one.
                 ahead = self._in_thread(journals.next, final)
                 progress.take(group, await sender.group(group))
                 if time.monotonic() - progress.saved > SAVE:

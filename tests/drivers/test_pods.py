@@ -97,6 +97,42 @@ def test_nothing_is_left_on_the_cluster(bench, server):
     assert made and not any("/pods" in path and not path.endswith("/exec") for path in made), "pods are the cluster's"
 
 
+def test_what_could_not_be_removed_is_tried_again(bench, server, tmp_path, monkeypatch):
+    """Until it succeeds, by a later control plane too, and never what somebody else made under the name."""
+    monkeypatch.setattr("jupyter_mlops.compute.kubernetes.leftovers.RETRY", 0.1)
+    made, kept = [], tmp_path / "leftovers" / "gpu.json"
+
+    def driver():
+        spec, config = bench.driver.spec, bench.driver.kube.kubeconfig
+        made.append(KubernetesCompute("w", "gpu", spec, config, leftovers=kept))
+        bench.drivers.append(made[-1])
+        return made[-1]
+
+    tries = []
+
+    def refuse(request):
+        if request.method == "DELETE" and "/jobs/" in request.path:
+            tries.append(request.path)
+            return status(500, "not now", "InternalError")
+        return None
+
+    server.fault = refuse
+    first = driver()
+    for name in ("a", "b"):
+        job = bench.job(name, cell={"source": "print(1)"})
+        first.start(job, 1, {})
+        wait_for(lambda j=job: first.observe(j, 1).phase == "completed")
+    wait_for(lambda: len(tries) > 5)  # two by those who looked; the others by itself, nobody asks any more
+    first.close()
+    assert len(json.loads(kept.read_text())["jobs"]) == 2 and len(server.of("jobs")) == 2
+    server.of("jobs")[0]["metadata"]["uid"] = "of somebody else"
+    server.fault = None
+    driver().tidy()  # the next control plane
+    wait_for(lambda: not kept.exists(), 20)
+    assert [j["metadata"]["uid"] for j in server.of("jobs")] == ["of somebody else"]
+    assert not made[-1]._leftovers
+
+
 def test_the_api_is_away_for_a_while(bench, server):
     job = bench.cell("a", STEPS.format(n=40, pause=0.05))
     bench.says(job, "step 3")

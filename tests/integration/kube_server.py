@@ -171,6 +171,9 @@ class KubeServer:
         if there is None:
             return status(404, f'{plural} "{name}" not found', "NotFound")
         if request.method == "DELETE":
+            wanted = (json.loads(await request.read() or b"{}").get("preconditions") or {}).get("uid")
+            if wanted and wanted != there["metadata"]["uid"]:
+                return status(409, "the UID in the precondition does not match", "Conflict")
             del self.objects[plural, name]
             self._collect()
         return web.json_response(there)

@@ -93,9 +93,23 @@ def files(folder):
     return found
 
 
+async def run(copy):
+    """As a driver does it."""
+    async def ask():
+        while True:
+            await copy.ask()
+            await asyncio.sleep(0.05)
+
+    asking = asyncio.ensure_future(ask())
+    try:
+        await copy.run()
+    finally:
+        asking.cancel()
+
+
 async def finish(copy, timeout=60):
     async with asyncio.timeout(timeout):
-        await copy.run()
+        await run(copy)
 
 
 async def test_everything_comes_and_then_the_pod_may_go(pair):
@@ -256,18 +270,18 @@ async def test_a_long_log_has_its_hole_here_too(pair):
     "attempts/2/rank-0.log", "attempts/1", "inputs/payload.pkl",
     "outputs//x", "outputs/./x", "outputs/a\0b", "", "code/cell.py", "stop",
 ])
-def test_a_hostile_pod_reaches_nothing_else(pair, path):
+async def test_a_hostile_pod_reaches_nothing_else(pair, path):
     there, here = pair
     copy = copier(there, here)
     assert copy.place(path) is None
-    copy._take({"file": path, "at": 0, "size": 1, "mtime": 0, "crc": 0x8CDC1683}, b"x")
+    await copy._take({"file": path, "at": 0, "size": 1, "mtime": 0, "crc": 0x8CDC1683}, b"x")
     assert not files(here)
 
 
-def test_a_damaged_piece_is_refused(pair):
+async def test_a_damaged_piece_is_refused(pair):
     there, here = pair
     with pytest.raises(ValueError, match="damaged"):
-        copier(there, here)._take({"file": "outputs/x", "at": 0, "size": 1, "mtime": 0, "crc": 1}, b"x")
+        await copier(there, here)._take({"file": "outputs/x", "at": 0, "size": 1, "mtime": 0, "crc": 1}, b"x")
 
 
 async def test_a_pod_that_ends_without_a_word(pair):
@@ -298,3 +312,95 @@ async def test_a_heartbeat_alone_is_not_worth_a_frame(pair):
         await task
     with open(place) as f:
         assert json.load(f)["phase"] == "failed"
+
+
+async def test_what_grows_slowly_is_told_together_and_what_matters_at_once(pair, monkeypatch):
+    """Steps of the mirror by hand: what is told at which time, by a clock of the test's."""
+    there, _ = pair
+    frames = []
+    clock = [100.0]
+    monkeypatch.setattr(mirror.time, "monotonic", lambda: clock[0])
+
+    class Out:
+        def write(self, data):
+            frames.append(data)
+
+        def flush(self):
+            pass
+
+    told = mirror.Mirror(there.path, 1, Out())
+    attempt = there.attempt(1)
+
+    def step(seconds=0.1):
+        """Paths that one look tells."""
+        clock[0] += seconds
+        told.got = told.sent
+        before = len(frames)
+        told.look()
+        return [json.loads(f[8:])["file"] for f in frames[before:] if f[8:9] == b"{" and b'"file"' in f]
+
+    def grow(path, data=b"x" * 40):
+        with open(path, "ab") as f:
+            f.write(data)
+
+    journal, log = there.journal_path(1, 0), attempt.log_path(0)
+    assert step() == []
+    grow(journal)
+    assert step() == ["journal/1-0.bin"], "the first for a while"
+    for _ in range(3):
+        grow(journal)
+        assert step() == [], "what follows is gathered"
+    grow(attempt.usage_path)
+    assert step(mirror.PACE) == ["attempts/1/usage.jsonl", "journal/1-0.bin"]
+    grow(attempt.usage_path)
+    grow(journal)
+    assert step(mirror.PACE) == ["journal/1-0.bin"], "samples do not matter much"
+    grow(log)
+    assert step() == ["attempts/1/rank-0.log"], "a first line"
+    grow(journal)
+    attempt.write_state({"phase": "running", "ranks": []})
+    assert step() == ["journal/1-0.bin", "attempts/1/state.json"], "a change of state takes along what there is"
+    grow(journal, b"x" * mirror.BURST)
+    assert step() == ["journal/1-0.bin"], "much waits for nothing"
+    assert step(mirror.PACE_USAGE) == ["attempts/1/usage.jsonl"]
+    grow(attempt.usage_path)
+    assert step(mirror.PACE_USAGE / 2) == []
+    grow(journal)
+    step(mirror.PACE)
+    grow(journal)
+    end(there)
+    found = step()
+    assert sorted(found) == ["attempts/1/state.json", "attempts/1/usage.jsonl", "journal/1-0.bin"], "nothing waits now"
+    assert found[-1] == "attempts/1/state.json"
+
+
+async def test_samples_that_were_thinned_out_are_the_same_here(pair):
+    there, here = pair
+    path, mine = there.attempt(1).usage_path, here.attempt(1).usage_path
+    with open(path, "w") as f:
+        f.write("a" * 1000)
+    copy = copier(there, here)
+    task = asyncio.ensure_future(finish(copy))
+    await until(lambda: os.path.exists(mine) and os.path.getsize(mine) == 1000)
+    with open(path, "w") as f:
+        f.write("b" * 10)
+    end(there)
+    await task
+    with open(mine) as f:
+        assert f.read() == "b" * 10
+
+
+async def test_data_alone_moves_no_attempt_on(pair):
+    there, here = pair
+    told = []
+    copy = Copy([], "python3", there.path, 0, here.path, 1, lambda: told.append(1))
+    task = asyncio.ensure_future(finish(copy))
+    with open(there.journal_path(1, 0), "wb") as f:
+        f.write(b"x" * 100)
+    await until(lambda: os.path.exists(here.journal_path(1, 0)))
+    assert not told
+    there.attempt(1).write_state({"phase": "running", "ranks": []})
+    await until(lambda: told)
+    end(there)
+    await task
+    assert copy.complete

@@ -105,8 +105,9 @@ def pod(main=None, keeper="running", phase="Running", **more) -> dict:
     def status(name, state):
         return {"name": name, "image": "a:1", "state": state}
 
+    since = {"startedAt": "2026-01-01T00:00:01Z"} if keeper == "running" else {}
     return {"metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"}, "status": {
-        "phase": phase, "initContainerStatuses": [status("keeper", {keeper: {}})],
+        "phase": phase, "initContainerStatuses": [status("keeper", {keeper: since})],
         "containerStatuses": [status("job", main or {"running": {}})], **more}}
 
 
@@ -126,7 +127,7 @@ NOTE = {"nodes": 2}
 
 
 def test_an_attempt_has_ended_when_all_its_nodes_have(place):
-    pods = {0: pod(), 1: pod()}
+    pods = {0: pod(keeper="terminated"), 1: pod(keeper="terminated")}
     assert verdict.ended(place, NOTE, pods, {}) is None
     tell(place, 0, phase="completed", started_at=1.0, ended_at=5.0, seconds=4.0, exit_code=0)
     assert verdict.ended(place, NOTE, pods, {}) is None
@@ -141,6 +142,7 @@ def test_an_end_counts_when_all_that_belongs_to_it_is_here(place):
 
     tell(place, 0, phase="completed")
     assert verdict.ended(place, {"nodes": 1}, {0: pod()}, {0: Copy}) is None
+    assert verdict.ended(place, {"nodes": 1}, {0: pod()}, {}) is None, "after a restart no copy has been begun yet"
     Copy.complete = True
     assert verdict.ended(place, {"nodes": 1}, {0: pod()}, {0: Copy}).phase == "completed"
     Copy.complete = False

@@ -40,6 +40,12 @@ class JobClusters:
             self._specs = specs
         for driver in old:
             driver.close()
+        for name in specs:
+            if self._leftovers(name).exists() and (left := self.get(name)) is not None:
+                left.tidy()
+
+    def _leftovers(self, name: str) -> Path:
+        return self._home / "leftovers" / f"{name}.json"
 
     def get(self, name: str) -> KubernetesCompute | None:
         """The driver of a cluster; None when there is no compute of that name, or it is none."""
@@ -53,7 +59,7 @@ class JobClusters:
                 workspace = identity.workspace(self._home, self._workspace)
                 images = Images(self._home / "computes" / f"{name}-images.json")
                 spec = ComputeSpec.model_validate(self._specs[name])
-                driver = KubernetesCompute(workspace, name, spec, images=images)
+                driver = KubernetesCompute(workspace, name, spec, images=images, leftovers=self._leftovers(name))
                 driver.subscribe(self._changed)
                 self._drivers[name] = driver
             return self._drivers[name]

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,15 @@ log = logging.getLogger(__name__)
 RETRY, RETRY_MOST = 0.3, 5.0
 #: Seconds without a word, not even to a ping, after which a connection counts as lost.
 SILENCE = 20.0
-#: Seconds between looks for spool entries that were delivered and for a wish to stop.
-LOOK = 0.3
+#: Frames that are taken before it is told: a part of those that may be on their way.
+_TELL = mirror.WINDOW // 4
+#: Bytes written to a large file after which they are on their way to the disk, so that its end has not to wait for all.
+_WRITEBACK = 64 * 1024 * 1024
 _HEADER_LIMIT = 64 * 1024
+#: Bytes of a frame that are dealt with on the loop itself.
+_SMALL = 64 * 1024
+#: Files that grow of which it is remembered where they lie.
+_PLACES = 1000
 #: Folders of the job that its pods may write to here.
 _TOPS = frozenset({"attempts", "journal", "spool", "outputs", "returns", "figures"})
 _PER_NODE = frozenset({"state.json", "limits.json", "inputs.json", "supervisor.log", "torchrun.log", "agent.pid",
@@ -44,7 +50,9 @@ class Copy:
 
     Args:
         folder: the job's, here.
-        changed: called when something came that may have moved the attempt on.
+        changed: called when something came that may have moved the attempt on: its state, or the end; not for data.
+
+    Whoever runs it calls :meth:`ask` now and then, and at once after a stop was asked for.
     """
 
     def __init__(self, kube: Kube, python: str, pod: str, node: int, folder: Path, attempt: int,
@@ -62,8 +70,12 @@ class Copy:
         self.trouble = "connecting"
         self.bytes = 0
         self._spool: set[str] = set()
+        self._channel: Exec | None = None
         self._sent_stop = False
         self._dirty: set[str] = set()
+        self._places: dict[str, str] = {}
+        self._unsynced = 0
+        self._syncing: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Until all is here."""
@@ -87,9 +99,9 @@ class Copy:
         async with Exec(self.kube, self.pod, KEEPER, command, heartbeat=SILENCE) as channel:
             have, parts = await asyncio.to_thread(self._here)
             await channel.send(json.dumps({"have": have, "parts": parts}).encode() + b"\n")
-            asker = asyncio.ensure_future(self._ask(channel))
             self._sent_stop = False
-            taken = 0
+            self._channel = channel
+            taken = told = 0
             try:
                 async for header, data in _frames(channel):
                     self.trouble = ""
@@ -103,31 +115,34 @@ class Copy:
                         if header.get("ended"):
                             await asyncio.to_thread(self._sync)
                             await channel.send(b'{"done": true}\n')
-                        self.changed()
                     else:
-                        self._take(header, data)
-                    await channel.send(b'{"got": %d}\n' % taken)
+                        await self._take(header, data)
+                    if taken - told >= _TELL:
+                        told = taken
+                        await channel.send(b'{"got": %d}\n' % taken)
                 if channel.stderr:
                     self.trouble = channel.stderr.decode("utf-8", "replace").strip().splitlines()[-1][:300]
                     log.warning("copying from pod %s: %s", self.pod, self.trouble)
             finally:
-                asker.cancel()
-                with contextlib.suppress(asyncio.CancelledError, MlopsError, OSError, ConnectionError):
-                    await asker
+                self._channel = None
 
-    async def _ask(self, channel: Exec) -> None:
-        """Hand on what is wished for here."""
-        while True:
+    async def ask(self) -> None:
+        """Hand on what is wished for here: a stop, and that what was delivered need not be kept there."""
+        channel = self._channel
+        if channel is None:
+            return  # it is asked again when there is a connection
+        try:
             if not self._sent_stop and self.job.stop_wish(self.attempt.number) is not None:
+                self._sent_stop = True
                 wish = jobfolder.read_json(os.path.join(self.job.path, "stop"))
                 await channel.send(json.dumps({"put": "stop", "text": json.dumps(wish)}).encode() + b"\n")
-                self._sent_stop = True
             for name in sorted(self._spool):
                 # Delivered, or refused by MLflow and put aside: no need to keep it there.
                 if not os.path.exists(os.path.join(self.job.spool, name)):
-                    await channel.send(json.dumps({"gone": f"spool/{name}"}).encode() + b"\n")
                     self._spool.discard(name)
-            await asyncio.sleep(LOOK)
+                    await channel.send(json.dumps({"gone": f"spool/{name}"}).encode() + b"\n")
+        except (MlopsError, OSError):
+            return  # the connection is about to be made anew, and all of it is told again
 
     # -- where things are here
 
@@ -188,33 +203,53 @@ class Copy:
 
     # -- what comes
 
-    def _take(self, header: dict[str, Any], data: bytes) -> None:
+    async def _take(self, header: dict[str, Any], data: bytes) -> None:
         path, at, size, mtime = str(header["file"]), int(header["at"]), int(header["size"]), int(header["mtime"])
-        if zlib.crc32(data) != header["crc"] and data:
-            raise ValueError(f"a piece of {path} arrived damaged")
-        target = self.place(path)
+        target = self._places.get(path) or self.place(path)
         if target is None or at < 0 or size < 0:
             return
+        if len(data) > _SMALL:  # the loop has other copies to serve
+            where = await asyncio.to_thread(self._keep, header, path, target, at, size, mtime, data)
+            self._unsynced += len(data)
+            if self._unsynced >= _WRITEBACK and (self._syncing is None or self._syncing.done()):
+                self._unsynced = 0
+                self._syncing = asyncio.ensure_future(asyncio.to_thread(_fdatasync, where))
+        else:
+            self._keep(header, path, target, at, size, mtime, data)
         self.bytes += len(data)
-        jobfolder.private_folder(os.path.dirname(target))
+        if path.startswith("attempts/") and not mirror.grows(path):
+            self.changed()
+
+    def _keep(self, header: dict[str, Any], path: str, target: str, at: int, size: int, mtime: int,
+              data: bytes) -> str:
+        """Write a piece where it belongs; returns the file that has it now."""
+        if data and zlib.crc32(data) != header["crc"]:
+            raise ValueError(f"a piece of {path} arrived damaged")
         if mirror.grows(path):
+            if path not in self._places:
+                jobfolder.private_folder(os.path.dirname(target))
+                if len(self._places) < _PLACES:
+                    self._places[path] = target  # it comes again and again
             self._append(target, at, data)
-            return
+            return target
+        jobfolder.private_folder(os.path.dirname(target))
+        where = target
         if len(data) == size and not at:
             self._replace(target, data, mtime)
         else:
-            self._piece(path, target, at, size, mtime, data)
+            where = self._piece(path, target, at, size, mtime, data)
         if path.startswith("spool/") and path.endswith("/entry.json"):
             self._spool.add(path.split("/")[1])
         if path.endswith(".hole"):
             self._punch(target)
+        return where
 
     def _append(self, target: str, at: int, data: bytes) -> None:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             if at < os.fstat(fd).st_size:  # it was written anew there, shorter
                 os.ftruncate(fd, at)
-            os.pwrite(fd, data, at)
+            _pwrite(fd, data, at)
         finally:
             os.close(fd)
         self._dirty.add(target)
@@ -224,7 +259,7 @@ class Copy:
         os.utime(target, ns=(mtime, mtime))
         self._dirty.add(target)
 
-    def _piece(self, path: str, target: str, at: int, size: int, mtime: int, data: bytes) -> None:
+    def _piece(self, path: str, target: str, at: int, size: int, mtime: int, data: bytes) -> str:
         """A piece of a large file, which is put in its place when it is whole."""
         name = path.encode().hex()
         if len(name) > 180:
@@ -232,13 +267,15 @@ class Copy:
         part = os.path.join(jobfolder.private_folder(self._incoming), f"{size}-{mtime}-p-{name}")
         fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            os.pwrite(fd, data, at)
+            _pwrite(fd, data, at)
         finally:
             os.close(fd)
         if at + len(data) >= size:
             os.utime(part, ns=(mtime, mtime))
             os.replace(part, target)
             self._dirty.add(target)
+            return target
+        return part
 
     @staticmethod
     def _punch(target: str) -> None:
@@ -269,18 +306,42 @@ class Copy:
         self._dirty.clear()
 
 
-async def _frames(channel: Exec) -> Any:
+def _pwrite(fd: int, data: bytes, at: int) -> None:
+    left = memoryview(data)
+    while left:
+        count = os.pwrite(fd, left, at)
+        left, at = left[count:], at + count
+
+
+def _fdatasync(path: str) -> None:
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+
+async def _frames(channel: Exec) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+    """Frames as they come."""
     held = bytearray()
-    size = mirror.HEAD.size
+    size = need = mirror.HEAD.size
     async for piece in channel.output():
         held += piece
-        while len(held) >= size:
-            head, body = mirror.HEAD.unpack_from(held)
+        begin = 0
+        while len(held) - begin >= need:
+            head, body = mirror.HEAD.unpack_from(held, begin)
             if head > _HEADER_LIMIT or body > mirror.PIECE:
-                raise ValueError(f"the pod answers with something else than ours: {bytes(held[:200])!r}")
-            if len(held) < size + head + body:
+                raise ValueError(f"the pod answers with something else than ours: {bytes(held[begin:begin + 200])!r}")
+            need = size + head + body
+            if len(held) - begin < need:
                 break
-            header = json.loads(held[size:size + head])
-            data = bytes(held[size + head:size + head + body])
-            del held[:size + head + body]
+            at = begin + size
+            header = json.loads(held[at:at + head])
+            with memoryview(held) as whole:
+                data = bytes(whole[at + head:begin + need])  # one copy; a slice of held itself would be two
             yield header, data
+            begin += need
+            need = size
+        if begin:
+            del held[:begin]

@@ -34,6 +34,7 @@ from ..state import observation
 from . import manifests, verdict, volumes
 from .copy import Copy
 from .images import Images, comparison
+from .leftovers import Leftovers
 from .manifests import KEEPER, MAIN, WORK, Names, Order
 from .preview import preview
 from .priority import Classes
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 NOTE = "cluster.json"
 #: Seconds between two looks at events of a pod that waits.
 EVENTS = 3.0
+#: Seconds between looks at wishes for the pods' folders: a stop, and what was delivered of them.
+ASK = 1.0
 #: Seconds after which an attempt whose Job was made has pods, or somebody took them away.
 APPEAR = 30.0
 
@@ -58,10 +61,14 @@ class KubernetesCompute:
         spec: of type ``kubernetes``.
         kubeconfig: path; empty: see :class:`Kube`.
         images: what is known of images there.
+        leftovers: where to note what could not be removed; None: nowhere.
     """
 
+    #: Seconds between looks at a job that simply runs: whatever moves it on is told.
+    calm = 20.0
+
     def __init__(self, workspace: str, compute: str, spec: ComputeSpec, kubeconfig: str = "",
-                 images: Images | None = None) -> None:
+                 images: Images | None = None, leftovers: Path | None = None) -> None:
         self.workspace = workspace
         self.spec = spec
         self.kube = Kube(compute, spec.context, spec.namespace, kubeconfig)
@@ -69,12 +76,15 @@ class KubernetesCompute:
         self._told: set[str] = set()
         self._classes = Classes(self.kube, spec.training)
         self._changed: list[Callable[[str], None]] = []
-        self._watch = PodWatch(self.kube, {**ours(workspace), "app.kubernetes.io/component": "job"}, self._pod_changed)
+        self._watch = PodWatch(self.kube, {**ours(workspace), "app.kubernetes.io/component": "job"}, self._pod_changed,
+                               self._troubled)
+        self._leftovers = Leftovers(self.kube, leftovers)
         self._copies: dict[tuple[str, int, int], tuple[Copy, asyncio.Task[None]]] = {}
         self._wanted: dict[tuple[str, int], JobFolder] = {}
         self._last_pods: dict[tuple[str, int], dict[int, Pod]] = {}
         self._events: dict[str, tuple[float, list[dict[str, Any]]]] = {}
         self._brought: set[tuple[str, int, int]] = set()
+        self._asking: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -157,8 +167,21 @@ class KubernetesCompute:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name=f"cluster-{self.kube.cluster}",
                                  daemon=True).start()
-                asyncio.run_coroutine_threadsafe(self._watch.run(), self._loop)
+                for work in (self._watch.run(), self._ask(), self._leftovers.run()):
+                    asyncio.run_coroutine_threadsafe(work, self._loop)
             return self._loop
+
+    def tidy(self) -> None:
+        """Go on removing what an earlier control plane could not."""
+        if self._leftovers:
+            self._running()
+
+    async def _ask(self) -> None:
+        """Hand wishes on to all pods that have a copy: one timer for all of them."""
+        while True:
+            for copy, _ in list(self._copies.values()):
+                await copy.ask()
+            await asyncio.sleep(ASK)
 
     def close(self) -> None:
         """End watch and copies; what runs on the cluster goes on."""
@@ -186,6 +209,10 @@ class KubernetesCompute:
         self._last_pods.setdefault(at, {})[node_of(pod)] = {**pod, "gone": True} if gone else pod
         self._follow(*at)
         self._tell(job)
+
+    def _troubled(self) -> None:
+        for job, _ in list(self._wanted):
+            self._tell(job)
 
     def _tell(self, job: str) -> None:
         for changed in self._changed:
@@ -424,7 +451,7 @@ class KubernetesCompute:
         place.write_state(verdict.state(seen))
 
     def _collect(self, job: JobRef, attempt: int, note: dict[str, Any]) -> None:
-        """Take away what an attempt that has ended left on the cluster; once, and again where it did not succeed."""
+        """Take away what an attempt that has ended left on the cluster; what fails is tried until it succeeds."""
         at = (job.name, attempt)
         for where in [w for w in self._copies if w[:2] == at]:
             _, task = self._copies.pop(where)
@@ -440,7 +467,10 @@ class KubernetesCompute:
         try:
             self.kube.delete("Job", note["job"])
         except MlopsError as error:
-            log.warning("job %s: its objects on '%s' are not removed: %s", job.name, self.kube.cluster, error.message)
+            log.warning("job %s: its objects on '%s' are not removed yet: %s", job.name, self.kube.cluster,
+                        error.message)
+            self._leftovers.add(note["job"], str(note.get("uid") or ""))
+            self._running()
             return
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(place.path, PARCEL))
@@ -456,6 +486,15 @@ class KubernetesCompute:
         if folder.stop_wish(attempt) is None:
             folder.ask_stop(attempt, grace)
         self._tell(job.name)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._ask_now, job.name, attempt)
+
+    def _ask_now(self, job: str, attempt: int) -> None:
+        for at, (copy, _) in list(self._copies.items()):
+            if at[:2] == (job, attempt):
+                task = asyncio.ensure_future(copy.ask())
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
 
     # -- a look inside ---------------------------------------------------------------------------------------------
 

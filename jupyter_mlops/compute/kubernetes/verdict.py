@@ -94,7 +94,7 @@ def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: di
         state = node_state(place, node)
         pod = pods.get(node)
         copy = copies.get(node)
-        if state.get("phase") in TERMINAL and (copy is None or copy.complete or pod is None or over(pod)):
+        if state.get("phase") in TERMINAL and _all_here(pod, copy):
             states.append({**state, "node": node, "incomplete": False})  # it is told after all journals
         elif pod is not None and (over(pod) or (copy is not None and copy.complete)):
             states.append({"phase": "failed", "reason": lost(pod), "cause": lost_cause(pod), "node": node,
@@ -104,6 +104,13 @@ def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: di
         else:
             return None
     return _together(place, states, pods)
+
+
+def _all_here(pod: Pod | None, copy: Copy | None) -> bool:
+    """Whether nothing more comes of a node whose supervisor has ended: its state comes before its outputs."""
+    if pod is None or over(pod):
+        return True
+    return copy.complete if copy is not None else not keeper_runs(pod)  # one that was not begun yet is not complete
 
 
 def _together(place: Attempt, states: list[dict[str, Any]], pods: dict[int, Pod]) -> Observation:

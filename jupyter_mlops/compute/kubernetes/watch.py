@@ -31,21 +31,24 @@ class PodWatch:
     Args:
         labels: those of the pods to look at.
         changed: called with the pod (and whether it is gone) whenever one changes.
+        troubled: called when :attr:`trouble` has changed.
     """
 
-    def __init__(self, kube: Kube, labels: dict[str, str], changed: Callable[[Pod, bool], None]) -> None:
+    def __init__(self, kube: Kube, labels: dict[str, str], changed: Callable[[Pod, bool], None],
+                 troubled: Callable[[], None] = lambda: None) -> None:
         self.kube = kube
         self.labels = labels
         self.changed = changed
+        self.troubled = troubled
         self.pods: dict[str, Pod] = {}
+        self._attempts: dict[tuple[str, str], dict[str, Pod]] = {}
         #: Monotonic time at which the list was known to be right last; 0: never.
         self.seen = 0.0
         self.trouble = f"compute '{kube.cluster}' has not answered yet"
 
     def of(self, job: str, attempt: int) -> list[Pod]:
         """The pods of an attempt, by node."""
-        wanted = (job, str(attempt))
-        return sorted((p for p in list(self.pods.values()) if key(p) == wanted), key=node_of)
+        return sorted(list(self._attempts.get((job, str(attempt)), {}).values()), key=node_of)
 
     async def run(self) -> None:
         """For ever; cancel it."""
@@ -60,10 +63,15 @@ class PodWatch:
             except Conflict:
                 version = ""  # what we have is too old for the API: everything is read again
             except MlopsError as error:
-                self.trouble = error.message
+                self._note(error.message)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_MOST)
                 version = ""
+
+    def _note(self, trouble: str) -> None:
+        before, self.trouble = self.trouble, trouble
+        if trouble != before:
+            self.troubled()
 
     async def _list(self) -> str:
         selector = ",".join(f"{k}={v}" for k, v in sorted(self.labels.items()))
@@ -77,7 +85,12 @@ class PodWatch:
             if not query["continue"]:
                 break
         old, self.pods = self.pods, found
-        self.seen, self.trouble = time.monotonic(), ""
+        attempts: dict[tuple[str, str], dict[str, Pod]] = {}
+        for name, pod in found.items():
+            attempts.setdefault(key(pod), {})[name] = pod
+        self._attempts = attempts
+        self.seen = time.monotonic()
+        self._note("")
         for name, pod in found.items():
             if old.get(name) != pod:
                 self.changed(pod, False)
@@ -102,7 +115,7 @@ class PodWatch:
             ) as session, session.get(f"{url}?{urlencode(query)}", headers=headers) as response:
                 if response.status != 200:
                     raise from_answer(response.status, await response.read(), "watching pods", self.kube.cluster)
-                self.trouble = ""
+                self._note("")
                 async for line in _lines(response.content):
                     event = json.loads(line)
                     if event.get("type") == "ERROR":
@@ -123,10 +136,16 @@ class PodWatch:
         if what == "BOOKMARK":
             return
         name = pod["metadata"]["name"]
+        at = key(pod)
         if what == "DELETED":
             self.pods.pop(name, None)
+            of = self._attempts.get(at, {})
+            of.pop(name, None)
+            if not of:
+                self._attempts.pop(at, None)
         else:
             self.pods[name] = pod
+            self._attempts.setdefault(at, {})[name] = pod
         self.changed(pod, what == "DELETED")
 
 

@@ -25,7 +25,7 @@ from ..resources.job import RUN_STATUS, TERMINAL, AttemptStatus, JobSpec, JobSta
 from . import attempts as tries
 from .base import Controller, Key
 from .folder import remove_folder, write_folder
-from .pace import Pace
+from .pace import CALM, Pace
 from .recorder import JournalShipper, RunRecorder
 from .slots import Slots
 
@@ -401,7 +401,7 @@ class JobController(Controller):
         seen = await asyncio.to_thread(driver.observe, ref, attempt)
         stop = job.status.get("stop_requested")
         if seen.phase == "running" and job.status["phase"] == "Running" and not stop:
-            self._pace.runs(name)
+            self._pace.runs(name, getattr(driver, "calm", CALM))
         if seen.phase == "absent":
             # Noted, but the driver was not reached before we died: starting is idempotent. What shall end is first
             # marked as such, so that none of its code runs.
@@ -423,7 +423,8 @@ class JobController(Controller):
             if job.status["phase"] != "Stopping" or phase == "Stopping":  # what was noted last is nearer the end
                 phase = "Running" if phase == "Starting" and job.status["phase"] == "Running" else phase
                 changes.update(phase=phase, reason=seen.reason)
-            await self._set(name, changes)
+            if any(job.status.get(field) != value for field, value in changes.items()):
+                await self._set(name, changes)
             return
         changes.update(exit_code=seen.exit_code, failed_rank=seen.failed_rank)
         if seen.incomplete:

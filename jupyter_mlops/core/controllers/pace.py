@@ -35,9 +35,9 @@ class Pace:
         """Whether the job simply runs and was looked at a moment ago."""
         return self._calm.get(name, 0.0) > asyncio.get_running_loop().time()
 
-    def runs(self, name: str) -> None:
-        """The job simply runs."""
-        self._calm[name] = asyncio.get_running_loop().time() + CALM
+    def runs(self, name: str, seconds: float = CALM) -> None:
+        """The job simply runs: it is looked at again after so many seconds, unless something is told of it."""
+        self._calm[name] = asyncio.get_running_loop().time() + seconds
 
     def paused(self, name: str) -> bool:
         """Whether the job was given a pause, over or not."""
