@@ -319,7 +319,7 @@ class PodServer(KubeServer):
         self._publish("MODIFIED", pod)
         both = self._processes.get(name, {})
         main = both.get("job") or both.get("packages")
-        if main is None:
+        if main is None or pod["status"].get("phase") in ("Succeeded", "Failed"):  # nothing of it runs
             self.objects.pop(("pods", name), None)
             self._publish("DELETED", pod)
             return
