@@ -86,7 +86,8 @@ def asks(*pip):
 
 
 def entries(cache):
-    return [p for p in (cache / packagecache.VERSION).iterdir() if p.is_dir()]
+    """Of the workspace of these tests, which has a folder of its own in the cache."""
+    return [p for p in (cache / "w" / packagecache.VERSION).iterdir() if p.is_dir()]
 
 
 def test_a_package_is_installed_before_the_ranks_start(make_bench, server):
@@ -168,7 +169,7 @@ def test_an_installation_that_is_killed_leaves_nothing_half_made(make_bench, ser
     (half,) = entries(cache)
     assert not (half / packagecache.COMPLETE).exists()
     os.utime(half, (1, 1))
-    assert packagecache.evict(str(cache), 1 << 40) == [half.name], "who comes next removes it"
+    assert packagecache.evict(str(cache / "w"), 1 << 40) == [half.name], "who comes next removes it"
     other = bench.cell("b", LOOK, environment=asks("mlops-tiny"))
     assert bench.ended(other, 90).phase == "completed", bench.log(other)
 
@@ -205,10 +206,11 @@ def test_a_claim_serves_as_cache(make_bench, server):
 
 
 def test_a_cache_that_cannot_be_written_to_is_told_of(make_bench, cache, monkeypatch):
+    (cache / "w").mkdir()
     if os.getuid() == 0:
-        (cache / packagecache.VERSION).write_text("no folder")  # root may write anywhere
+        (cache / "w" / packagecache.VERSION).write_text("no folder")  # root may write anywhere
     else:
-        cache.chmod(0o500)
+        (cache / "w").chmod(0o500)
     bench = make_bench(package_cache={"host_path": str(cache)})
     job = bench.cell("a", LOOK, environment=asks("mlops-tiny"))
     assert bench.ended(job, 90).phase == "completed", bench.log(job)

@@ -105,7 +105,8 @@ def made(**training):
     return Order(spec, options, "a:1", 600.0)
 
 
-@pytest.mark.parametrize("cache", [None, {"claim": "packages"}, {"host_path": "/var/lib/mlops"}])
+@pytest.mark.parametrize("cache", [
+    None, {"claim": "packages"}, {"claim": "packages", "shared": True}, {"host_path": "/var/lib/mlops"}])
 @pytest.mark.parametrize("minor", MINORS)
 def test_the_manifest_fits_the_schema_and_the_ranks_cannot_write_to_the_cache(minor, cache):
     order = made(package_cache=cache, pip={"secret": "index", "index_url": "https://example.org/simple"})
@@ -116,6 +117,9 @@ def test_the_manifest_fits_the_schema_and_the_ranks_cannot_write_to_the_cache(mi
     mounts = {m["name"]: m.get("readOnly", False) for m in pod["containers"][0]["volumeMounts"]}
     assert [keeper["name"], install["name"]] == ["keeper", "packages"] and "restartPolicy" not in install
     assert mounts.get("packages", True) is True and "pip" not in mounts
+    seen = [*install["volumeMounts"], *pod["containers"][0]["volumeMounts"]]
+    parts = {m.get("subPath") for m in seen if m["mountPath"] == manifests.CACHE}
+    assert parts == ({None if cache.get("shared") else "w"} if cache else set()), "no workspace sees another's"
     assert "nvidia.com/gpu" not in json.dumps(install) and "example.org" not in json.dumps(manifest)
     assert pod["activeDeadlineSeconds"] > 600 + order.options.pip.timeout
     if not (cache or {}).get("host_path"):

@@ -154,7 +154,7 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     tolerations = [*options.tolerations, *order.instance.tolerations, *(spot.tolerations if spot else [])]
     before = [keeper]
     if order.requirements:
-        before.append(_packages(order, [*both], volumes, own))
+        before.append(_packages(names, order, [*both], volumes, own))
     main = {**_container(MAIN, order, resources(order)), "command": _command(order, "job", BOOT, WORK),
             "volumeMounts": [*both, *own],
             "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
@@ -177,7 +177,7 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     return result
 
 
-def _packages(order: Order, mounts: list[dict[str, Any]], volumes: list[dict[str, Any]],
+def _packages(names: Names, order: Order, mounts: list[dict[str, Any]], volumes: list[dict[str, Any]],
               ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """The container that installs packages. It alone sees the operator's credentials, and writes to the cache."""
     cache, secret = order.options.package_cache, order.options.pip.secret
@@ -186,8 +186,9 @@ def _packages(order: Order, mounts: list[dict[str, Any]], volumes: list[dict[str
         where = CACHE
         volumes.append({"name": "packages", **({"persistentVolumeClaim": {"claimName": cache.claim}} if cache.claim else
                                                {"hostPath": {"path": cache.host_path, "type": "Directory"}})})
-        mounts.append(mount("packages", CACHE))
-        ranks.append(mount("packages", CACHE, True))
+        part = {} if cache.shared else {"subPath": names.workspace}
+        mounts.append({**mount("packages", CACHE), **part})
+        ranks.append({**mount("packages", CACHE, True), **part})
     if secret:
         volumes.append(podspec.secret_volume("pip", secret))
         mounts.append(mount("pip", PIP, True))

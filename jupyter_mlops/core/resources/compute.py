@@ -158,8 +158,11 @@ class CacheVolume(Model):
 
 
 class PackageCache(CacheVolume):
-    """The same of installed packages."""
+    """The same of installed packages. ``shared``: by all workspaces that use the volume. Who installs runs an image and
+    code of their own choice: they could change what the others import.
+    """
 
+    shared: bool = Field(default=False, description="else each workspace has a folder of its own in it")
     size: str = Field(default="20Gi", max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?([kMGT]i?)?$")
 
 
