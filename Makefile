@@ -38,8 +38,9 @@ front-end: setup
 	$(BIN)/jlpm test
 
 # Real servers, browsers and jobs share the processors: what fails is tried once more, and the summary names it (RERUN).
+# Tracebacks are Python's own: pytest's are parsed, which Python 3.11 cannot do safely beside other threads.
 test: setup chromium lint front-end
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1 -r fEsxXR
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1 --tb native -r fEsxXR
 
 # The long form of the fault matrix: more faults, each several times; writes the table of docs/reliability.md.
 FAULTS_REPEAT ?= 3

@@ -173,7 +173,7 @@ def test_one_watch_and_one_stream(bench, server):
 
 
 def test_credentials_that_end(bench, server):
-    job = bench.cell("a", STEPS.format(n=30, pause=0.05))
+    job = bench.cell("a", STEPS.format(n=100, pause=0.1))
     bench.says(job, "step 2")
     server.token = "another"
     server.cut_connections()
@@ -181,7 +181,7 @@ def test_credentials_that_end(bench, server):
     assert seen.phase == "running" and seen.reason.count("compute 'gpu'") == 1
     server.token = "a-token"
     assert bench.ended(job).phase == "completed"
-    assert steps(bench.log(job)) == list(range(30))
+    assert steps(bench.log(job)) == list(range(100))
 
 
 def test_a_cluster_that_is_not_there_starts_nothing(bench, server):
@@ -245,6 +245,7 @@ def test_a_pod_that_is_deleted(bench, server):
 def test_a_node_that_is_lost(bench, server):
     job = bench.cell("a", "import time\nprint('up')\ntime.sleep(60)")
     bench.says(job, "up")
+    wait_for(lambda: bench.observe(job).started_at)  # it is known a moment after the ranks are there
     server.lose_node(server.pods()[0]["metadata"]["name"])
     seen = bench.ended(job)
     assert (seen.phase, seen.cause, seen.reason) == ("failed", "lost", "its node is lost")
