@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import kubernetes_validate
 import pytest
 from pydantic import ValidationError
@@ -159,12 +161,16 @@ def test_a_supervisor_that_was_told_to_go_knows_from_its_pod_why(place, reason, 
     assert verdict.ended(place, {"nodes": 1}, {0: taken(reason)}, {}).phase == "canceled", "that was wished for"
 
 
+#: The copy of a pod that has told all.
+WHOLE = SimpleNamespace(complete=True)
+
+
 def test_ranks_that_only_felt_it_are_not_to_blame(place):
     peer = {"phase": "failed", "exit_code": 1, "failed_rank": 0, "reason":
             "rank 0 ended with exit code 1: RuntimeError: [gloo/pair.cc:1] Connection closed by peer [10.0.0.2]:1"}
     tell(place, 0, **peer, ended_at=AT - 1)  # its clock is a little late
     tell(place, 1, **BY_SIGNAL, ended_at=AT + 3)
-    seen = verdict.ended(place, NOTE, {0: pod(), 1: taken("PreemptionByScheduler")}, {})
+    seen = verdict.ended(place, NOTE, {0: pod(), 1: taken("PreemptionByScheduler")}, {0: WHOLE})
     assert (seen.reason, seen.cause) == ("preempted by a job of higher priority", "preempted")
 
 
@@ -172,8 +178,8 @@ def test_a_failure_of_its_own_is_not_excused_by_what_came_after(place):
     own = {"phase": "failed", "exit_code": 1, "reason": "rank 0 ended with exit code 1: ValueError: x"}
     tell(place, 0, **own, ended_at=AT - 1)
     tell(place, 1, **BY_SIGNAL, ended_at=AT + 3)
-    seen = verdict.ended(place, NOTE, {0: pod(), 1: taken("PreemptionByScheduler")}, {})
+    seen = verdict.ended(place, NOTE, {0: pod(), 1: taken("PreemptionByScheduler")}, {0: WHOLE})
     assert (seen.reason, seen.cause) == (own["reason"], "")
     tell(place, 0, **own, ended_at=AT + 2)
-    seen = verdict.ended(place, NOTE, {0: pod(), 1: taken("PreemptionByScheduler")}, {})
+    seen = verdict.ended(place, NOTE, {0: pod(), 1: taken("PreemptionByScheduler")}, {0: WHOLE})
     assert seen.cause == "preempted", "the other one went first"
