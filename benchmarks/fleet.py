@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 from common import REPO
 
+sys.path.insert(0, str(REPO / "tests"))
 sys.path.insert(0, str(REPO / "tests" / "integration"))
 sys.path.insert(0, str(REPO / "tests" / "drivers"))
 
@@ -141,3 +143,47 @@ class FleetServer(PodServer):
                 self._set(name, phase="Failed", initContainerStatuses=[_state("keeper", terminated={"exitCode": 0})],
                           containerStatuses=[_state("job", terminated={"exitCode": 1})])
         return socket
+
+
+def main() -> int:
+    """Print what ``FLEET_JOBS`` running jobs (at most 200) cost the control plane, and MLflow apart from it."""
+    from clusters import cpu
+    from common import report
+    from conftest import Plane, make_home, wait_for
+
+    count, repeat, seconds = int(os.environ.get("FLEET_JOBS", "100")), int(os.environ.get("BENCH_REPEAT", "3")), 20.0
+    server = FleetServer().start()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["JUPYTER_MLOPS_KUBECONFIG"] = str(server.kubeconfig(Path(folder)))
+        plane = Plane(make_home()).start().mlflow_ready()
+        try:
+            plane.put("computes/gpu", {"type": "kubernetes", "namespace": "team", "context": "emulated",
+                                       "training": {"image": "image:1", "hold": 60}})
+            for number in range(count):
+                plane.put(f"jobs/fleet-{number}", {"compute": "gpu", "cell": {"source": "1"}})
+
+            def running() -> bool:
+                return all(j["status"]["phase"] == "Running" for j in plane.get("jobs?limit=200")["items"])
+
+            wait_for(running, 300, 1.0)
+            time.sleep(10)
+            assert plane.process is not None
+            child = plane.get("/api/v1/workspaces/default")["mlflow"]["pid"]
+            both = {"the control plane": plane.process.pid, "MLflow": child}
+            used: dict[str, list[float]] = {name: [] for name in both}
+            for _ in range(repeat):
+                before = {name: cpu(pid) for name, pid in both.items()}
+                time.sleep(seconds)
+                for name, pid in both.items():
+                    used[name].append((cpu(pid) - before[name]) / seconds * 100)
+            report(f"the control plane for {count} running jobs on an emulated cluster", "% of a core",
+                   used["the control plane"], None, 5)
+            print(f"MLflow meanwhile, counted apart: {', '.join(f'{v:.0f}' for v in used['MLflow'])} % of a core")
+        finally:
+            plane.stop()
+            server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
