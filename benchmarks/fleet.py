@@ -57,14 +57,7 @@ class FleetServer(PodServer):
 
     async def _pod(self, job: dict[str, Any], index: int) -> None:
         name = f"{job['metadata']['name']}-{index}-fleet"
-        template = job["spec"]["template"]
-        labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-completion-index": str(index)}
-        pod = self.put("pods", {
-            "apiVersion": "v1", "kind": "Pod", "spec": template["spec"], "status": {"phase": "Pending"},
-            "metadata": {"name": name, "labels": labels, "creationTimestamp": now(), "ownerReferences": [{
-                "apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"],
-                "uid": job["metadata"]["uid"]}]}})
-        self._publish("ADDED", pod)
+        self._new_pod(job, index, name)
         folder = JobFolder(private_folder(str(self.work(name) / berth.FOLDER)))
         for path in (folder.attempt(1).path, folder.journal, folder.outputs):
             private_folder(path)

@@ -60,9 +60,7 @@ def install(boot, work, cache):
     """Install the packages that the attempt asks for; 0 when they are there."""
     try:
         order, folder, attempt = _order(boot, work)
-        if attempt.started():
-            return _last_words("the container was started again after its ranks had begun")
-        why = _differs(order, attempt)
+        why = _unfit(order, attempt)
         if why:
             return _last_words(why)
         first = _node() * Supervisor.ranks_of(order["spec"])
@@ -109,6 +107,13 @@ def _private(path, flags):
     return os.open(path, flags, 0o600)
 
 
+def _unfit(order, attempt):
+    """Why an attempt cannot be begun in this container; empty when it can."""
+    if attempt.started():
+        return "the container was started again after its ranks had begun"
+    return _differs(order, attempt)
+
+
 def _node():
     return int(os.environ.get("JOB_COMPLETION_INDEX") or 0)
 
@@ -117,9 +122,7 @@ def _job(boot, work):
     stopped = []
     signal.signal(signal.SIGTERM, lambda n, f: stopped.append(n))
     order, folder, attempt = _order(boot, work)
-    if attempt.started():
-        return _last_words("the container was started again after its ranks had begun")
-    why = _differs(order, attempt)
+    why = _unfit(order, attempt)
     if why:
         return _last_words(why)
     try:

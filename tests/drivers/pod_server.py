@@ -161,8 +161,8 @@ class PodServer(KubeServer):
         async with self._news:
             self._news.notify_all()
 
-    async def _pod(self, job: dict[str, Any], index: int) -> None:
-        name = f"{job['metadata']['name']}-{index}-{uuid.uuid4().hex[:5]}"
+    def _new_pod(self, job: dict[str, Any], index: int, name: str) -> dict[str, Any]:
+        """Make a pod of a Job, and tell of it."""
         template = job["spec"]["template"]
         labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-completion-index": str(index)}
         pod = self.put("pods", {
@@ -171,11 +171,16 @@ class PodServer(KubeServer):
                 "apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"],
                 "uid": job["metadata"]["uid"]}]}})
         self._publish("ADDED", pod)
+        return pod
+
+    async def _pod(self, job: dict[str, Any], index: int) -> None:
+        name = f"{job['metadata']['name']}-{index}-{uuid.uuid4().hex[:5]}"
+        pod = self._new_pod(job, index, name)
         if self.hold_pods is not None:
             self._set(name, conditions=self.hold_pods)
             return
         self._mount(pod)
-        spec = template["spec"]
+        spec = pod["spec"]
         both = self._processes[name] = {}
         ended = {"phase": "Succeeded"}
         try:

@@ -7,9 +7,7 @@ from typing import Any
 from ...core.errors import MlopsError
 from ...core.resources.compute import TrainingOptions
 from ...kube.client import Kube
-
-#: Levels of Pod Security that admit no folder of a node.
-_STRICT = ("baseline", "restricted")
+from .volumes import STRICT
 
 
 def place(kube: Kube, options: TrainingOptions, level: str, problems: list[dict[str, Any]]) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def place(kube: Kube, options: TrainingOptions, level: str, problems: list[dict[
     if cache is None:
         return {"kind": "pod", "name": "", "size": "", "access_modes": []}
     if cache.host_path:
-        if level in _STRICT:
+        if level in STRICT:
             problems.append({
                 "message": f"Pod Security {level} of the namespace admits no folder of a node ({cache.host_path})",
                 "hint": "name a claim as package_cache, or leave it out: then each pod installs for itself",

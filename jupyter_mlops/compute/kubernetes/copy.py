@@ -213,7 +213,7 @@ class Copy:
             self._unsynced += len(data)
             if self._unsynced >= _WRITEBACK and (self._syncing is None or self._syncing.done()):
                 self._unsynced = 0
-                self._syncing = asyncio.ensure_future(asyncio.to_thread(_fdatasync, where))
+                self._syncing = asyncio.ensure_future(asyncio.to_thread(_to_disk, where, os.fdatasync))
         else:
             self._keep(header, path, target, at, size, mtime, data)
         self.bytes += len(data)
@@ -297,12 +297,7 @@ class Copy:
     def _sync(self) -> None:
         """After this the copy there may go."""
         for path in sorted(self._dirty):
-            with contextlib.suppress(OSError):
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+            _to_disk(path, os.fsync)
         self._dirty.clear()
 
 
@@ -313,11 +308,12 @@ def _pwrite(fd: int, data: bytes, at: int) -> None:
         left, at = left[count:], at + count
 
 
-def _fdatasync(path: str) -> None:
+def _to_disk(path: str, sync: Callable[[int], None]) -> None:
+    """Have ``os.fsync`` or ``os.fdatasync`` done to a file, if it is there."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
-            os.fdatasync(fd)
+            sync(fd)
         finally:
             os.close(fd)
 

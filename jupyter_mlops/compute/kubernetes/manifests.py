@@ -184,8 +184,7 @@ def _packages(names: Names, order: Order, mounts: list[dict[str, Any]], volumes:
     where = f"{WORK}/packages"
     if cache is not None:
         where = CACHE
-        volumes.append({"name": "packages", **({"persistentVolumeClaim": {"claimName": cache.claim}} if cache.claim else
-                                               {"hostPath": {"path": cache.host_path, "type": "Directory"}})})
+        volumes.append(given.of_cache("packages", cache))
         part = {} if cache.shared else {"subPath": names.workspace}
         mounts.append({**mount("packages", CACHE), **part})
         ranks.append({**mount("packages", CACHE, True), **part})

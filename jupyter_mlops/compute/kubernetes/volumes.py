@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ...core.errors import MlopsError, Refused
-from ...core.resources.compute import ComputeSpec, TrainingOptions
+from ...core.resources.compute import CacheVolume, ComputeSpec, TrainingOptions
 from ...core.resources.job import JobSpec
 from ...kube.client import Kube
 from ...kube.errors import NotAllowed
@@ -25,7 +25,7 @@ _READ, _WRITE = {"ReadOnlyMany", "ReadWriteMany"}, {"ReadWriteMany"}
 _SHORT = {"ReadWriteOnce": "one node", "ReadWriteOncePod": "one pod", "ReadOnlyMany": "many nodes, read-only",
           "ReadWriteMany": "many nodes"}
 #: Levels of Pod Security that admit no folder of a node.
-_STRICT = ("baseline", "restricted")
+STRICT = ("baseline", "restricted")
 
 
 def named(spec: JobSpec) -> dict[str, bool]:
@@ -49,11 +49,15 @@ def of_pod(
         mounts.append(mount(f"claim-{number}", f"{CLAIMS}/{name}", not writes))
     cache = options.cache
     if cache is not None and spec.files:
-        where = {"persistentVolumeClaim": {"claimName": cache.claim}} if cache.claim else {
-            "hostPath": {"path": cache.host_path, "type": "Directory"}}
-        volumes.append({"name": "cache", **where})
+        volumes.append(of_cache("cache", cache))
         mounts.append({**mount("cache", CACHE), "subPath": workspace})
     return volumes, mounts
+
+
+def of_cache(name: str, cache: CacheVolume) -> dict[str, Any]:
+    """The volume of a pod in which a cache lies."""
+    return {"name": name, **({"persistentVolumeClaim": {"claimName": cache.claim}} if cache.claim else
+                             {"hostPath": {"path": cache.host_path, "type": "Directory"}})}
 
 
 def check(kube: Kube, options: TrainingOptions, spec: JobSpec) -> list[str]:
@@ -140,7 +144,7 @@ def survey(kube: Kube, spec: ComputeSpec, level: str, problems: list[dict[str, A
     """What is wrong with the volumes that a compute names; ``level``: the namespace's Pod Security."""
     options = spec.training
     cache = options.cache
-    if cache is not None and cache.host_path and level in _STRICT:
+    if cache is not None and cache.host_path and level in STRICT:
         problems.append({"message": f"training.cache is a folder of the nodes, which Pod Security '{level}' of the"
                                     f" namespace '{kube.namespace}' forbids",
                          "hint": "name a claim, or leave it out", "fatal": True})
