@@ -307,6 +307,29 @@ class Registry:
             raise Refused(f"{what} has no MLmodel file", "log it with mlflow.<flavor>.log_model, then register it")
         return folder
 
+    async def artifact(self, uri: str) -> Path:
+        """The local file or folder that ``runs:/RUN/path``, ``models:/NAME/VERSION``, ``models:/NAME@ALIAS``,
+        ``models:/m-ID`` or ``mlflow-artifacts:/…`` names.
+
+        Raises:
+            NotFound: there is no such run, model or path.
+            Refused: it is not kept in this workspace.
+        """
+        folder: Path | None
+        if uri.startswith("models:/") and not _MODEL_URI.fullmatch(uri):
+            found = await self.resolve_model(uri.removeprefix("models:/").strip("/"))
+            folder = await self.model_dir(found["name"], found["version"])
+        else:
+            try:
+                folder = await self._local(uri)
+            except (NotFound, ParameterError):
+                raise NotFound(f"there is no {uri}", "list them with: %mlops runs, %mlops models") from None
+        if folder is None:
+            raise Refused(f"{uri} is not kept in this workspace", "name the files themselves")
+        if not await asyncio.to_thread(folder.exists):
+            raise NotFound(f"there is no {uri}", "look at the run's artifacts with: %mlops runs RUN")
+        return folder
+
     async def _local(self, uri: str) -> Path | None:
         model = _MODEL_URI.fullmatch(uri)
         if model:

@@ -55,8 +55,8 @@ class Site(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Page)
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), Page)
         self.pages: dict[str, tuple[bytes, str]] = {}
         self.cut: list[int] = []
         self.gets: list[tuple[str, str]] = []

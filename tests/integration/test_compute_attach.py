@@ -156,14 +156,14 @@ def test_a_claim_as_package_cache_and_the_secret_of_the_index(server, cluster, t
     both = {"package_cache": {"claim": "packages"}, "pip": {"secret": "index"}}
     assert [p["message"] for p in ask_for(**both)["problems"] if p["fatal"]] == [
         "there is no Secret 'index' in namespace 'team'",
-        "there is no PersistentVolumeClaim 'packages' in namespace 'team'"]
+        "there is no claim 'packages', which training.package_cache names"]
     server.put("secrets", {"metadata": {"name": "index"}, "data": {"pip.conf": "eA=="}})
     server.put("persistentvolumeclaims", {"metadata": {"name": "packages"}, "spec": {"accessModes": ["ReadWriteOnce"]},
                                           "status": {"phase": "Bound"}})
     found = ask_for(**both)
     assert found["package_cache"]["access_modes"] == ["ReadWriteOnce"]
     (problem,) = found["problems"]
-    assert "can be mounted on one node at a time (ReadWriteOnce)" in problem["message"] and not problem["fatal"]
+    assert "of training.package_cache is for one node (ReadWriteOnce)" in problem["message"] and not problem["fatal"]
     assert not ask_for(**both, max_nodes=1)["problems"]
 
 

@@ -27,7 +27,7 @@ def spec(**given):
     ({"path": "claim://data/x", "mode": "direct"}, "a claim has no URL"),
     ({"path": "data/x.csv"}, "'data/x.csv' must be an absolute path, or a URL"),
     ({"path": "https://ann:secret@host/x"}, "a password does not belong into a URL"),
-    ({"path": "runs:/1/x"}, "runs:/1/x: what MLflow keeps is no input yet"),
+    ({"path": "runs:/1/x", "mode": "direct"}, "runs:/1/x is copied to where the job runs: leave mode out"),
     ({"path": "/x", "mode": "eval_mount"}, "Input should be"),
 ])
 def test_what_is_wrong_with_an_input_is_said(given, words):

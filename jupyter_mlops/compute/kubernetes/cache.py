@@ -7,6 +7,7 @@ from typing import Any
 from ...core.errors import MlopsError
 from ...core.resources.compute import TrainingOptions
 from ...kube.client import Kube
+from . import claims
 from .volumes import STRICT
 
 
@@ -32,31 +33,10 @@ def place(kube: Kube, options: TrainingOptions, level: str, problems: list[dict[
                 "hint": "name a claim as package_cache, or leave it out: then each pod installs for itself",
                 "fatal": True})
         return {"kind": "host_path", "name": cache.host_path, "size": cache.size, "access_modes": []}
+    narrow = "" if options.max_nodes == 1 else "jobs with packages that need several nodes wait for ever"
+    claim = claims.survey(kube, cache.claim, "training.package_cache", problems, narrow=narrow)
     return {"kind": "claim", "name": cache.claim, "size": cache.size,
-            "access_modes": _claim(kube, cache.claim, options.max_nodes, problems)}
-
-
-def _claim(kube: Kube, name: str, nodes: int, problems: list[dict[str, Any]]) -> list[str]:
-    """Access modes of a claim; empty when it is not there, or may not be seen."""
-    try:
-        found = kube.get("PersistentVolumeClaim", name)
-    except MlopsError:
-        return []  # not for us to see: then pods tell
-    if found is None:
-        problems.append({"message": f"there is no PersistentVolumeClaim '{name}' in namespace '{kube.namespace}'",
-                         "hint": "an operator of the cluster makes it", "fatal": True})
-        return []
-    modes = [str(m) for m in (found.get("spec") or {}).get("accessModes") or []]
-    phase = (found.get("status") or {}).get("phase")
-    if phase == "Lost":
-        problems.append({"message": f"the volume of PersistentVolumeClaim '{name}' is lost",
-                         "hint": "an operator of the cluster makes it anew", "fatal": True})
-    if "ReadWriteMany" not in modes and nodes != 1:
-        problems.append({"message": f"the package cache '{name}' can be mounted on one node at a time "
-                                    f"({', '.join(modes) or 'no access mode'})",
-                         "hint": "jobs with packages that need several nodes wait for ever: use a ReadWriteMany claim",
-                         "fatal": False})
-    return modes
+            "access_modes": sorted(claim.modes) if claim else []}
 
 
 def _secret(kube: Kube, name: str, problems: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ namespace may be somebody's. They are mounted read-only, for an output writable 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,14 +16,10 @@ from ...core.resources.job import JobSpec
 from ...kube.client import Kube
 from ...kube.errors import NotAllowed
 from ...kube.podspec import mount
-from ...kube.quantity import count_of
+from . import claims
 
 #: Where they are in a pod.
 CACHE, CLAIMS = "/mlops/cache", "/mlops/claims"
-#: Access modes with which pods on several nodes can have a volume: to read, and to write.
-_READ, _WRITE = {"ReadOnlyMany", "ReadWriteMany"}, {"ReadWriteMany"}
-_SHORT = {"ReadWriteOnce": "one node", "ReadWriteOncePod": "one pod", "ReadOnlyMany": "many nodes, read-only",
-          "ReadWriteMany": "many nodes"}
 #: Levels of Pod Security that admit no folder of a node.
 STRICT = ("baseline", "restricted")
 
@@ -88,56 +84,28 @@ def _allowed(cluster: str, options: TrainingOptions, name: str, writes: bool) ->
 
 def _mountable(kube: Kube, name: str, writes: bool, nodes: int) -> str:
     try:
-        found = kube.get("PersistentVolumeClaim", name)
+        claim = claims.look(kube, name)
     except NotAllowed:
         raise Refused(f"compute '{kube.cluster}' may not look at the claim '{name}'",
                       "its role needs: get persistentvolumeclaims") from None
-    if found is None:
+    if claim is None:
         raise Refused(f"there is no claim '{name}' in the namespace '{kube.namespace}'", "check its name")
-    if found["metadata"].get("deletionTimestamp"):
+    if claim.leaving:
         raise Refused(f"the claim '{name}' is being deleted", "name another one")
-    spec, status = found.get("spec") or {}, found.get("status") or {}
-    phase, kind = status.get("phase") or "Pending", spec.get("storageClassName") or ""
-    if phase == "Lost":
+    if claim.phase == "Lost":
         raise Refused(f"the claim '{name}' has lost its volume", "an operator of the cluster looks after it")
-    if phase == "Pending" and not _waits_for_a_pod(kube, kind):
-        raise Refused(f"the claim '{name}' has no volume yet (storage class '{kind or 'none'}')",
+    if claim.phase == "Pending" and not claims.waits_for_a_pod(kube, claim.kind):
+        raise Refused(f"the claim '{name}' has no volume yet (storage class '{claim.kind or 'none'}')",
                       "wait for the cluster to provide one, or ask an operator")
-    modes = set(status.get("accessModes") or spec.get("accessModes") or [])
-    if nodes > 1 and not modes & (_WRITE if writes else _READ):
-        told = ", ".join(_SHORT.get(m, m) for m in sorted(modes))
-        raise Refused(f"the claim '{name}' is for {told}: {nodes} nodes cannot {'write to' if writes else 'read'} it",
+    if nodes > 1 and not claim.modes & (claims.WRITE if writes else claims.READ):
+        raise Refused(f"the claim '{name}' is for {claim.reach}: {nodes} nodes cannot "
+                      f"{'write to' if writes else 'read'} it",
                       f"it needs {'ReadWriteMany' if writes else 'ReadOnlyMany or ReadWriteMany'}")
-    if writes and modes == {"ReadOnlyMany"}:
+    if writes and claim.modes == {"ReadOnlyMany"}:
         raise Refused(f"the claim '{name}' is read-only", "name another one for the output")
-    if "ReadWriteOncePod" in modes and (user := _user(kube, name)):
+    if "ReadWriteOncePod" in claim.modes and (user := claims.user(kube, name)):
         raise Refused(f"the claim '{name}' is for one pod at a time, and {user} has it", "wait until that has ended")
-    size = (status.get("capacity") or {}).get("storage") or ""
-    about = [f"{count_of(size) / 2**30:.3g} GiB"] if size else []
-    about += [", ".join(sorted(modes)), f"storage class '{kind}'" if kind else "no storage class", phase.lower()]
-    return f"claim '{name}' is mounted {'writable' if writes else 'read-only'} ({'; '.join(about)})"
-
-
-def _waits_for_a_pod(kube: Kube, kind: str) -> bool:
-    """Whether volumes of a storage class are made when a pod wants them; also where that is not for us to see."""
-    if not kind:
-        return False
-    try:
-        found = kube.call("GET", f"/apis/storage.k8s.io/v1/storageclasses/{kind}", what="reading a storage class")
-    except MlopsError:
-        return True
-    return found.get("volumeBindingMode") == "WaitForFirstConsumer"
-
-
-def _user(kube: Kube, claim: str) -> str:
-    """A pod that has a claim now, or empty."""
-    for pod in kube.list("Pod"):
-        if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-            continue
-        for volume in (pod.get("spec") or {}).get("volumes") or []:
-            if (volume.get("persistentVolumeClaim") or {}).get("claimName") == claim:
-                return f"pod {pod['metadata']['name']}"
-    return ""
+    return f"claim '{name}' is mounted {'writable' if writes else 'read-only'} ({claim.about})"
 
 
 def survey(kube: Kube, spec: ComputeSpec, level: str, problems: list[dict[str, Any]]) -> None:
@@ -152,31 +120,12 @@ def survey(kube: Kube, spec: ComputeSpec, level: str, problems: list[dict[str, A
     if cache is not None and cache.claim:
         wanted[cache.claim] = "training.cache"
     for name, field in sorted(wanted.items()):
-        _survey_claim(kube, name, field, problems)
+        cached = field == "training.cache"
+        claims.survey(kube, name, field, problems, cached,
+                      "all jobs that read files then run on one node" if cached else "")
     for name in options.secrets:
-        if _there(kube, "Secret", name) is False:
+        with contextlib.suppress(MlopsError):  # not for us to see: then pods tell
+            if kube.get("Secret", name) is not None:
+                continue
             problems.append({"message": f"there is no Secret '{name}', which training.secrets names",
                              "hint": "jobs wait until an operator of the cluster makes it", "fatal": False})
-
-
-def _survey_claim(kube: Kube, name: str, field: str, problems: list[dict[str, Any]]) -> None:
-    found = _there(kube, "PersistentVolumeClaim", name)
-    if found is None:
-        return
-    if found is False:
-        problems.append({"message": f"there is no claim '{name}', which {field} names",
-                         "hint": "an operator of the cluster makes it", "fatal": field == "training.cache"})
-        return
-    modes = (found.get("status") or {}).get("accessModes") or (found.get("spec") or {}).get("accessModes") or []
-    if field == "training.cache" and "ReadWriteMany" not in modes:
-        problems.append({"message": f"the claim '{name}' of training.cache is for one node ({', '.join(modes)})",
-                         "hint": "all jobs that read files then run on one node", "fatal": False})
-
-
-def _there(kube: Kube, kind: str, name: str) -> Any:
-    """The object; False when it is not there, None when that is not for us to see."""
-    try:
-        found: Mapping[str, Any] | None = kube.get(kind, name)
-    except MlopsError:
-        return None
-    return found if found is not None else False

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...runtime import jobfolder
+from ...runtime import data, jobfolder
+from ..errors import Refused
 from ..resources.job import JobSpec
+from .recorder import RunRecorder
 
 
 def write_folder(
@@ -31,6 +34,43 @@ def write_folder(
         jobfolder.write_file(str(folder / name), json.dumps(value, indent=1).encode(), durable=False)
     for add in prepare:
         add(folder, spec)
+
+
+async def find_artifacts(recorder: RunRecorder, spec: JobSpec) -> dict[str, Path]:
+    """Where that is which the inputs of a job name of MLflow, by their names.
+
+    Raises:
+        NotFound, Refused: it is not there, or of another kind; and what is raised while MLflow is away.
+    """
+    found = {}
+    for name, given in spec.files.items():
+        if given.scheme in data.MLFLOW:
+            path = found[name] = await recorder.artifact(given.path)
+            kind = "uri_folder" if await asyncio.to_thread(path.is_dir) else "uri_file"
+            if given.type not in ("", kind):
+                raise Refused(f"input {name}: {given.path} is a {kind[4:]}", f"say type: {kind}")
+    return found
+
+
+def put_artifacts(places: Mapping[str, Path], folder: Path, spec: JobSpec) -> None:
+    """Give a job copies of what its inputs name of MLflow (blocking), once for all attempts.
+
+    Args:
+        places: by the name of the input, the file or folder that MLflow keeps.
+    """
+    for name, source in places.items():
+        target = folder / "inputs" / data.SHIPPED / name
+        if target.exists():
+            continue
+        jobfolder.private_folder(str(target.parent))
+        new = target.with_name(f".{name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        if source.is_dir():
+            shutil.copytree(source, new)
+        else:
+            (new / data.ONE).mkdir(parents=True)
+            shutil.copyfile(source, new / data.ONE / source.name)
+        new.replace(target)
 
 
 def remove_folder(folder: Path) -> None:

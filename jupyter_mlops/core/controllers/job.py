@@ -7,6 +7,7 @@ What its phases mean and what is guaranteed is in ``docs/jobs.md``. Every status
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from ..resources.base import Resource, utcnow
 from ..resources.job import RUN_STATUS, TERMINAL, AttemptStatus, JobSpec, JobStatus, check_transition
 from . import attempts as tries
 from .base import Controller, Key
-from .folder import remove_folder, write_folder
+from .folder import find_artifacts, put_artifacts, remove_folder, write_folder
 from .pace import CALM, Pace
 from .recorder import JournalShipper, RunRecorder
 from .slots import Slots
@@ -176,6 +177,8 @@ class JobController(Controller):
         await self._check(spec)
         for check in self.check:
             await asyncio.to_thread(check, spec)
+        with contextlib.suppress(*_AWAY):  # then they are looked for when the job starts
+            await find_artifacts(self._recorder, spec)
         self._fresh.add(name)
         status = JobStatus(phase="Queued", reason="waiting to start", queued_at=utcnow())
         return status.model_dump(), {}, {}
@@ -200,6 +203,8 @@ class JobController(Controller):
         try:
             driver = self._driver_for(spec.compute)
             await self._check(spec)
+            with contextlib.suppress(*_AWAY):
+                await find_artifacts(self._recorder, spec)
         except (Refused, NotFound) as error:
             return {**known, "fits": False, "reasons": [error.message]}
         ask = getattr(driver, "preview", None)  # only where there is somebody to ask
@@ -344,7 +349,11 @@ class JobController(Controller):
             await self._fail(job, f"MLflow refused the run: {e.message}")
             return
         try:
-            await asyncio.to_thread(write_folder, folder, spec, run, self.prepare)
+            artifacts = partial(put_artifacts, await find_artifacts(self._recorder, spec))
+            await asyncio.to_thread(write_folder, folder, spec, run, [*self.prepare, artifacts])
+        except _AWAY as e:
+            await self._set(name, {"reason": f"waiting for MLflow: {e.message}"})
+            return
         except MlopsError as e:
             job.status.update(run_id=run["run_id"])
             await self._fail(job, e.message)

@@ -21,6 +21,13 @@ class RunRecorder(Protocol):
     async def find_job_run(self, experiment: str, job: str) -> str:
         """Id of that run, when it was made and goes on; else empty."""
 
+    async def artifact(self, uri: str) -> Path:
+        """The local file or folder that ``runs:/…``, ``models:/…`` or ``mlflow-artifacts:/…`` names.
+
+        Raises:
+            NotFound, Refused: it is not there, or not in this workspace.
+        """
+
     async def job_run(self, run_id: str) -> dict[str, Any]:
         """Facts of a run.
 

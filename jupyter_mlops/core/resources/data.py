@@ -22,8 +22,9 @@ Digest = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 class JobInput(Model):
     """Files that a job reads.
 
-    ``path``: of this machine, ``claim://NAME/sub/path`` (a volume of a cluster), ``https://``, or a URL that fsspec
-    knows, such as ``s3://``. ``blob``: a zip of the files of a path of this machine, for where that is not.
+    ``path``: of this machine, ``claim://NAME/sub/path`` (a volume of a cluster), ``runs:/RUN/path`` or
+    ``models:/NAME/VERSION`` (what MLflow keeps), ``https://``, or a URL that fsspec knows, such as ``s3://``.
+    ``blob``: a zip of the files of a path of this machine, for where that is not.
     """
 
     type: Literal["", "uri_file", "uri_folder"] = Field(default="", description="empty: whichever it is")
@@ -51,8 +52,8 @@ class JobInput(Model):
     @model_validator(mode="after")
     def _a_mode(self) -> JobInput:
         kind, where = self.scheme, data.shown(self.path)
-        if kind in data.MLFLOW:
-            raise ValueError(f"{where}: what MLflow keeps is no input yet: download it to a folder, and name that")
+        if kind in data.MLFLOW and self.mode not in ("", "download"):
+            raise ValueError(f"{where} is copied to where the job runs: leave mode out")
         if kind == "claim" and self.mode == "direct":
             raise ValueError("a claim has no URL: leave mode out (it is mounted), or say download")
         if self.mode == "ro_mount" and kind not in ("", "claim"):
