@@ -1,13 +1,11 @@
 """Named inputs on a real cluster: claims that pods of a restricted namespace read and write, a cache outliving them.
 
-Volumes are folders of a node, made and removed by pods of a namespace that may. Pods must reach this machine, see
-CLUSTER_HOST in test_cluster_packages.py.
+Pods must reach this machine, see CLUSTER_HOST in test_cluster_packages.py.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import sys
 import threading
 from pathlib import Path
@@ -16,12 +14,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
 
-from cluster_bench import IMAGE, cluster, fresh_namespace, make_namespace, namespace
+from cluster_bench import IMAGE, cluster, fresh_namespace, namespace
+from cluster_volumes import made_volumes
 from conftest import Plane, make_home, wait_for
 from stores import Site
 from test_cluster_packages import own_address
-
-from jupyter_mlops.kube.client import Kube
 
 pytestmark = pytest.mark.cluster
 TORCH = os.environ.get("CLUSTER_TORCH_IMAGE", "")
@@ -38,48 +35,14 @@ except OSError as error:
 """
 
 
-def on_the_node(cluster, name: str, script: str) -> None:
-    """Run Python as root in a pod that sees the node's /tmp as /host."""
-    kube = Kube("cluster", namespace=name)
-    pod = f"root-{random.getrandbits(32):08x}"
-    kube.call("POST", kube.path("Pod"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod}, "spec": {
-        "restartPolicy": "Never", "terminationGracePeriodSeconds": 1,
-        "volumes": [{"name": "host", "hostPath": {"path": "/tmp"}}],
-        "containers": [{"name": "c", "image": IMAGE, "command": ["python3", "-c", script],
-                        "securityContext": {"runAsUser": 0},
-                        "volumeMounts": [{"name": "host", "mountPath": "/host"}]}]}})
-    wait_for(lambda: kube.get("Pod", pod)["status"]["phase"] == "Succeeded", 60, 0.3)
-
-
 @pytest.fixture(scope="module")
 def volumes(cluster, namespace):
-    """Claims ``data`` (read by many) and ``work`` (written by many), and what lies in the first; removed afterwards."""
-    mark = f"mlops-data-{random.getrandbits(32):08x}"
-    able = make_namespace(cluster, "")
-    on_the_node(cluster, able, f"""
-import os
-for name in ("data", "work"):
-    os.makedirs("/host/{mark}/" + name + "/v1")
-    os.chmod("/host/{mark}/" + name, 0o777)
-open("/host/{mark}/data/v1/a.txt", "w").write("from the volume")
-""")
-    kube = Kube("cluster", namespace=namespace)
-    for name, mode in (("data", "ReadOnlyMany"), ("work", "ReadWriteMany")):
-        cluster.call("POST", "/api/v1/persistentvolumes", {
-            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{mark}-{name}"}, "spec": {
-                "capacity": {"storage": "1Gi"}, "accessModes": [mode], "persistentVolumeReclaimPolicy": "Retain",
-                "hostPath": {"path": f"/tmp/{mark}/{name}", "type": "Directory"}, "storageClassName": ""}})
-        kube.call("POST", kube.path("PersistentVolumeClaim"), {
-            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": {
-                "accessModes": [mode], "volumeName": f"{mark}-{name}", "storageClassName": "",
-                "resources": {"requests": {"storage": "1Gi"}}}})
-        wait_for(lambda name=name: kube.get("PersistentVolumeClaim", name)["status"].get("phase") == "Bound", 60, 0.3)
-    yield mark
-    for name in ("data", "work"):
-        kube.call("DELETE", kube.path("PersistentVolumeClaim", name))
-        cluster.call("DELETE", f"/api/v1/persistentvolumes/{mark}-{name}")
-    on_the_node(cluster, able, f"import shutil; shutil.rmtree('/host/{mark}')")
-    cluster.call("DELETE", f"/api/v1/namespaces/{able}")
+    """Claims ``data`` (read by many), ``work`` (written by many) and ``once`` (for one node)."""
+    with made_volumes(cluster, namespace) as volumes:
+        volumes.claim("data", "ReadOnlyMany", {"v1/a.txt": "from the volume"})
+        volumes.claim("work", "ReadWriteMany")
+        volumes.claim("once", "ReadWriteOnce", {"a.txt": "for one"})
+        yield volumes
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +51,7 @@ def plane(namespace, volumes):
     for name, image in (("gpu", IMAGE), ("torch", TORCH)):
         if image:
             p.put(f"computes/{name}", {"type": "kubernetes", "namespace": namespace, "training": {
-                "image": image, "hold": 30, "claims": ["data", {"name": "wor*", "writable": True}],
+                "image": image, "hold": 30, "claims": ["data", "once", {"name": "wor*", "writable": True}],
                 "cache": {"claim": "work", "size": "1Gi"}}})
     yield p
     p.stop()
@@ -143,6 +106,17 @@ def test_two_pods_read_a_claim(plane, web):
         assert f"read from the volume 3000000 {rank}" in text
 
 
+def test_a_claim_for_one_node(plane, namespace):
+    status, log = run(plane, "once", command="cat ${{inputs.a}}", cell=None,
+                      inputs={"a": {"path": "claim://once/a.txt"}})
+    assert status["phase"] == "Completed" and log == "for one", (status, log)
+    plane.put("computes/narrow", {"type": "kubernetes", "namespace": namespace, "training": {
+        "image": IMAGE, "cache": {"claim": "once"}, "package_cache": {"claim": "once"}}})
+    told = {p["message"]: p["fatal"] for p in plane.get("computes/narrow/survey")["problems"]}
+    for field in ("training.cache", "training.package_cache"):
+        assert told[f"the claim 'once' of {field} is for one node (ReadWriteOnce)"] is False, told
+
+
 def test_an_output_in_a_claim_is_the_next_jobs_input(plane):
     status, log = run(plane, "writes", cell={"source": "from jupyter_mlops import outputs\n"
                       "open(outputs['model'] + '/m.txt', 'w').write('trained')"},
@@ -162,5 +136,10 @@ def test_what_is_wrong_with_a_claim_is_said_before(plane, cluster):
         assert found["fits"] is False and words in found["reasons"][0], found
     found = plane.post("jobs/ahead/actions/preview", {**spec, "outputs": {"a": {"path": "claim://data/v2"}}})
     assert "lets jobs read the claim 'data', not write to it" in found["reasons"][0]
+    wide = {**spec, "command": None, "cell": {"source": "1"}, "resources": {"instance_count": 2},
+            "distribution": {"type": "pytorch"}, "inputs": {"a": {"path": "claim://once"}}}
+    found = plane.post("jobs/ahead/actions/preview", wide)
+    assert found["fits"] is False, found
+    assert found["reasons"] == ["the claim 'once' is for one node: 2 nodes cannot read it"], found
     status, _ = run(plane, "none", inputs={"data": {"path": "claim://data/v9"}})
     assert status["phase"] == "Failed" and status["reason"] == "claim 'data' has no v9", status

@@ -21,6 +21,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cluster_bench import IMAGE, cluster, fresh_namespace, make_namespace, namespace
+from cluster_volumes import made_volumes
 from conftest import Plane, make_home, wait_for
 from wheels import wheel
 
@@ -166,6 +167,20 @@ def test_a_folder_of_the_node_keeps_them_for_the_next_job(plane, node_folder, in
     source = "import sys\ntry:\n    open(sys.prefix + '/x', 'w')\nexcept OSError as e:\n    print(e.strerror)"
     submit(plane, "write", source, "mlops-tiny", compute="node")
     assert ended(plane, "write")["phase"] == "Completed" and log(plane, "write") == "Read-only file system\n"
+
+
+def test_a_claim_keeps_them_for_the_next_job(plane, cluster, namespace, index):
+    with made_volumes(cluster, namespace) as volumes:
+        volumes.claim("packages", "ReadWriteMany")
+        plane.put("computes/claim", {"type": "kubernetes", "namespace": namespace, "training": {
+            "image": IMAGE, "hold": 30, "pip": index, "package_cache": {"claim": "packages"}}})
+        found = plane.get("computes/claim/survey")
+        assert found["package_cache"] == {"kind": "claim", "name": "packages", "size": "20Gi",
+                                          "access_modes": ["ReadWriteMany"]} and not found["problems"], found
+        for job, installs in (("first", True), ("second", False)):
+            submit(plane, job, LOOK, "mlops-tiny", compute="claim")
+            assert ended(plane, job)["phase"] == "Completed", log(plane, job)
+            assert "2.0 1000 True\n" in log(plane, job) and ("installed 1 package" in log(plane, job)) is installs
 
 
 def test_torch_of_the_image_stays(plane):

@@ -217,7 +217,7 @@ def test_attach_show_detach(run, served, capsys):
     assert "kept in /var/lib/mlops of each node, at most 20Gi" in found.text() and found.fatal
     training = served[1].get("computes/gpu")["spec"]["training"]
     assert training["pip"]["index_url"] == "https://pypi.example/simple" and training["image"] == "torch:1"
-    with pytest.raises(Refused, match="PersistentVolumeClaim 'packages'"):
+    with pytest.raises(Refused, match="there is no claim 'packages'"):
         run("compute attach gpu --package-cache packages")
     run("compute attach gpu --package-cache ''")
     table = run("compute")
