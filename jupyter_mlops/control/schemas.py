@@ -179,6 +179,7 @@ class Preview(BaseModel):
     instances: int = 1
     price_per_hour: float | None = Field(default=None, description="of all instances, at the operator's price")
     warnings: list[str] = Field(default_factory=list, description="versions that differ here and there")
+    volumes: list[str] = Field(default_factory=list, description="a line on each claim that is mounted")
 
 
 class Nothing(Body):
