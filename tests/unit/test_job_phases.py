@@ -39,6 +39,7 @@ def test_other_changes_are_refused(old):
 
 def test_ends_are_final_but_for_a_resume():
     assert not TRANSITIONS["Completed"] and TRANSITIONS["Failed"] == TRANSITIONS["Canceled"] == {"Queued"}
+    assert "Queued" in TRANSITIONS["Stopping"], "a cluster that takes a pod away tells it to stop, as we do"
     assert TRANSITIONS["Finalizing"] == TERMINAL, "what has ended does not run again before it is delivered"
 
 

@@ -168,6 +168,15 @@ def test_a_pod_that_the_cluster_ended_is_no_wish_of_the_user(place):
     assert verdict.ended(place, {"nodes": 1}, {}, {}).phase == "canceled"
 
 
+def test_while_a_pod_is_taken_away_it_is_told(place):
+    tell(place, 0, phase="stopping", reason="stopped: the supervisor got signal 15")
+    seen = verdict.running(place, {"nodes": 1}, {0: pod()}, {}, "")
+    assert (seen.phase, seen.reason) == (
+        "stopping", "the cluster takes its pod away; it has a moment for a last checkpoint")
+    place.job.ask_stop(1, 5.0)
+    assert "supervisor" in verdict.running(place, {"nodes": 1}, {0: pod()}, {}, "").reason
+
+
 @pytest.mark.parametrize(("seen", "words", "cause"), [
     ({"gone": True}, "its pod was deleted on the cluster", "lost"),
     (pod({"terminated": {"reason": "OOMKilled", "exitCode": 137}}, "terminated", "Failed"), "lack of memory", "memory"),

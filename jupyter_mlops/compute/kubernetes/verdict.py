@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Pod = dict[str, Any]
 
+#: What a supervisor says that was told to end, by us or by the cluster.
+BY_SIGNAL = "supervisor got signal"
+
 
 def _status(pod: Pod, container: str) -> dict[str, Any]:
     for found in words.containers(pod):
@@ -121,7 +124,7 @@ def _together(place: Attempt, states: list[dict[str, Any]], pods: dict[int, Pod]
     firsts: list[tuple[float, int]] = []
     for i, (part, state) in enumerate(zip(parts, states, strict=True)):
         at = part.ended_at or float("inf")
-        told = not wished and "supervisor got signal" in part.reason
+        told = not wished and BY_SIGNAL in part.reason
         if told or state.get("lost"):
             why = disruption(pods.get(int(state["node"])))
             if why is not None:
@@ -226,6 +229,8 @@ def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: 
     if "stopping" in phases:
         result.phase = "stopping"
         result.reason = next(p.reason for p in parts if p.phase == "stopping")
+        if place.job.stop_wish(place.number) is None and BY_SIGNAL in result.reason:
+            result.reason = "the cluster takes its pod away; it has a moment for a last checkpoint"
     elif phases & {"running", *TERMINAL}:
         result.phase = "running"
         for rank in result.ranks:

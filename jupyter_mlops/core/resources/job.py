@@ -27,7 +27,8 @@ TRANSITIONS: dict[str, frozenset[str]] = {
     # Back to Queued: the attempt failed, a further one is due.
     "Starting": frozenset({"Queued", "Running", "Stopping", "Finalizing", *TERMINAL}),
     "Running": frozenset({"Queued", "Stopping", "Finalizing", *TERMINAL}),
-    "Stopping": frozenset({"Finalizing", *TERMINAL}),
+    # Back to Queued: its cluster took the pods away, which nobody asked for.
+    "Stopping": frozenset({"Queued", "Finalizing", *TERMINAL}),
     "Finalizing": TERMINAL,
     "Completed": frozenset(),
     # By a resume.
