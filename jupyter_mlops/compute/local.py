@@ -22,7 +22,7 @@ from ..core.resources.job import parse_bytes
 from ..runtime import bundle, data, logfile, processes, shell, sources
 from ..runtime.jobfolder import DELETED, TERMINAL, Attempt, JobFolder, private_folder
 from . import environment, machine
-from .base import NOTHING, Grant, JobRef, LogChunk, Observation
+from .base import MPI_HINT, NOTHING, Grant, JobRef, LogChunk, Observation
 from .state import observation
 from .terminal import Terminal
 from .warm import WarmPool
@@ -86,6 +86,11 @@ class LocalCompute:
         if instances != 1:
             raise Refused(f"{instances} instances are asked for, the local compute is one machine",
                           "set resources.instance_count to 1")
+        if ((spec.get("resources") or {}).get("max_instance_count") or 1) != 1:
+            raise Refused("no instances can come and go here: the local compute is one machine",
+                          "leave resources.max_instance_count out")
+        if (spec.get("distribution") or {}).get("type") == "mpi":
+            raise Refused("jobs of distribution 'mpi' are not run on this machine", MPI_HINT)
         if (spec.get("resources") or {}).get("instance_type"):
             raise Refused("instance types are kinds of nodes of a cluster, and this is one machine",
                           "leave --instance out, or name a cluster with --compute")

@@ -34,6 +34,18 @@ def pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def nodes(text: str) -> tuple[int, int | None]:
+    """``N`` or ``MIN:MAX`` as least and most, the second None without one; a type for arguments."""
+    least, colon, most = text.partition(":")
+    try:
+        found = int(least), int(most) if colon else None
+    except ValueError:
+        found = 0, None
+    if found[0] < 1 or (found[1] is not None and found[1] < found[0]):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of machines nor MIN:MAX such as 2:8")
+    return found
+
+
 def named_input(text: str) -> tuple[str, str, str]:
     """``NAME=PATH`` or ``NAME:MODE=PATH`` as name, mode and path; a type for arguments."""
     name, equals, path = text.partition("=")

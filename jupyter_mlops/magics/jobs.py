@@ -245,13 +245,14 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
         spec["tags"] = dict(a.tag)
     limits = {"grace": a.grace, "timeout": a.timeout}
     spec["limits"] = {k: v for k, v in limits.items() if v is not None}
-    nodes = a.nodes if a.nodes > 1 else None
+    least, most = a.nodes
+    several = least > 1 or (most or 1) > 1
     listed = [line for path in a.requirements for line in requirements.read(path)]
     environment = {"image": a.image, "pip": [*a.pip, *listed],
                    "conda_file": requirements.read_conda(a.conda_file) if a.conda_file else None}
     if any(environment.values()):
         spec["environment"] = {k: v for k, v in environment.items() if v}
-    resources = {"instance_count": nodes, "instance_type": a.instance,
+    resources = {"instance_count": least if several else None, "max_instance_count": most, "instance_type": a.instance,
                  "cpus": a.cpus, "memory": a.memory, "gpus": a.gpus}
     spec["resources"] = {k: v for k, v in resources.items() if v is not None}
     if a.retries is not None:
@@ -261,13 +262,15 @@ def job_spec(a: argparse.Namespace, context: Context) -> dict[str, Any]:
         spec["queue_settings"] = {k: v for k, v in queue.items() if v}
     if a.processes > _MOST:
         raise Refused(f"{a.processes} processes are more than any machine runs", f"at most {_MOST} can be asked for")
-    if a.processes > 1 or nodes:
-        if find_spec("torch") is None and a.compute == "local":
+    if a.distribution == "tensorflow":
+        spec["distribution"] = {"type": "tensorflow", "worker_count": a.processes * least}
+    elif a.processes > 1 or several or a.distribution == "mpi":
+        if find_spec("torch") is None and a.compute == "local" and a.distribution == "pytorch":
             raise Refused(
                 f"{a.processes} processes need PyTorch, which is not installed in {sys.executable}",
                 "pip install 'jupyter-mlops[torch]', or leave out --processes",
             )
-        spec["distribution"] = {"type": "pytorch", "process_count_per_instance": a.processes}
+        spec["distribution"] = {"type": a.distribution, "process_count_per_instance": a.processes}
     return spec
 
 

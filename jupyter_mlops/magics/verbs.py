@@ -13,6 +13,7 @@ from .arguments import (
     named_input,
     named_output,
     names,
+    nodes,
     pair,
     ports,
     size,
@@ -102,8 +103,11 @@ def _train(p: argparse.ArgumentParser) -> None:
                    help="processes; several are ranks of torch.distributed (default 1)")
     _experiment(p, "experiment of its run (default: this notebook's)")
     p.add_argument("--compute", default="local", metavar="NAME", help="where it runs (default local)")
-    p.add_argument("--nodes", type=count, default=1, metavar="N",
-                   help="machines of a cluster, each with --processes (default 1)")
+    p.add_argument("--nodes", type=nodes, default=(1, None), metavar="N[:MAX]",
+                   help="machines of a cluster, each with --processes (default 1); with MAX it begins with N of them, "
+                        "and takes more when there is room")
+    p.add_argument("--distribution", choices=("pytorch", "tensorflow", "mpi"), default="pytorch",
+                   help="how several processes find each other (default pytorch)")
     p.add_argument("--instance", metavar="NAME", help="on a cluster: the kind of node, as the operator has named it")
     p.add_argument("--image", metavar="IMAGE", help="on a cluster: container image (default: the compute's)")
     p.add_argument("--pip", action="append", default=[], metavar="PACKAGE",

@@ -4,7 +4,7 @@
     python -m jupyter_mlops.runtime.berth packages BOOT WORK CACHE   before the ranks: what goes on top of the image
     python -m jupyter_mlops.runtime.berth job BOOT WORK        the main container: the attempt's supervisor and ranks
 
-``BOOT/order.json`` says what to run: ``{"job", "attempt", "spec", "run", "env", "timeout", "nodes", "address",
+``BOOT/order.json`` says what to run: ``{"job", "attempt", "spec", "run", "env", "timeout", "nodes", "most", "address",
 "inputs": {"sha256", "size", "parts"}, "image", "packages", "compare", "remarks"}``, ``packages`` as :mod:`.packages`
 has it, or null, ``compare`` as :func:`.software.compare` takes it. The parcel of inputs lies in parts beside it, or is
 brought by exec.
@@ -32,6 +32,10 @@ TERMINATION = "/dev/termination-log"
 #: Names in the environment of a rank that are ours, the launcher's, or a cluster's.
 _DROPPED = ("JUPYTER_MLOPS_", "KUBERNETES_", "MLFLOW_", "_MLFLOW_", "TORCHELASTIC_")
 _LOOK = 0.1
+#: Exit code when the cluster ended the pod: that of SIGTERM.
+TOLD = 143
+#: How many pods of this one's number were lost before, as the cluster counts them: disturbed ones, and all others.
+LOST = ("JUPYTER_MLOPS_DISTURBED", "JUPYTER_MLOPS_FAILED")
 
 
 def hold(work, seconds):
@@ -63,7 +67,7 @@ def install(boot, work, cache):
         why = _unfit(order, attempt)
         if why:
             return _last_words(why)
-        first = _node() * Supervisor.ranks_of(order["spec"])
+        first = _node(order) * Supervisor.ranks_of(order["spec"])
         why = packages.install(boot, work, cache, order["packages"], folder, attempt, first)
         return _last_words(why) if why else 0
     finally:
@@ -97,7 +101,7 @@ def _differs(order, attempt):
     if why:
         attempt.write_state({"phase": "failed", "cause": "versions", "reason": why, "ended_at": time.time(),
                              "ranks": []})
-    elif remarks and order.get("remarks") and _node() == 0:
+    elif remarks and order.get("remarks") and _node(order) == 0:
         with open(attempt.log_path(0), "a", encoding="utf-8", opener=_private) as f:
             f.writelines("jupyter-mlops: %s\n" % line for line in remarks)
     return why
@@ -112,10 +116,6 @@ def _unfit(order, attempt):
     if attempt.started():
         return "the container was started again after its ranks had begun"
     return _differs(order, attempt)
-
-
-def _node():
-    return int(os.environ.get("JOB_COMPLETION_INDEX") or 0)
 
 
 def _job(boot, work):
@@ -140,7 +140,8 @@ def _job(boot, work):
     for name in ("spec", "run"):
         jobfolder.write_json(os.path.join(folder.path, name + ".json"), order[name])
     supervisor = Supervisor(folder.path, attempt.number)
-    supervisor.join(_node(), int(order.get("nodes") or 1), order.get("address") or "")
+    least, most = int(order.get("nodes") or 1), int(order.get("most") or 0)
+    supervisor.join(_node(order), most or least, order.get("address") or "", least if most else 0)
     if not supervisor.acquire():
         return _last_words("another supervisor is at work")
     if stopped:
@@ -154,7 +155,16 @@ def _job(boot, work):
     state = attempt.state()
     if state.get("phase") == "completed":
         return 0
-    return _last_words(state.get("reason") or "it ended without a word")
+    _last_words(state.get("reason") or "it ended without a word")
+    # Whoever looks at the pod sees whether the ranks failed, or the cluster ended them.
+    return TOLD if supervisor.signal and folder.stop_wish(attempt.number) is None else 1
+
+
+def _node(order):
+    """The number of this machine. A pod of an elastic attempt that takes the place of a lost one has its own."""
+    most = int(order.get("most") or 0)
+    index = int(os.environ.get("JOB_COMPLETION_INDEX") or 0)
+    return index + most * sum(int(os.environ.get(name) or 0) for name in LOST)
 
 
 def places(work):

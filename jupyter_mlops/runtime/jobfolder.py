@@ -11,8 +11,12 @@ SCHEMA = 1
 TERMINAL = ("completed", "failed", "canceled")
 #: Environment of every process of a job; by it strays are found.
 MARKER = "JUPYTER_MLOPS_JOB_DIR"
-#: Environment of the process that starts the ranks of one of several machines: ``number/how many/host:port``.
+#: Environment of the process that starts the ranks of one of several machines: ``number/how many/hosts:port``,
+#: and ``least:most`` for how many where machines may go and come.
 NODES = "JUPYTER_MLOPS_NODES"
+#: Environment of a process of an elastic attempt: which one it is of all that all its machines ever ran. RANK changes
+#: when machines go and come; this number does not, so logs and journals go by it.
+SLOT = "JUPYTER_MLOPS_SLOT"
 #: Why an attempt ends whose folder is gone.
 DELETED = "the job's folder was deleted"
 _MAX_JSON = 16 * 1024 * 1024

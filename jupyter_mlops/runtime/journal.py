@@ -52,6 +52,7 @@ class Writer:
         self._held_bytes = 0
         self._told = False
         self._stamps = {}  # type: dict[tuple[str, str], list] # (run, key) → [last ms, {(step, value)} at that ms]
+        self._floor = {}  # type: dict[tuple[str, str], int] # (run, key) → the step up to which points are there
         self._dirty = False
         self._unchecked = 0
         self._syncer = None  # type: threading.Thread | None
@@ -61,6 +62,19 @@ class Writer:
 
     def _open(self):
         return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+
+    def go_on(self):
+        """Drop from now on what a process before this one has written to the file already: each key up to its last
+        step. It logs them again after it went back to a checkpoint, and the first value counts."""
+        offset = 0
+        while True:
+            records, following, _ = read(self.path, offset, 1 << 20, final=True)
+            for record, _ in records:
+                if isinstance(record, Metric) and record.step > self._floor.get((record.run, record.key), 0):
+                    self._floor[record.run, record.key] = record.step
+            if following == offset:
+                return
+            offset = following
 
     # -- what is logged
 
@@ -77,6 +91,8 @@ class Writer:
             struct.error: a number or the run id does not fit into a record.
         """
         with self._lock:
+            if self._floor and step <= self._floor.get((run, key), -1):
+                return
             stamp = self._stamp(run, key, step, value, timestamp)
             self._append(pack_metric(key.encode(), value, step, stamp, run.encode()))
 
@@ -88,6 +104,8 @@ class Writer:
         """Append several points, ``(key, value, step, timestamp)`` each, by one ``write``."""
         raw = run.encode()
         with self._lock:
+            if self._floor:
+                points = [p for p in points if p[2] > self._floor.get((run, p[0]), -1)]
             self._append(b"".join([
                 pack_metric(key.encode(), value, step, self._stamp(run, key, step, value, timestamp), raw)
                 for key, value, step, timestamp in points

@@ -114,7 +114,12 @@ def rank(folder, number, name, lock, ending=None):
     """Run one rank to its end; returns its exit code. ``ending``: the :class:`Ending` that was registered already."""
     job = jobfolder.JobFolder(folder)
     attempt = job.attempt(number)
-    index = int(os.environ["RANK"]) if name == "env" else int(name)
+    if name.startswith("slot:"):
+        index = _slot(attempt, int(name[5:]))
+        if index is None:
+            return 1
+    else:
+        index = int(os.environ["RANK"]) if name == "env" else int(name)
     os.environ["JUPYTER_MLOPS_ATTEMPT"] = str(attempt.number)
     _own_session()
     _to_log(attempt.log_path(index))
@@ -150,6 +155,24 @@ def rank(folder, number, name, lock, ending=None):
             _returns(job, spec, code)
         ending.code = code
     return code if code >= 0 else 128 - code
+
+
+def _slot(attempt, first):
+    """The number of a process of an elastic attempt; None: one of that number has failed by itself, and is not run
+    again only because others went or came."""
+    from . import verdict
+
+    index = first + int(os.environ["LOCAL_RANK"])
+    os.environ[jobfolder.SLOT] = str(index)
+    path = attempt.exit_path(index)
+    entry = jobfolder.read_json(path)
+    if entry and verdict.own_failure(entry.get("code"), entry.get("error")):
+        return None
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+    return index
 
 
 def _expanded(text, quote):
@@ -347,18 +370,18 @@ def _note_ends(attempt, ranks):
         return  # macOS: then only torchrun's own verdict tells, which comes later
     import signal
 
-    noted = set()
+    noted = set()  # pids: in an elastic attempt a rank may be several processes, one after the other
 
     def look(number, frame):
         for index in ranks:
-            pid = attempt.signed_in(index).get("pid") if index not in noted else None
-            if pid is None:
+            pid = attempt.signed_in(index).get("pid")
+            if pid is None or pid in noted:
                 continue
             try:
                 ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
                 if ended is None:
                     continue
-                noted.add(index)
+                noted.add(pid)
                 code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
                 if not os.path.exists(attempt.exit_path(index)):
                     jobfolder.write_json(attempt.exit_path(index), {"code": code, "pid": pid, "time": time.time()})
@@ -369,7 +392,8 @@ def _note_ends(attempt, ranks):
 
 
 def agent(folder, number, processes, lock):
-    """Start ``processes`` ranks by ``torch.distributed.run`` and watch them; what failed goes to ``agent.exit``."""
+    """Start ``processes`` ranks and watch them, by ``torch.distributed.run`` unless they are TensorFlow's; what failed
+    goes to ``agent.exit``."""
     job = jobfolder.JobFolder(folder)
     attempt = job.attempt(number)
     _own_session()
@@ -378,37 +402,21 @@ def agent(folder, number, processes, lock):
     result = {"code": 1, "error": ""}
     failures = {}
     try:
-        import uuid
+        from .nodes import Nodes
 
-        from torch.distributed import run as torchrun
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        spec = job.spec()
+        grace = float((spec.get("limits") or {}).get("grace", 10.0))
+        crew = Nodes.from_environment()
+        if crew is not None:
+            crew.reach()
+            crew.use_interface()
+        if (spec.get("distribution") or {}).get("type") == "tensorflow":
+            from . import workers
 
-        grace = float((job.spec().get("limits") or {}).get("grace", 10.0))
-        first, where = 0, [
-            "--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", uuid.uuid4().hex,
-            "--local-addr", "127.0.0.1",
-        ]
-        if os.environ.get(jobfolder.NODES):
-            node, nodes, address = os.environ.pop(jobfolder.NODES).split("/", 2)
-            host, _, port = address.rpartition(":")
-            first = int(node) * int(processes)
-            # Ranks in the order of the machines, which only the static rendezvous promises.
-            where = ["--nnodes", nodes, "--node-rank", node, "--master-addr", host, "--master-port", port]
-        arguments = torchrun.parse_args([
-            *where, "--nproc-per-node", processes, "--max-restarts", "0",
-            "--log-dir", os.path.join(attempt.path, "torchrun"),
-            "-m", "jupyter_mlops.runtime.launch", job.path, str(attempt.number), "env", "-",
-        ])
-        if hasattr(arguments, "shutdown_timeout"):
-            arguments.shutdown_timeout = max(int(grace), 1)
-        _note_ends(attempt, range(first, first + int(processes)))
-        try:
-            torchrun.run(arguments)
-            result["code"] = 0
-        except ChildFailedError as error:
-            sys.stderr.write(str(error) + "\n")
-            for index, failure in error.failures.items():
-                failures[str(index)] = {"code": failure.exitcode, "time": failure.timestamp}
+            failures = workers.run(job, attempt, int(processes), crew, grace)
+        else:
+            failures = _torchrun(job, attempt, int(processes), crew, grace)
+        result["code"] = 1 if failures else 0
     except BaseException as error:
         import traceback
 
@@ -418,6 +426,38 @@ def agent(folder, number, processes, lock):
     result.update(time=time.time(), failures=failures)
     jobfolder.write_json(attempt.exit_path("agent"), result)
     return result["code"]
+
+
+def _torchrun(job, attempt, processes, crew, grace):
+    """Start the ranks of this machine by ``torch.distributed.run``; returns how those failed that did."""
+    import uuid
+
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    elastic = crew is not None and crew.elastic
+    first = crew.node * processes if crew is not None else 0
+    where = crew.torchrun(processes) if crew is not None else [
+        "--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", uuid.uuid4().hex,
+        "--local-addr", "127.0.0.1", "--max-restarts", "0",
+    ]
+    arguments = torchrun.parse_args([
+        *where, "--nproc-per-node", str(processes), "--log-dir", os.path.join(attempt.path, "torchrun"),
+        "-m", "jupyter_mlops.runtime.launch", job.path, str(attempt.number),
+        "slot:%d" % first if elastic else "env", "-",
+    ])
+    if hasattr(arguments, "shutdown_timeout"):
+        arguments.shutdown_timeout = max(int(grace), 1)
+    _note_ends(attempt, range(first, first + processes))
+    try:
+        torchrun.run(arguments)
+    except ChildFailedError as error:
+        sys.stderr.write(str(error) + "\n")
+        if elastic:  # it counts ranks, we count processes: how those ended they have written themselves
+            return {"any": {"code": 1, "time": time.time()}}
+        return {str(index): {"code": failure.exitcode, "time": failure.timestamp}
+                for index, failure in error.failures.items()}
+    return {}
 
 
 if __name__ == "__main__":

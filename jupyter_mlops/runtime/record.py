@@ -39,6 +39,8 @@ class Place:
         try:
             jobfolder.private_folder(job.journal)
             self.writer = journal.Writer(self.path, self.backlog)
+            if jobfolder.SLOT in os.environ:
+                self.writer.go_on()
         except OSError as error:
             _say("what is logged goes straight to MLflow: the journal cannot be written (%s)" % error)
 
@@ -77,7 +79,8 @@ def place():
 def rank():
     """Rank of this process among those of its job; 0 when there is one, or none."""
     try:
-        return int(os.environ.get("RANK", "0")) if os.environ.get("JUPYTER_MLOPS_JOB") else 0
+        number = os.environ.get(jobfolder.SLOT) or os.environ.get("RANK", "0")
+        return int(number) if os.environ.get("JUPYTER_MLOPS_JOB") else 0
     except ValueError:
         return 0
 

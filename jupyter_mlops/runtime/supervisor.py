@@ -73,15 +73,16 @@ class Supervisor:
         distribution = spec.get("distribution") or {}
         return max(int(distribution.get("process_count_per_instance") or 1), 1)
 
-    def join(self, node, nodes, address):
+    def join(self, node, nodes, address, least=0):
         """Be one of several machines that run the attempt together; before anything else.
 
         Args:
             node: number of this one, from 0.
             nodes: how many there are, each with ``size`` ranks.
-            address: host and port at which machine 0 brings all together.
+            address: host names, with ``%d`` for the number, and the port at which machine 0 brings all together.
+            least: with how many of them the ranks begin; 0: with all, and none may go.
         """
-        self.node, self.nodes, self.address = node, nodes, address
+        self.node, self.nodes, self.address, self.least = node, nodes, address, least
         self.world = self.size * nodes
         self.ranks = [verdict.Rank(node * self.size + index) for index in range(self.size)]
 
@@ -264,7 +265,8 @@ class Supervisor:
             who = ["agent", self.job.path, str(self.attempt.number), str(self.size)]
             log = self.attempt.agent_log
         if self.nodes > 1:
-            env[jobfolder.NODES] = "%d/%d/%s" % (self.node, self.nodes, self.address)
+            count = "%d:%d" % (self.least, self.nodes) if self.least else str(self.nodes)
+            env[jobfolder.NODES] = "/".join([str(self.node), count, self.address])
         arguments = [order["interpreter"], "-u", "-m", "jupyter_mlops.runtime.launch", *who, str(self.lock)]
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.set_inheritable(self.lock, True)
@@ -320,6 +322,10 @@ class Supervisor:
         agent = self._agent_runs()
         up = agent
         for rank in self.ranks:
+            if self.least and rank.pid is not None and not rank.running:
+                entry = self.attempt.signed_in(rank.index)
+                if entry and entry["pid"] != rank.pid:  # others went or came, and it began again
+                    rank.forget()
             if rank.pid is None:
                 entry = self.attempt.signed_in(rank.index)
                 if not entry:
@@ -394,10 +400,22 @@ class Supervisor:
         if self.world == 1 or self.kill_at is not None:
             return
         agent = self._agent_runs()
+        if self.least and agent:
+            self._check_own_failure()
+            return
         harmless = (0, None) if agent else (0,)  # None: ended without a word, which only the agent can judge
         if any(rank.pid and not rank.running and rank.exit_code not in harmless for rank in self.ranks):
             self.kill_at = time.monotonic() + self._grace()
             self.agent_terms = agent
+
+    def _check_own_failure(self):
+        """In an elastic attempt the agent begins again when others went; what failed by itself ends all."""
+        for rank in self.ranks:
+            if not rank.running and rank.exit_code is not None:
+                killed = self.kills is not None and (memory.kills() or 0) > self.kills
+                if verdict.own_failure(rank.exit_code, rank.error) or (killed and rank.exit_code == -signal.SIGKILL):
+                    self.kill_at = time.monotonic() + self._grace()
+                    self.agent_terms = False
 
     def _family(self):
         living = [rank.pid for rank in self.ranks if rank.running]

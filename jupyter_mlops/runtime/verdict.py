@@ -15,6 +15,10 @@ class Rank:
 
     def __init__(self, index):
         self.index = index
+        self.forget()
+
+    def forget(self):
+        """Nothing is known of it."""
         self.pid = None
         self.started = ""
         self.running = False
@@ -57,6 +61,13 @@ def read_exit(attempt, rank, size, told):
 def peer_went(text):
     """Whether an error says that another rank, or the way to it, is gone."""
     return bool(_PEER.search(text or ""))
+
+
+def own_failure(code, error):
+    """Whether a rank of an elastic attempt failed by itself, rather than because another one went or came."""
+    if code in (None, 0, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGABRT):
+        return False  # NCCL aborts a process whose peers are gone
+    return not peer_went(error)
 
 
 def culprit(ranks):

@@ -22,7 +22,7 @@ from typing import Any
 from aiohttp import web
 from kube_server import KubeServer, status
 
-from jupyter_mlops.compute.kubernetes.manifests import BOOT, PARTS, WORK
+from jupyter_mlops.compute.kubernetes.manifests import BOOT, COUNTS, PARTS, WORK
 
 MLOPS = os.path.dirname(BOOT)
 
@@ -32,7 +32,8 @@ def now() -> str:
 
 
 class PodServer(KubeServer):
-    """``hold_pods``: pods of new Jobs stay pending, with these conditions. ``too_old``: watches are told 410, once."""
+    """``hold_pods``: pods of new Jobs stay pending, with these conditions. ``too_old``: watches are told 410, once.
+    ``room``: so many pods may run at once; the others wait for their turn."""
 
     def __init__(self, namespace: str = "team") -> None:
         super().__init__(namespace)
@@ -40,6 +41,8 @@ class PodServer(KubeServer):
         self.folder = Path(tempfile.mkdtemp(prefix="mlops-pods-", dir="/tmp"))
         self.hold_pods: list[dict[str, Any]] | None = None
         self.too_old = 0
+        self.room = 1000
+        self._inside = 0
         self.watches = 0
         self.version = 1
         self.events: list[tuple[int, str, dict[str, Any]]] = []
@@ -122,7 +125,7 @@ class PodServer(KubeServer):
         if plural == "jobs" and made is not None and made["spec"].get("suspend") is False and (
                 before is None or before["spec"].get("suspend") is not False):
             for index in range(made["spec"]["completions"]):
-                self.spawn(self._pod(made, index))
+                self.spawn(self._pod(made, index, 0))
         return answer
 
     def _collect(self) -> None:
@@ -161,24 +164,46 @@ class PodServer(KubeServer):
         async with self._news:
             self._news.notify_all()
 
-    def _new_pod(self, job: dict[str, Any], index: int, name: str) -> dict[str, Any]:
-        """Make a pod of a Job, and tell of it."""
+    def _new_pod(self, job: dict[str, Any], index: int, name: str, before: int) -> dict[str, Any]:
+        """Make a pod of a Job, and tell of it; ``before``: how many of this index were disturbed before."""
         template = job["spec"]["template"]
         labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-completion-index": str(index)}
         pod = self.put("pods", {
             "apiVersion": "v1", "kind": "Pod", "spec": template["spec"], "status": {"phase": "Pending"},
-            "metadata": {"name": name, "labels": labels, "creationTimestamp": now(), "ownerReferences": [{
+            "metadata": {"name": name, "labels": labels, "creationTimestamp": now(), "annotations": {
+                COUNTS[0]: str(before)}, "ownerReferences": [{
                 "apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"],
                 "uid": job["metadata"]["uid"]}]}})
         self._publish("ADDED", pod)
         return pod
 
-    async def _pod(self, job: dict[str, Any], index: int) -> None:
+    async def _pod(self, job: dict[str, Any], index: int, before: int) -> None:
+        """A pod from its beginning to its end; ``before``: how many of this index were disturbed before."""
         name = f"{job['metadata']['name']}-{index}-{uuid.uuid4().hex[:5]}"
-        pod = self._new_pod(job, index, name)
+        pod = self._new_pod(job, index, name, before)
         if self.hold_pods is not None:
             self._set(name, conditions=self.hold_pods)
             return
+        while self._inside >= self.room:
+            await asyncio.sleep(0.05)
+            if ("pods", name) not in self.objects:
+                return
+        self._inside += 1
+        try:
+            await self._life(job, pod, name, index)
+        finally:
+            self._inside -= 1
+        pod = self.objects.get(("pods", name)) or pod
+        disturbed = any(c["type"] == "DisruptionTarget" for c in pod["status"].get("conditions") or [])
+        gone = pod["metadata"].get("deletionTimestamp")
+        if gone:
+            self.objects.pop(("pods", name), None)
+            self._publish("DELETED", pod)
+        if disturbed and "backoffLimitPerIndex" in job["spec"] and ("jobs", job["metadata"]["name"]) in self.objects:
+            await self._pod(job, index, before + 1)
+
+    async def _life(self, job: dict[str, Any], pod: dict[str, Any], name: str, index: int) -> None:
+        template = job["spec"]["template"]
         self._mount(pod)
         spec = pod["spec"]
         both = self._processes[name] = {}
@@ -206,6 +231,9 @@ class PodServer(KubeServer):
             self._set(name, containerStatuses=[_state("job", terminated=terminated)])
             if code:
                 ended = {"phase": "Failed"}
+            disturbed = any(c["type"] == "DisruptionTarget" for c in pod["status"].get("conditions") or [])
+            if (code and not (disturbed and "backoffLimitPerIndex" in job["spec"])) or (
+                    not code and index == 0 and "successPolicy" in job["spec"]):
                 self._end_others(name, job)
         except ChildFailed:
             self._end_others(name, job)
@@ -215,9 +243,6 @@ class PodServer(KubeServer):
             both["keeper"].terminate()
             await both["keeper"].wait()
         self._set(name, **ended, initContainerStatuses=[_state("keeper", terminated={"exitCode": 0})])
-        if (gone := self.objects.get(("pods", name))) is not None and gone["metadata"].get("deletionTimestamp"):
-            self.objects.pop(("pods", name), None)
-            self._publish("DELETED", gone)
 
     def _end_others(self, name: str, job: dict[str, Any]) -> None:
         """A pod of a Job has failed: backoffLimit 0."""
@@ -291,14 +316,19 @@ class PodServer(KubeServer):
         value = json.loads(order)
         if value.get("address"):
             port = self.__dict__.setdefault("_ports", {}).setdefault(value["address"], _free_port())
-            value["address"] = f"127.0.0.1:{port}"
+            value["address"] = f"127.0.1.%d:{port}"
         return json.dumps(value).encode()
 
     async def _container(self, pod: dict[str, Any], container: dict[str, Any],
                          index: int) -> asyncio.subprocess.Process:
         name = pod["metadata"]["name"]
         env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "MLFLOW", "PYTEST", "PIP_"))}
-        env.update({e["name"]: self._here(e["value"], name) for e in container["env"]})
+        for entry in container["env"]:
+            if "value" in entry:
+                env[entry["name"]] = self._here(entry["value"], name)
+            else:
+                path = entry["valueFrom"]["fieldRef"]["fieldPath"]
+                env[entry["name"]] = pod["metadata"]["annotations"].get(path.split("'")[1], "")
         for source in container.get("envFrom") or []:
             secret = self.objects["secrets", source["secretRef"]["name"]]
             env.update({k: base64.b64decode(v).decode() for k, v in secret["data"].items()})
@@ -340,6 +370,16 @@ class PodServer(KubeServer):
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
+
+    def evict(self, name: str, reason: str = "EvictionByEvictionAPI") -> None:
+        """A pod must go, as the cluster wants it."""
+        def begin() -> None:
+            conditions = [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "",
+                           "lastTransitionTime": now()}]
+            self._set(name, conditions=conditions)
+            self._terminate(name, None)
+
+        self._loop.call_soon_threadsafe(begin)
 
     def lose_node(self, name: str) -> None:
         """A pod's node is gone with all that was on it."""

@@ -38,7 +38,7 @@ def test_generated_names_are_valid(text):
         ("job", {"script": "a.py", "surprise": 1}, "surprise"),
         ("job", {"script": "a\0.py"}, "NUL"),
         ("job", {"script": "a.py", "environment_variables": {"JUPYTER_MLOPS_TOKEN": "x"}}, "reserved"),
-        ("job", {"script": "a.py", "distribution": {"type": "mpi"}}, "distribution"),
+        ("job", {"script": "a.py", "distribution": {"type": "ray"}}, "distribution"),
         ("job", {"command": "ls", "distribution": {"type": "pytorch", "process_count_per_instance": 2}}, "command"),
         ("deployment", {"model": "digits"}, "neither"),
         ("deployment", {"model": "digits/latest"}, "neither"),

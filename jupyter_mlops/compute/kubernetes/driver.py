@@ -29,7 +29,7 @@ from ...kube.names import ours, owner
 from ...runtime import data, jobfolder, logfile, parcel
 from ...runtime.berth import FOLDER, PARCEL
 from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
-from ..base import NOTHING, Grant, JobRef, LogChunk, Observation
+from ..base import MPI_HINT, NOTHING, Grant, JobRef, LogChunk, Observation
 from ..state import observation
 from . import manifests, verdict, volumes
 from .copy import Copy
@@ -38,6 +38,7 @@ from .leftovers import Leftovers
 from .manifests import KEEPER, MAIN, WORK, Names, Order
 from .preview import preview
 from .priority import Classes
+from .queue import KueueWords
 from .watch import Pod, PodWatch, key, node_of
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class KubernetesCompute:
         self.images = images or Images()
         self._told: set[str] = set()
         self._classes = Classes(self.kube, spec.training)
+        self._kueue = KueueWords(self.kube)
         self._changed: list[Callable[[str], None]] = []
         self._watch = PodWatch(self.kube, {**ours(workspace), "app.kubernetes.io/component": "job"}, self._pod_changed,
                                self._troubled)
@@ -128,9 +130,13 @@ class KubernetesCompute:
             raise Refused("a cluster gives whole GPUs", "ask for whole ones, or name a share as training.gpu_resource")
         self.images.check(job, self._image(job))
         most = self.spec.training.max_nodes
-        if most and job.resources.instance_count > most:
-            raise Refused(f"{job.resources.instance_count} nodes are more than compute '{name}' allows ({most})",
+        asked = max(job.resources.instance_count, job.resources.max_instance_count or 1)
+        if most and asked > most:
+            raise Refused(f"{asked} nodes are more than compute '{name}' allows ({most})",
                           f"use --nodes {most} or fewer")
+        if job.distribution is not None and job.distribution.type == "mpi":
+            raise Refused(f"compute '{name}' does not run jobs of distribution 'mpi': the MPI operator is not used yet",
+                          MPI_HINT)
 
     def _image(self, job: JobSpec) -> str:
         return (job.environment.image if job.environment else "") or self.spec.training.image
@@ -286,10 +292,10 @@ class KubernetesCompute:
         what = {"schema": 1, "job": names.job, "attempt": names.attempt, "spec": order.spec.model_dump(),
                 "run": folder.run(),
                 "env": {**env, "JUPYTER_MLOPS_ATTEMPT": str(names.attempt), **_cache_limit(order)},
-                "timeout": order.timeout, "nodes": order.nodes, "inputs": about, "image": order.image,
-                "packages": manifests.packages(order), "compare": comparison(order.spec),
-                "remarks": self.images.recent(order.image) is None,
-                "address": manifests.address(names) if order.nodes > 1 else ""}
+                "timeout": order.timeout, "nodes": order.nodes, "most": order.most if order.elastic else 0,
+                "inputs": about, "image": order.image, "packages": manifests.packages(order),
+                "compare": comparison(order.spec), "remarks": self.images.recent(order.image) is None,
+                "address": manifests.address(names) if order.most > 1 else ""}
         secrets = [(manifests.boot_name(names), {
             "runtime.zip": packs.runtime_zip(), "cloudpickle.zip": packs.cloudpickle_zip(),
             "order.json": json.dumps(what).encode(),
@@ -298,13 +304,14 @@ class KubernetesCompute:
             secrets += zip(order.parts, ({"part": piece} for piece in packs.parts(path.read_bytes())), strict=True)
         for name, content in secrets:
             self._put(manifests.secret(name, names, mine, content))
-        if order.nodes > 1:
+        if order.most > 1:
             self.kube.apply(manifests.service(names, mine), names.ours())
         if not order.options.queue:
             self.kube.merge("Job", names.object, {"spec": {"suspend": False}})
         jobfolder.write_json(os.path.join(place.path, NOTE), {
             "schema": 1, "started": True, "compute": self.kube.cluster, "namespace": self.kube.namespace,
             "job": names.object, "uid": mine["uid"], "nodes": order.nodes, "time": time.time(),
+            "most": order.most if order.elastic else 0,
             "bring": bool(path) and not order.parts, "hold": order.options.hold, "queue": order.options.queue,
         })
 
@@ -369,7 +376,10 @@ class KubernetesCompute:
             self._collect(job, attempt, note)
             return seen
         trouble = self._watch.trouble and f"{self._watch.trouble}; the job goes on"
-        return verdict.running(place, note, pods, copies, trouble, self._look_at_events)
+        seen = verdict.running(place, note, pods, copies, trouble, self._look_at_events)
+        if note.get("queue") and not pods and not trouble and seen.phase == "starting":
+            seen.reason = self._kueue.told(str(note["queue"]), str(note.get("uid"))) or seen.reason
+        return seen
 
     def _learn(self, place: Attempt, pods: dict[int, Pod]) -> None:
         """Keep what the first pod of an attempt tells of its image; once."""

@@ -14,8 +14,9 @@ from typing import Any
 from ...core.resources.compute import InstanceType, TrainingOptions
 from ...core.resources.job import JobSpec, parse_bytes
 from ...kube import podspec
-from ...kube.names import labels, object_name, ours
+from ...kube.names import DOMAIN, labels, object_name, ours
 from ...kube.podspec import mount
+from ...runtime.berth import LOST, TOLD
 from . import priority
 from . import volumes as given
 
@@ -25,6 +26,10 @@ CACHE, PIP = "/mlops/packages", "/mlops/pip"
 #: Where the ranks of several pods meet.
 PORT = 29400
 MAIN, KEEPER, PACKAGES = "job", "keeper", "packages"
+#: Label of the pods of an elastic attempt: how many there may be at once.
+MOST = f"{DOMAIN}/most"
+#: Annotations in which the cluster counts the pods of one index that ended before: disturbed ones, and all others.
+COUNTS = ("batch.kubernetes.io/job-index-ignored-failure-count", "batch.kubernetes.io/job-index-failure-count")
 #: Left in a node's folder here when all of its pod has come.
 COPIED = "copied"
 #: What a rank asks for when the job does not say.
@@ -74,7 +79,7 @@ class Order:
 
     @property
     def nodes(self) -> int:
-        """Pods of the attempt."""
+        """Pods of the attempt; of an elastic one, those with which it begins."""
         return self.spec.resources.instance_count
 
     @property
@@ -82,20 +87,53 @@ class Order:
         """What is installed on top of the image."""
         return self.spec.environment.requirements if self.spec.environment else []
 
+    @property
+    def most(self) -> int:
+        """Pods that there may be at once."""
+        return max(self.nodes, self.spec.resources.max_instance_count or 1)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether pods may come and go while the attempt runs."""
+        return self.most > self.nodes
+
 
 def job(names: Names, order: Order, suspended: bool) -> dict[str, Any]:
     """The Job. It is made suspended, so that there is an owner for all that its pods need before there are pods."""
     spec: dict[str, Any] = {
-        "completionMode": "Indexed", "completions": order.nodes, "parallelism": order.nodes, "suspend": suspended,
-        # Whether there is another attempt the control plane decides: it alone knows what the job's owner asked for.
-        "backoffLimit": 0, "ttlSecondsAfterFinished": FORGOTTEN,
-        "podReplacementPolicy": "Failed",
+        "completionMode": "Indexed", "completions": order.most, "parallelism": order.most, "suspend": suspended,
+        "ttlSecondsAfterFinished": FORGOTTEN, "podReplacementPolicy": "Failed", **_failures(order),
         "template": {"metadata": {"labels": names.labels()}, "spec": _pod(names, order)},
     }
+    if order.elastic:
+        # By it the number of a pod that took another one's place is known.
+        spec["template"]["metadata"]["labels"] = {**names.labels(), MOST: str(order.most)}
     labels = names.labels()
     if order.options.queue:
         labels["kueue.x-k8s.io/queue-name"] = order.options.queue  # Kueue lets it begin
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": names.object, "labels": labels}, "spec": spec}
+
+
+def _failures(order: Order) -> dict[str, Any]:
+    """What the end of a pod means for the Job.
+
+    Whether there is another attempt the control plane decides: it alone knows what the job's owner asked for. So one
+    pod that fails ends the Job, and its rules only make the Job's last word say whether the ranks failed or the
+    cluster took the pod. Of an elastic attempt a pod that the cluster took is replaced, and the others go on.
+    """
+    disturbed: dict[str, Any] = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+
+    def code(operator: str, *values: int) -> dict[str, Any]:
+        return {"onExitCodes": {"containerName": MAIN, "operator": operator, "values": list(values)}}
+
+    if not order.elastic:
+        return {"backoffLimit": 0, "podFailurePolicy": {"rules": [
+            {"action": "FailJob", **disturbed}, {"action": "FailJob", **code("NotIn", 0)}]}}
+    return {"backoffLimitPerIndex": 0, "podFailurePolicy": {"rules": [
+        {"action": "Ignore", **disturbed}, {"action": "Ignore", **code("In", TOLD)},
+        {"action": "FailJob", **code("NotIn", 0)}]},
+        # The first pod holds all together, and ends last.
+        "successPolicy": {"rules": [{"succeededIndexes": "0"}]}}
 
 
 def service(names: Names, owner: dict[str, Any]) -> dict[str, Any]:
@@ -106,8 +144,8 @@ def service(names: Names, owner: dict[str, Any]) -> dict[str, Any]:
 
 
 def address(names: Names) -> str:
-    """Where the ranks of several pods meet."""
-    return f"{names.object}-0.{names.object}:{PORT}"
+    """Host name of each pod, with ``%d`` for its number, and the port at which the ranks meet at the first one."""
+    return f"{names.object}-%d.{names.object}:{PORT}"
 
 
 def secret(name: str, names: Names, owner: dict[str, Any], data: dict[str, bytes]) -> dict[str, Any]:
@@ -169,7 +207,12 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     if theirs or (options.package_cache and order.requirements):
         # Else all files of a large volume would be given to the group at each start.
         result["securityContext"]["fsGroupChangePolicy"] = "OnRootMismatch"
-    if order.nodes > 1:
+    if order.elastic:
+        for name, annotation in zip(LOST, COUNTS, strict=True):
+            field = {"fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
+            for container in (main, *before[1:]):
+                container["env"].append({"name": name, "valueFrom": field})
+    if order.most > 1:
         result["subdomain"] = names.object
     if order.timeout is not None:
         before_it = options.pip.timeout if order.requirements else 0

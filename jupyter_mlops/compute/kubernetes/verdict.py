@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .copy import Copy
 
 Pod = dict[str, Any]
+#: Seconds for which the end of an elastic attempt waits for what its other nodes left.
+LATE = 30.0
 
 #: What a supervisor says that was told to end, by us or by the cluster.
 BY_SIGNAL = "supervisor got signal"
@@ -89,11 +91,12 @@ def began(state: dict[str, Any], pod: Pod) -> bool:
 def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: dict[int, Copy]) -> Observation | None:
     """The end of an attempt, or None while it goes on.
 
-    A node has ended when all that its supervisor left is here, or when its pod is gone with what it had.
+    A node has ended when all that its supervisor left is here, or when its pod is gone with what it had. An elastic
+    attempt has ended when its first node has: that one holds all together.
     """
-    count = int(note.get("nodes") or 1)
     states: list[dict[str, Any]] = []
-    for node in range(count):
+    late: list[int] = []
+    for node in _known(note, pods):
         state = node_state(place, node)
         pod = pods.get(node)
         copy = copies.get(node)
@@ -104,9 +107,41 @@ def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: di
                            "ended_at": time.time(), "started_at": state.get("started_at"),
                            "ranks": state.get("ranks") or [], "lost": True,
                            "incomplete": began(state, pod) and not copied(place, node, copy)})
-        else:
+        elif not note.get("most") or not node:
             return None
-    return _together(place, states, pods)
+        elif state or (pod is not None and main_runs(pod)):
+            late.append(node)
+    if not note.get("most"):
+        return _together(place, states, pods)
+    if late and time.time() - float(states[0].get("ended_at") or 0) < LATE:
+        return None
+    return _elastic(place, states, pods)
+
+
+def _known(note: dict[str, Any], pods: dict[int, Pod]) -> list[int]:
+    """The numbers of the nodes: all that there shall be; of an elastic attempt all that were ever there."""
+    if note.get("most"):
+        return sorted({0, *pods})
+    return list(range(int(note.get("nodes") or 1)))
+
+
+def _elastic(place: Attempt, states: list[dict[str, Any]], pods: dict[int, Pod]) -> Observation:
+    """The end of an elastic attempt: what failed by itself speaks first, then the first node."""
+    first = states[0]
+    if first["phase"] == "completed" or place.job.stop_wish(place.number) is not None:
+        chosen = [first]
+    else:
+        # The others only felt it when one went, or were ended by the cluster because of it.
+        chosen = [s for s in states if s["phase"] == "failed" and not s.get("lost")
+                  and "supervisor got signal" not in str(s.get("reason")) and not peer_went(str(s.get("reason")))]
+        if not chosen:
+            gone = [s for s in states[1:] if disruption(pods.get(int(s["node"]))) is not None]
+            chosen = [*gone, first] if peer_went(str(first.get("reason"))) else [first]
+    seen = _together(place, chosen, pods)
+    parts = [observation(place.number, s) for s in states]
+    seen.ranks = [r for p in parts for r in p.ranks]
+    seen.incomplete = any(p.incomplete for p in parts)
+    return seen
 
 
 def _all_here(pod: Pod | None, copy: Copy | None) -> bool:
@@ -218,8 +253,7 @@ Events = Callable[[str, str], list[dict[str, Any]]]
 def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: dict[int, Copy], trouble: str,
             events: Events = lambda kind, name: []) -> Observation:
     """An attempt that goes on; ``events`` gives those of a Pod or Job, oldest first."""
-    count = int(note.get("nodes") or 1)
-    states = [node_state(place, node) for node in range(count)]
+    states = [node_state(place, node) for node in _known(note, pods)]
     parts = [observation(place.number, s) for s in states if s]
     result = Observation("starting", attempt=place.number, reason=trouble)
     result.ranks = [r for p in parts for r in p.ranks]
@@ -235,6 +269,9 @@ def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: 
         result.phase = "running"
         for rank in result.ranks:
             rank.running = rank.running or (rank.exit_code is None and rank.pid is not None)
+        if note.get("most") and not trouble:
+            up = sum(1 for p in parts if p.phase == "running")
+            result.reason = f"on {up} of {note['nodes']} to {note['most']} nodes"
     if phases and phases <= set(TERMINAL) and not trouble:
         result.reason = "its outputs are being copied"
     elif not trouble and result.phase == "starting":
@@ -261,7 +298,7 @@ def _waits(note: dict[str, Any], pods: dict[int, Pod], events: Events) -> str:
         late = events("Pod", pod["metadata"]["name"]) if words.age(pod) > 2 else []
         if not main_runs(pod) and (found := words.trouble(pod, late)):
             return who + found.reason
-    if len(pods) < int(note.get("nodes") or 1):
+    if len(pods) < int(note.get("most") or note.get("nodes") or 1):
         failed = [e for e in events("Job", str(note.get("job") or "")) if e.get("reason") == "FailedCreate"]
         if failed:
             return words.creation(str(failed[-1].get("message") or "")).reason

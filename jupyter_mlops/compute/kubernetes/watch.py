@@ -15,6 +15,7 @@ from ...kube.client import Kube
 from ...kube.errors import from_answer, from_exception
 from ...kube.exec import tls
 from ...kube.names import DOMAIN
+from .manifests import COUNTS, MOST
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +168,9 @@ def key(pod: Pod) -> tuple[str, str]:
 
 
 def node_of(pod: Pod) -> int:
-    """The number of a pod within its attempt."""
+    """The number of a pod within its attempt; in an elastic one each pod that takes another's place has its own."""
     meta = pod["metadata"]
-    found = (meta.get("labels") or {}).get("batch.kubernetes.io/job-completion-index") or (
-        meta.get("annotations") or {}).get("batch.kubernetes.io/job-completion-index")
-    return int(found or 0)
+    labels, notes = meta.get("labels") or {}, meta.get("annotations") or {}
+    name = "batch.kubernetes.io/job-completion-index"
+    most = int(labels.get(MOST) or 0)
+    return int(labels.get(name) or notes.get(name) or 0) + most * sum(int(notes.get(count) or 0) for count in COUNTS)

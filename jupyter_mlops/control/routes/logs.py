@@ -34,7 +34,7 @@ class _Log:
         if not (rank.isascii() and rank.isdigit() and len(rank) < 7):
             raise ParameterError(f"rank {rank!r} is not a number")
         self.rank = int(rank)
-        processes = JobSpec.model_validate(job.spec).world_size
+        processes = JobSpec.model_validate(job.spec).most_ranks
         if self.rank >= processes:
             raise NotFound(f"job {name!r} has no rank {self.rank}", f"its ranks are 0 to {processes - 1}")
         _kept(job)

@@ -7,7 +7,7 @@ are our additions for work that starts from a notebook.
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -83,6 +83,36 @@ class PyTorchDistribution(Model):
     process_count_per_instance: int = Field(default=1, ge=1, le=1024)
 
 
+class TensorFlowDistribution(Model):
+    """Workers that find each other by ``TF_CONFIG``, as ``MultiWorkerMirroredStrategy`` wants it.
+
+    ``worker_count`` is that of all instances together; without it there is one for each instance, or
+    ``process_count_per_instance``.
+    """
+
+    type: Literal["tensorflow"]
+    worker_count: int = Field(default=0, ge=0, le=4096)
+    parameter_server_count: int = Field(default=0, ge=0)
+    process_count_per_instance: int = Field(default=1, ge=1, le=1024, description="ours; worker_count decides")
+
+    @field_validator("parameter_server_count")
+    @classmethod
+    def _none(cls, value: int) -> int:
+        if value:
+            raise ValueError("parameter servers are not started: leave it out, and use workers alone")
+        return value
+
+
+class MpiDistribution(Model):
+    """Processes started by ``mpirun``; no compute of ours runs them yet, and each says so."""
+
+    type: Literal["mpi"]
+    process_count_per_instance: int = Field(default=1, ge=1, le=1024)
+
+
+Distribution = Annotated[PyTorchDistribution | TensorFlowDistribution | MpiDistribution, Field(discriminator="type")]
+
+
 class JobResources(Model):
     """What one job asks of its compute, for each of its instances.
 
@@ -90,6 +120,10 @@ class JobResources(Model):
     """
 
     instance_count: int = Field(default=1, ge=1, le=1000)
+    max_instance_count: int | None = Field(
+        default=None, ge=1, le=1000,
+        description="elastic: it begins with instance_count of them, and takes up to this many when there is room"
+    )
     instance_type: str = Field(default="", max_length=253, description="a kind of node that the operator has named")
     shm_size: str = Field(
         default="", max_length=20, pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$",
@@ -100,6 +134,12 @@ class JobResources(Model):
         default="", max_length=20, pattern=r"^([0-9]+(\.[0-9]+)?([kMGT]i?)?)?$", description="bytes, such as 4Gi"
     )
     gpus: float = Field(default=0, ge=0, le=1024, description="GPUs: whole ones, or a fraction of one such as 0.5")
+
+    @model_validator(mode="after")
+    def _not_fewer(self) -> JobResources:
+        if self.max_instance_count is not None and self.max_instance_count < self.instance_count:
+            raise ValueError("max_instance_count is less than instance_count")
+        return self
 
     @field_validator("gpus")
     @classmethod
@@ -169,7 +209,7 @@ class JobSpec(Spec):
     outputs: dict[Named, JobOutput] = Field(default_factory=dict, max_length=100)
     compute: str = "local"
     environment: JobEnvironment | None = None
-    distribution: PyTorchDistribution | None = None
+    distribution: Distribution | None = None
     resources: JobResources = Field(default_factory=JobResources)
     limits: JobLimits = Field(default_factory=JobLimits)
     retry_settings: RetrySettings = Field(default_factory=RetrySettings)
@@ -186,6 +226,22 @@ class JobSpec(Spec):
             if key.startswith("JUPYTER_MLOPS_"):
                 raise ValueError(f"environment variable {key!r}: names that start with JUPYTER_MLOPS_ are reserved")
         return value
+
+    @field_validator("distribution", mode="before")
+    @classmethod
+    def _pytorch(cls, value: Any) -> Any:
+        return {"type": "pytorch", **value} if isinstance(value, dict) and "type" not in value else value
+
+    @model_validator(mode="after")
+    def _workers(self) -> JobSpec:
+        if isinstance(self.distribution, TensorFlowDistribution) and self.distribution.worker_count:
+            each, rest = divmod(self.distribution.worker_count, self.resources.instance_count)
+            if rest or not each:
+                raise ValueError(f"worker_count {self.distribution.worker_count} is no multiple of instance_count")
+            self.distribution.process_count_per_instance = each
+        if self.elastic and (not isinstance(self.distribution, PyTorchDistribution) or not (self.script or self.cell)):
+            raise ValueError("max_instance_count needs distribution pytorch, and a script or cell")
+        return self
 
     @model_validator(mode="after")
     def _one_entry(self) -> JobSpec:
@@ -219,6 +275,18 @@ class JobSpec(Spec):
     def processes(self) -> int:
         """Processes per node: 1 without a distribution."""
         return self.distribution.process_count_per_instance if self.distribution else 1
+
+    @property
+    def elastic(self) -> bool:
+        """Whether instances may come and go while it runs."""
+        return (self.resources.max_instance_count or 0) > self.resources.instance_count
+
+    @property
+    def most_ranks(self) -> int:
+        """Ranks that may have a log: in an elastic job those that take a lost one's place have numbers of their own."""
+        if not self.elastic:
+            return self.world_size
+        return self.processes * (self.resources.max_instance_count or 1) * 20
 
     @property
     def spot(self) -> bool:
