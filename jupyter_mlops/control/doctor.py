@@ -39,7 +39,8 @@ def _what(command: list[str]) -> str:
         ("mlflow server", "MLflow"),
         ("jupyter_mlops.serving.gateway", "gateway"), ("jupyter_mlops.runtime.scorer", "scorer"),
         ("jupyter_mlops.runtime.supervisor", "job supervisor"),
-        ("jupyter_mlops.runtime.warm", "process that waits for a job"), ("torch.distributed.run", "torchrun agent"),
+        ("jupyter_mlops.runtime.warm", "process that waits for a job"),
+        ("jupyter_mlops.runtime.agent", "agent of a job's ranks"),
         ("jupyter_mlops.runtime.launch", "job rank"),
     ):
         if mark in text:

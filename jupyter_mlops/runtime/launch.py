@@ -1,11 +1,10 @@
 """What each rank of a job runs: sign in, send output to the rank's log, run the user's code as ``python`` would.
 
     python -u -m jupyter_mlops.runtime.launch FOLDER ATTEMPT RANK LOCK
-    python -u -m jupyter_mlops.runtime.launch agent FOLDER ATTEMPT PROCESSES LOCK
 
-RANK is a number, or ``env`` for the one that ``torch.distributed.run`` gave. LOCK is the inherited descriptor of the
-attempt's lock, or ``-``: it is held until the rank has signed in, so that nobody can take a started attempt for one
-that never was. The second form is the agent that starts and watches several ranks.
+RANK is a number, ``env`` for the one that ``torch.distributed.run`` gave, or ``slot:FIRST`` in an elastic attempt:
+``LOCAL_RANK`` counted from FIRST. LOCK is the inherited descriptor of the attempt's lock, or ``-``: it is held until
+the rank has signed in, so that nobody can take a started attempt for one that never was.
 
 The rank's ``.exit`` file is written after the user's own exit handlers, as the last act. A rank that ends without one
 was killed, or called ``os._exit``.
@@ -21,7 +20,7 @@ from . import jobfolder
 #: Seconds that saving and logging open figures may take.
 FIGURES_TIMEOUT = 30.0
 _TRACEBACK_LINES = 40
-_ERROR_LENGTH = 500
+ERROR_LENGTH = 500
 _HERE = __file__
 
 
@@ -47,18 +46,18 @@ class Ending:
         try:
             import traceback
 
-            self.error = traceback.format_exception_only(kind, value)[-1].strip().splitlines()[0][:_ERROR_LENGTH]
+            self.error = traceback.format_exception_only(kind, value)[-1].strip().splitlines()[0][:ERROR_LENGTH]
             lines = "".join(traceback.format_exception(kind, value, tb)).splitlines()
             here = os.path.join(os.environ.get("JUPYTER_MLOPS_JOB_DIR", ""), "code", "")
             lines = [line.replace('File "%scell.py"' % here, 'File "cell.py"') for line in lines]
-            self.traceback = [line[:_ERROR_LENGTH] for line in lines[-_TRACEBACK_LINES:]]
+            self.traceback = [line[:ERROR_LENGTH] for line in lines[-_TRACEBACK_LINES:]]
         except Exception:
             self.error = self.error or getattr(kind, "__name__", str(kind))
 
     def told(self, line):
         """Keep one line on why it failed, where a traceback says nothing more."""
         self.code = 1
-        self.error = line[:_ERROR_LENGTH]
+        self.error = line[:ERROR_LENGTH]
 
     def write(self):
         if os.getpid() != self.pid or self.code is None:
@@ -98,12 +97,14 @@ def _to_log(path):
             encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=False)
 
 
-def _release(lock):
+def release(lock):
+    """Let go of the attempt's lock; see the module."""
     if lock != "-":
         os.close(int(lock))
 
 
-def _own_session():
+def own_session():
+    """Lead a session of its own."""
     try:
         os.setsid()
     except OSError:
@@ -121,10 +122,10 @@ def rank(folder, number, name, lock, ending=None):
     else:
         index = int(os.environ["RANK"]) if name == "env" else int(name)
     os.environ["JUPYTER_MLOPS_ATTEMPT"] = str(attempt.number)
-    _own_session()
+    own_session()
     _to_log(attempt.log_path(index))
     attempt.sign_in(index)
-    _release(lock)
+    release(lock)
     ending = ending or Ending()
     ending.begin(attempt.exit_path(index))
     spec = job.spec()
@@ -361,104 +362,5 @@ def _save_figures(pyplot, numbers, folder):
         _warn("the open figures were not all saved: %s: %s" % (type(error).__name__, error))
 
 
-def _note_ends(attempt, ranks):
-    """As the ranks' parent, write the ``.exit`` of those that could not: killed ones, and ``os._exit``.
-
-    Looks at a child that has ended without reaping it: that is the business of ``torch.distributed.run``.
-    """
-    if not hasattr(os, "waitid"):
-        return  # macOS: then only torchrun's own verdict tells, which comes later
-    import signal
-
-    noted = set()  # pids: in an elastic attempt a rank may be several processes, one after the other
-
-    def look(number, frame):
-        for index in ranks:
-            pid = attempt.signed_in(index).get("pid")
-            if pid is None or pid in noted:
-                continue
-            try:
-                ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-                if ended is None:
-                    continue
-                noted.add(pid)
-                code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-                if not os.path.exists(attempt.exit_path(index)):
-                    jobfolder.write_json(attempt.exit_path(index), {"code": code, "pid": pid, "time": time.time()})
-            except OSError:
-                continue
-
-    signal.signal(signal.SIGCHLD, look)
-
-
-def agent(folder, number, processes, lock):
-    """Start ``processes`` ranks and watch them, by ``torch.distributed.run`` unless they are TensorFlow's; what failed
-    goes to ``agent.exit``."""
-    job = jobfolder.JobFolder(folder)
-    attempt = job.attempt(number)
-    _own_session()
-    attempt.sign_in("agent")
-    _release(lock)
-    result = {"code": 1, "error": ""}
-    failures = {}
-    try:
-        from .nodes import Nodes
-
-        spec = job.spec()
-        grace = float((spec.get("limits") or {}).get("grace", 10.0))
-        crew = Nodes.from_environment()
-        if crew is not None:
-            crew.reach()
-            crew.use_interface()
-        if (spec.get("distribution") or {}).get("type") == "tensorflow":
-            from . import workers
-
-            failures = workers.run(job, attempt, int(processes), crew, grace)
-        else:
-            failures = _torchrun(job, attempt, int(processes), crew, grace)
-        result["code"] = 1 if failures else 0
-    except BaseException as error:
-        import traceback
-
-        traceback.print_exc()
-        result["error"] = ("%s: %s" % (type(error).__name__, error)).splitlines()[0][:_ERROR_LENGTH]
-    sys.stderr.flush()
-    result.update(time=time.time(), failures=failures)
-    jobfolder.write_json(attempt.exit_path("agent"), result)
-    return result["code"]
-
-
-def _torchrun(job, attempt, processes, crew, grace):
-    """Start the ranks of this machine by ``torch.distributed.run``; returns how those failed that did."""
-    import uuid
-
-    from torch.distributed import run as torchrun
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    elastic = crew is not None and crew.elastic
-    first = crew.node * processes if crew is not None else 0
-    where = crew.torchrun(processes) if crew is not None else [
-        "--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--rdzv-id", uuid.uuid4().hex,
-        "--local-addr", "127.0.0.1", "--max-restarts", "0",
-    ]
-    arguments = torchrun.parse_args([
-        *where, "--nproc-per-node", str(processes), "--log-dir", os.path.join(attempt.path, "torchrun"),
-        "-m", "jupyter_mlops.runtime.launch", job.path, str(attempt.number),
-        "slot:%d" % first if elastic else "env", "-",
-    ])
-    if hasattr(arguments, "shutdown_timeout"):
-        arguments.shutdown_timeout = max(int(grace), 1)
-    _note_ends(attempt, range(first, first + processes))
-    try:
-        torchrun.run(arguments)
-    except ChildFailedError as error:
-        sys.stderr.write(str(error) + "\n")
-        if elastic:  # it counts ranks, we count processes: how those ended they have written themselves
-            return {"any": {"code": 1, "time": time.time()}}
-        return {str(index): {"code": failure.exitcode, "time": failure.timestamp}
-                for index, failure in error.failures.items()}
-    return {}
-
-
 if __name__ == "__main__":
-    sys.exit(agent(*sys.argv[2:]) if sys.argv[1:2] == ["agent"] else rank(*sys.argv[1:]))
+    sys.exit(rank(*sys.argv[1:]))

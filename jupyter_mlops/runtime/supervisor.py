@@ -259,15 +259,14 @@ class Supervisor:
 
     def _start(self, order):
         env = self._prepare(order)
-        who = [self.job.path, str(self.attempt.number), "0"]
-        log = self.attempt.log_path(0)
+        what, number, log = "launch", "0", self.attempt.log_path(0)
         if self.world > 1:
-            who = ["agent", self.job.path, str(self.attempt.number), str(self.size)]
-            log = self.attempt.agent_log
+            what, number, log = "agent", str(self.size), self.attempt.agent_log
         if self.nodes > 1:
             count = "%d:%d" % (self.least, self.nodes) if self.least else str(self.nodes)
             env[jobfolder.NODES] = "/".join([str(self.node), count, self.address])
-        arguments = [order["interpreter"], "-u", "-m", "jupyter_mlops.runtime.launch", *who, str(self.lock)]
+        arguments = [order["interpreter"], "-u", "-m", "jupyter_mlops.runtime." + what, self.job.path,
+                     str(self.attempt.number), number, str(self.lock)]
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.set_inheritable(self.lock, True)
         try:

@@ -203,7 +203,6 @@ class PodServer(KubeServer):
             await self._pod(job, index, before + 1)
 
     async def _life(self, job: dict[str, Any], pod: dict[str, Any], name: str, index: int) -> None:
-        template = job["spec"]["template"]
         self._mount(pod)
         spec = pod["spec"]
         both = self._processes[name] = {}

@@ -135,13 +135,15 @@ def test_the_first_node_decides(place):
     assert verdict.ended(place, NOTE, pods, {}) is None
     assert verdict.running(place, NOTE, pods, {}, "").reason == "on 1 of 1 to 2 nodes"
     tell(place, 0, phase="completed", exit_code=0, ended_at=5.0)
+    assert verdict.ended(place, NOTE, pods, {}) is None, "its outputs are not all here"
+    pods[0] = pod(keeper="terminated")
     assert verdict.ended(place, NOTE, pods, {}).phase == "completed", "one that never came is not waited for"
 
 
 def test_what_failed_by_itself_speaks(place):
     tell(place, 0, **FELT)
     tell(place, 1, **OWN)
-    seen = verdict.ended(place, NOTE, {0: pod(), 1: pod()}, {})
+    seen = verdict.ended(place, NOTE, {n: pod(keeper="terminated") for n in (0, 1)}, {})
     assert (seen.failed_rank, seen.reason, seen.cause) == (1, OWN["reason"], "")
 
 
