@@ -341,6 +341,10 @@ class AsyncClient:
         """Ask whether a job would run; starts nothing."""
         return await self._call("POST", f"/jobs/{segment(name)}/actions/preview", spec)
 
+    async def open_tensorboard(self, sources: list[str], interpreter: str = "") -> Json:
+        """TensorBoard over jobs, runs and folders: ``{"path", "event_files", "sources"}``."""
+        return await self._call("POST", "/tensorboards", {"sources": sources, "interpreter": interpreter})
+
     # -- computes -------------------------------------------------------------------------------------------------
 
     async def list_computes(self) -> list[Json]:

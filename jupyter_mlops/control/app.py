@@ -44,10 +44,11 @@ def make_app(plane: ControlPlane) -> web.Application:
         handlers.append((pattern, handler, {"operations": operations, "parameters": names}))
     from .inside import ROUTE, InsideHandler
     from .mlflow_handler import MlflowHandler
+    from .tensorboard import TensorboardHandler
 
     handlers.append((ROUTE, InsideHandler))
-
     handlers.append((re.escape(ROOT) + r"/mlflow(?:/(.*))?", MlflowHandler))
+    handlers.append((re.escape(ROOT) + r"/tensorboard(?:/(.*))?", TensorboardHandler))
     return web.Application(
         handlers, default_handler_class=NotFoundHandler, log_function=_log, plane=plane, compress_response=False,
         autoreload=False,

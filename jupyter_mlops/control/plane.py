@@ -34,6 +34,7 @@ from ..tracking.orphans import Orphans
 from ..tracking.proxy import Proxy
 from ..tracking.shipper import Shipper
 from ..tracking.views import MlflowViews
+from .boards import Boards
 from .captured import CapturedData
 from .exporting import Exporter
 from .feed import Feed
@@ -105,6 +106,7 @@ class ControlPlane:
         )
         self.captured = CapturedData(home)
         self.exporter = Exporter(self)
+        self.boards = Boards(place.runtime_dir, home / "logs" / "tensorboard.log")
         self._swept_at = time.monotonic() + _FIRST_SWEEP - _SWEEP
         self.exit = asyncio.Event()
         self._drivers: dict[str, ComputeDriver] = {}
@@ -147,7 +149,7 @@ class ControlPlane:
         self.feed.release()
         self.mlflow.on_state = None
         await asyncio.gather(
-            self.mlflow.stop(), self.workspace.stop(), self.shipper.stop(), self.captured.stop()
+            self.mlflow.stop(), self.workspace.stop(), self.shipper.stop(), self.captured.stop(), self.boards.stop()
         )
         await asyncio.to_thread(self.job_clusters.close)
         if not await self.store.read(lambda tx: tx.count("endpoint")):
@@ -175,6 +177,7 @@ class ControlPlane:
                 await self.tokens.prune()
                 await self.feed.prune()
                 self.captured.sweep()
+                await self.boards.sweep()
                 if time.monotonic() - self._swept_at > _SWEEP:
                     self._swept_at = time.monotonic()
                     await self.retention.sweep()

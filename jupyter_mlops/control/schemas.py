@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -184,6 +184,29 @@ class Preview(BaseModel):
 
 class Nothing(Body):
     """An empty object."""
+
+
+class OpenTensorboard(Body):
+    """What TensorBoard shall show: names of jobs, ids of runs, absolute paths of folders; and a Python that may have
+    it, beside those of the control plane and of the jobs."""
+
+    sources: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(min_length=1, max_length=20)
+    interpreter: str = Field(default="", max_length=4096)
+
+
+class TensorboardSource(BaseModel):
+    """What is shown under a name."""
+
+    name: str
+    folder: str
+
+
+class Tensorboard(BaseModel):
+    """Where it is, below ``jupyter-mlops/`` of a Jupyter server, and how many event files there are by now."""
+
+    path: str
+    event_files: int
+    sources: list[TensorboardSource]
 
 
 class Key(BaseModel):

@@ -208,6 +208,11 @@ def _shell(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rank", type=whole, default=0, metavar="R", help="beside which process (default 0)")
 
 
+def _tensorboard(p: argparse.ArgumentParser) -> None:
+    p.add_argument("sources", nargs="+", metavar="JOB|RUN|FOLDER",
+                   help="what has written event files: jobs into outputs/, runs as artifacts; several are compared")
+
+
 def _port_forward(p: argparse.ArgumentParser) -> None:
     p.add_argument("name", metavar="JOB", help="job name; it runs")
     p.add_argument("ports", type=ports, metavar="PORT[:HERE]", help="port there, and here where it is another one")
@@ -262,6 +267,8 @@ VERBS: dict[str, Verb] = {
              ("shell NAME", "shell NAME --rank 1")),
         Verb("port-forward", "hold a port of a job on a cluster open here", "inside:port_forward", _port_forward,
              ("port-forward NAME 8080", "port-forward NAME 6006:16006 --rank 1")),
+        Verb("tensorboard", "show event files of jobs, runs or folders in TensorBoard", "boards:tensorboard",
+             _tensorboard, ("tensorboard NAME", "tensorboard ./runs")),
         Verb("stop", "stop a job", "jobs:stop", _stop, ("stop NAME --wait",)),
         Verb("resume", "run a failed or stopped job again, under the same run", "jobs:resume", _resume,
              ("resume NAME",)),

@@ -15,10 +15,10 @@ What it reads are lines of JSON:
     {"gone": P}                                               an entry of the spool that was delivered
     {"done": true}                                            the whole is there, for good: the pod may go
 
-Files that only grow (logs, journals, samples) are told from where the copy ends, and anew when they got shorter, as
-samples do that are thinned; all others are told anew, as a whole, when size or time of change differ. Small ones first,
-so that a large output holds up no metric. What a job leaves in ``outputs/`` is told when nobody has written to it for a
-while. A connection that breaks is made again and goes on.
+Files that only grow (logs, journals, samples, TensorBoard's event files) are told from where the copy ends, and anew
+when they got shorter, as samples do that are thinned; all others are told anew, as a whole, when size or time of change
+differ. Small ones first, so that a large output holds up no metric. What else a job leaves in ``outputs/`` is told when
+nobody has written to it for a while. A connection that breaks is made again and goes on.
 
 What comes after a silence is told at once, and so are all files but those that grow. What grows slowly and steadily is
 told together every ``PACE`` seconds: each time costs the copy's side, which may have hundreds of us.
@@ -53,6 +53,8 @@ SETTLED = 2.0
 #: Left in the folder: by the pod's keeper when the pod ends; by us when the copy is complete.
 ENDING, DRAINED = ".ending", ".drained"
 _GROWING = (".log", ".bin", ".jsonl")
+#: In the names of TensorBoard's event files, which grow while one looks at them.
+_EVENTS = ".tfevents."
 #: Where the copy comes from, or what is of no use elsewhere.
 _OURS = frozenset({"spec.json", "run.json", "stop", "inputs", "code", "delivery.json", ENDING, DRAINED})
 _FREE = ("outputs", "figures", "returns")
@@ -61,6 +63,8 @@ _FREE = ("outputs", "figures", "returns")
 def grows(path):
     """Whether a file is only ever appended to."""
     top = path.split("/", 1)[0]
+    if top == "outputs":
+        return _EVENTS in path.rsplit("/", 1)[-1]
     return top in ("attempts", "journal") and path.endswith(_GROWING)
 
 
@@ -161,7 +165,8 @@ class Mirror:
                 known = self.have.get(path)
                 if known is not None and known[0] == info.st_size and (grows(path) or known[1] == info.st_mtime_ns):
                     continue
-                if path.split("/", 1)[0] in _FREE and not ended and time.time() - info.st_mtime < SETTLED:
+                free = path.split("/", 1)[0] in _FREE and not grows(path)
+                if free and not ended and time.time() - info.st_mtime < SETTLED:
                     continue
                 if path.endswith("/state.json") and self._not_yet(path):
                     continue

@@ -97,13 +97,14 @@ class MlopsApp(ExtensionApp):
         """The routes, below ``<base_url>jupyter-mlops``."""
         from .api import LAUNCH, ApiHandler, LaunchHandler, StatusHandler
         from .endpoint import EndpointHandler
-        from .mlflow import MlflowHandler
+        from .mlflow import MlflowHandler, TensorboardHandler
 
         self.handlers.extend([
             (r"/jupyter-mlops/status", StatusHandler),
             (rf"/jupyter-mlops({LAUNCH.pattern.replace('(', '(?:')})", LaunchHandler),
             (r"/jupyter-mlops/api/v1/(.*)", ApiHandler),
             (r"/jupyter-mlops/mlflow(/.*)?", MlflowHandler),
+            (r"/jupyter-mlops/tensorboard(/.*)?", TensorboardHandler),
             (r"/jupyter-mlops/endpoints/(.*)", EndpointHandler, {"app": self}),
         ])
 

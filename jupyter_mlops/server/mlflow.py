@@ -1,4 +1,4 @@
-"""MLflow behind Jupyter's login: pages, API and artifacts stream through, to the control plane's own proxy."""
+"""MLflow, and TensorBoard, behind Jupyter's login: they stream through, to the control plane's own proxies."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ KEPT_BACK = (
     "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest", "Sec-Fetch-User",
 )
 _PAGE = re.compile(r"/mlflow/?(index\.html)?")
+_BOARD = re.compile(r"/tensorboard/([^/]+)/.*")
 
 
 def is_read(method: str, path: str) -> bool:
@@ -44,6 +45,9 @@ def is_read(method: str, path: str) -> bool:
 @web.stream_request_body
 class MlflowHandler(OneSlot, StreamingProxy, MlopsHandler):  # type: ignore[misc]
     """Decides in :meth:`route`, before any of the body is taken; the verbs only relay."""
+
+    #: What requests count as against :data:`MAX_REQUESTS`.
+    slot = "mlflow"
 
     @property
     def content_security_policy(self) -> str:
@@ -69,15 +73,27 @@ class MlflowHandler(OneSlot, StreamingProxy, MlopsHandler):  # type: ignore[misc
     async def route(self, *args: Any, **kwargs: Any) -> Upstream:
         """The control plane's proxy, with the rights that the user has here."""
         path = clean_path(self.raw_path)
-        read = is_read(self.request.method or "", path.removeprefix("/mlflow") or "/")
-        self._track_activity = not read
-        await self.demand("read" if read else "write")
-        writer = await self.may_write() if read else True
+        action = self.action(path)
+        self._track_activity = self.is_activity(action)
+        await self.demand(action)
+        writer = await self.may_write() if action == "read" else True
         client = self.link.client()
         headers = forward_headers(self.request, drop=KEPT_BACK)
         headers["Authorization"] = await self.link.bearer(writer)
-        self.take_slot("mlflow", MAX_REQUESTS)
+        self.take_slot(self.slot, MAX_REQUESTS)
         return Upstream(client, self.link.target(path + clean_query(self.request.query)), headers)
+
+    def action(self, path: str) -> str:
+        """What the user must be allowed to do, ``read`` or ``write``."""
+        return "read" if is_read(self.request.method or "", path.removeprefix("/mlflow") or "/") else "write"
+
+    def is_activity(self, action: str) -> bool:
+        """Whether somebody does something, rather than looks at a page that renews itself."""
+        return action != "read"
+
+    def may_be_framed(self) -> bool:
+        """Whether it is a page that one of ours shows in a frame."""
+        return _PAGE.fullmatch(unquote(self.raw_path)) is not None
 
     async def on_answered(self, status: int) -> None:
         """Our token is not the user's: a browser must not take its end for a lost login."""
@@ -91,15 +107,14 @@ class MlflowHandler(OneSlot, StreamingProxy, MlopsHandler):  # type: ignore[misc
         return super().upstream_error(error)
 
     def adapt_response(self, status: int, headers: CIMultiDict[str]) -> None:
-        """Only MLflow's own page may be shown in a frame, and only in one of ours."""
+        """Only a tool's own page may be shown in a frame, and only in one of ours."""
         for name in list(headers):
             if name.lower() == "set-cookie" or name.lower().startswith("access-control-"):
                 del headers[name]
         if "Location" in headers:
             headers["Location"] = self.mlops.public(headers["Location"])
-        page = _PAGE.fullmatch(unquote(self.raw_path)) is not None
         policy = "; ".join(headers.popall("Content-Security-Policy", []))
-        if page:
+        if self.may_be_framed():
             # Jupyter's own policy says who may frame its pages (a hub may have changed it).
             policy = f"{policy}; {self.content_security_policy}" if policy else self.content_security_policy
             headers["X-Frame-Options"] = "SAMEORIGIN"
@@ -147,3 +162,22 @@ class MlflowHandler(OneSlot, StreamingProxy, MlopsHandler):  # type: ignore[misc
     async def delete(self, *args: Any) -> None:  # type: ignore[override]
         """Relay."""
         await self.relay()
+
+
+@web.stream_request_body
+class TensorboardHandler(MlflowHandler):
+    """TensorBoard of jobs, runs and folders: it starts a program, so only those who may write see it."""
+
+    slot = "tensorboard"
+
+    def action(self, path: str) -> str:
+        """Its pages ask by POST; nothing is changed by it."""
+        return "write"
+
+    def is_activity(self, action: str) -> bool:
+        """A page that renews itself must not keep a server up."""
+        return False
+
+    def may_be_framed(self) -> bool:
+        """Its plugins have frames of their own."""
+        return _BOARD.fullmatch(unquote(self.raw_path)) is not None

@@ -78,6 +78,8 @@ export interface IApi {
   /** Remove for good. */
   purgeJob(name: string): Promise<void>;
   usage(name: string, maxPoints: number): Promise<IUsage>;
+  /** Have TensorBoard run over jobs, runs or folders; resolves to its address when it is up. */
+  openTensorboard(sources: string[]): Promise<string>;
   log(name: string, rank: number, query: ILogQuery): Promise<ILogChunk>;
   searchLog(name: string, rank: number, query: ISearchQuery): Promise<ILogMatches>;
   experiments(): Promise<IPage<IExperiment>>;
@@ -180,6 +182,17 @@ export class Api implements IApi {
 
   usage(name: string, maxPoints: number): Promise<IUsage> {
     return this._get(['jobs', name, 'usage'], { max_points: maxPoints });
+  }
+
+  async openTensorboard(sources: string[]): Promise<string> {
+    const body = JSON.stringify({ sources });
+    const answer = await this._request<{ path: string }>(
+      'POST',
+      this._path(['tensorboards']),
+      {},
+      body
+    );
+    return URLExt.join(this.serverSettings.baseUrl, NAMESPACE, answer.path);
   }
 
   log(name: string, rank: number, query: ILogQuery): Promise<ILogChunk> {

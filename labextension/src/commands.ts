@@ -294,6 +294,7 @@ export function addCommands(options: Commands.IOptions): IDisposable {
       CommandIDs.openJob,
       CommandIDs.stopJob,
       CommandIDs.openShell,
+      CommandIDs.openTensorboard,
       CommandIDs.resumeJob,
       CommandIDs.openEndpoint,
       CommandIDs.setTraffic,

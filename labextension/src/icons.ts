@@ -11,3 +11,14 @@ export const mlopsIcon = new LabIcon({
   <circle class="jp-icon3 jp-icon-selectable" fill="#616161" cx="6" cy="12" r="1.8"/>
 </svg>`
 });
+
+/** Curves over an axis. */
+export const chartIcon = new LabIcon({
+  name: 'jupyter-mlops:chart',
+  svgstr: `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24" fill="none">
+  <g class="jp-icon3 jp-icon-selectable" stroke="#616161" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">
+    <path class="jp-icon3 jp-icon-selectable" stroke="#616161" fill-opacity="0" d="M4 4v16h16"/>
+    <path class="jp-icon3 jp-icon-selectable" stroke="#616161" fill-opacity="0" d="M8 8c1.5 6 4 8 11 8"/>
+  </g>
+</svg>`
+});

@@ -11,6 +11,7 @@ export namespace CommandIDs {
   export const openJob = 'jupyter-mlops:open-job';
   export const stopJob = 'jupyter-mlops:stop-job';
   export const openShell = 'jupyter-mlops:open-shell';
+  export const openTensorboard = 'jupyter-mlops:open-tensorboard';
   export const resumeJob = 'jupyter-mlops:resume-job';
   export const restoreJob = 'jupyter-mlops:restore-job';
   export const purgeJob = 'jupyter-mlops:purge-job';

@@ -11,8 +11,10 @@ import { IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
+import { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
 import { Api } from './api';
+import { boardFactory } from './boardrenderer';
 import { ChartStates } from './chartstate';
 import { addCommands } from './commands';
 import { CommandIDs } from './ids';
@@ -123,16 +125,13 @@ const renderer: JupyterFrontEndPlugin<void> = {
         translator
       })
     );
-    rendermime.addFactory(
-      shellFactory({
-        execute: (command, args) => {
-          if (app.commands.isEnabled(command, args)) {
-            void app.commands.execute(command, args);
-          }
-        },
-        translator
-      })
-    );
+    const execute = (command: string, args: ReadonlyPartialJSONObject) => {
+      if (app.commands.isEnabled(command, args)) {
+        void app.commands.execute(command, args);
+      }
+    };
+    rendermime.addFactory(shellFactory({ execute, translator }));
+    rendermime.addFactory(boardFactory({ execute, translator }));
   }
 };
 

@@ -5,10 +5,12 @@ import { refreshIcon, stopIcon, terminalIcon } from '@jupyterlab/ui-components';
 
 import type { Job } from './api';
 import { Args, CommandKit, describe, text } from './commandkit';
+import { chartIcon } from './icons';
 import { CommandIDs } from './ids';
 import { createJobWidget, JobView } from './jobview';
 import { CREATE_TERMINAL, openShell } from './shell';
 import { isTerminal } from './snapshot';
+import { createTensorboardWidget, TensorboardFrame } from './tensorboard';
 
 /** Add the commands; tabs of jobs are restored with the page where `restorer` is given. */
 export function addJobCommands(kit: CommandKit, restorer: ILayoutRestorer | null): void {
@@ -16,6 +18,9 @@ export function addJobCommands(kit: CommandKit, restorer: ILayoutRestorer | null
   const { api, model } = mlops;
   const { shell } = app;
   const tabs = new WidgetTracker<MainAreaWidget<JobView>>({ namespace: 'jupyter-mlops-jobs' });
+  const boards = new WidgetTracker<MainAreaWidget<TensorboardFrame>>({
+    namespace: 'jupyter-mlops-tensorboards'
+  });
 
   /** The job of a command: given, under the pointer, or asked for among those that `fits` allows. */
   const choose = async (
@@ -125,6 +130,43 @@ export function addJobCommands(kit: CommandKit, restorer: ILayoutRestorer | null
   );
 
   kit.add(
+    CommandIDs.openTensorboard,
+    trans.__('Open in TensorBoard…'),
+    async args => {
+      const sources = await choose(args, trans.__('TensorBoard of which job?'), none);
+      if (!sources) {
+        return;
+      }
+      const workspace = workspaceOf(args);
+      let widget = boards.find(
+        one => one.content.sources === sources && one.content.workspace === workspace
+      );
+      if (widget) {
+        shell.activateById(widget.id);
+        return;
+      }
+      const url = api.in(workspace).openTensorboard(sources.split('+'));
+      const title = text(args, 'title') || sources;
+      widget = createTensorboardWidget(new TensorboardFrame(sources, workspace), title, url);
+      shell.add(widget, 'main');
+      shell.activateById(widget.id);
+      if (await kit.attempt(trans.__('TensorBoard was not opened'), () => url)) {
+        void boards.add(widget);
+      } else {
+        widget.dispose();
+      }
+    },
+    {
+      describedBy: describe({
+        name: trans.__('Jobs or runs, joined by +; a job is asked for when it is not given'),
+        title: trans.__('What the tab is called')
+      }),
+      isEnabled: kit.writable,
+      icon: chartIcon
+    }
+  );
+
+  kit.add(
     CommandIDs.resumeJob,
     trans.__('Resume Job…'),
     async args => {
@@ -205,6 +247,15 @@ export function addJobCommands(kit: CommandKit, restorer: ILayoutRestorer | null
   );
 
   if (restorer) {
+    void restorer.restore(boards, {
+      command: CommandIDs.openTensorboard,
+      args: ({ content, title }) => ({
+        name: content.sources,
+        workspace: content.workspace,
+        title: title.label.replace('TensorBoard: ', '')
+      }),
+      name: ({ content }) => `${content.workspace}-${content.sources}`
+    });
     void restorer.restore(tabs, {
       command: CommandIDs.openJob,
       args: widget => ({ name: widget.content.name }),

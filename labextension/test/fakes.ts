@@ -287,6 +287,9 @@ export class FakeApi implements IApi {
   survey() {
     return this._called('survey', () => this.surveyed);
   }
+  openTensorboard(sources: string[]) {
+    return this._called('openTensorboard', () => `/tensorboard/${sources.join('+')}/`);
+  }
   mlflowUrl(route = '') {
     return `/mlflow/#${route}`;
   }

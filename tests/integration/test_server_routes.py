@@ -81,6 +81,7 @@ asyncio.run(main())
 '''
 WS = "jupyter-mlops/api/v1/workspaces/default"
 MLFLOW = "jupyter-mlops/mlflow"
+BOARD = "jupyter-mlops/tensorboard"
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,7 @@ WRITES = [
     ("POST", MLFLOW + "/api/2.0/mlflow/runs/create"), ("PUT", MLFLOW + "/api/2.0/mlflow-artifacts/artifacts/x"),
     ("PATCH", MLFLOW + "/api/2.0/mlflow/registered-models/update"),
     ("DELETE", MLFLOW + "/api/2.0/mlflow/registered-models/delete"),
+    ("GET", BOARD + "/digits/"), ("POST", BOARD + "/digits/data/plugin/x"), ("POST", WS + "/tensorboards"),
 ]
 LAUNCHES = [
     ("PUT", WS + "/jobs/a"), ("PUT", WS + "/endpoints/e/deployments/d"), ("POST", WS + "/endpoints/e/actions/invoke"),
@@ -219,6 +221,7 @@ def test_encoded_names_pass_as_they_are(server: JupyterServer, path: str) -> Non
 @pytest.mark.parametrize("path", [
     "jupyter-mlops/api/v1/../../local/shutdown", "jupyter-mlops/api/v1/%2e%2e/%2e%2e/local/shutdown",
     MLFLOW + "/..%2f..%2flocal/shutdown", MLFLOW + "/%2e%2e/api/v1/whoami",
+    BOARD + "/digits/../../local/shutdown", BOARD + "/digits%2f..%2f..%2flocal/shutdown", BOARD + "/%2e%2e/mlflow/",
 ])
 def test_no_way_out_of_our_routes(server: JupyterServer, path: str) -> None:
     assert server.call("POST", path, {}).status == 400
@@ -284,6 +287,9 @@ def test_frames_and_other_origins(server: JupyterServer) -> None:
     assert artifact.headers["X-Frame-Options"] == "DENY" and artifact.headers["Content-Disposition"] == "attachment"
     for answer in (page, artifact):
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    board = server.get(BOARD + "/digits/data/plugin_entry.html")
+    assert board.headers["X-Frame-Options"] == "SAMEORIGIN", "its plugins have frames of their own"
+    assert "frame-ancestors 'self'" in board.headers["Content-Security-Policy"]
     with_cookie = server.get(MLFLOW + "/", token=False, headers=server.cookie())
     assert "Access-Control-Allow-Origin" not in with_cookie.headers
 
@@ -311,6 +317,7 @@ def origins(server: JupyterServer) -> list[tuple[dict[str, str], int]]:
 @pytest.mark.parametrize("method,path", [
     ("POST", MLFLOW + "/api/2.0/mlflow/runs/create"), ("POST", MLFLOW + "/graphql"),
     ("PUT", MLFLOW + "/api/2.0/mlflow-artifacts/artifacts/x"), ("DELETE", MLFLOW + "/x"), ("PATCH", MLFLOW + "/x"),
+    ("POST", BOARD + "/digits/data/plugin/x"),
 ])
 def test_cookies_count_only_from_our_own_pages(server: JupyterServer, method: str, path: str) -> None:
     cookie = server.cookie()

@@ -11,6 +11,7 @@ import React from 'react';
 
 import type { Job } from '../api';
 import { elapsed, formatDuration, percent, relativeTime } from '../format';
+import { chartIcon } from '../icons';
 import { CommandIDs } from '../ids';
 import { DELETED } from '../model';
 import { ranksOf } from '../resources';
@@ -115,6 +116,15 @@ function JobRow(props: ISectionProps & { job: Job; first: boolean }): JSX.Elemen
             onClick={() => execute(CommandIDs.openRun, run)}
             testId="mlops-open"
           />
+          {status.attempt > 0 && !deleted && (
+            <IconButton
+              icon={chartIcon}
+              label={trans.__('Open in TensorBoard')}
+              disabled={model.readonly}
+              onClick={() => execute(CommandIDs.openTensorboard, args)}
+              testId="mlops-tensorboard-open"
+            />
+          )}
           {resumable && (
             <IconButton
               icon={refreshIcon}
