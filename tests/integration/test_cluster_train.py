@@ -173,3 +173,30 @@ time.sleep(60 if os.environ["JUPYTER_MLOPS_ATTEMPT"] == "1" else 0)
     assert {"key": "metrics_incomplete", "value": "true"} in seen["tags"]
     whole = plane.get(f"/mlflow/api/2.0/mlflow/runs/get?run_id={plane.get('jobs/there')['status']['run_id']}")
     assert not [tag for tag in whole["run"]["data"]["tags"] if tag["key"] == "metrics_incomplete"]
+
+
+def test_a_pod_that_is_taken_away_has_a_moment_and_the_job_goes_on(served, run):
+    """Its supervisor says that it is stopping, which nobody asked for: the job is tried again, from its checkpoint."""
+    server, plane = served
+    job = run("train -n moved --compute gpu --grace 20", """
+import os, signal, sys, time
+def last(*_):
+    open("checkpoint", "w").close()
+    time.sleep(4)
+    sys.exit(1)
+if os.path.exists("checkpoint"):
+    print("goes on")
+else:
+    signal.signal(signal.SIGTERM, last)
+    print("up", flush=True)
+    time.sleep(120)
+""")
+    log = plane.home / "jobs" / "moved" / "attempts" / "1" / "rank-0.log"
+    wait_for(lambda: log.exists() and log.read_text() == "up\n", 30)
+    pod = next(p["metadata"]["name"] for p in server.pods()
+               if p["metadata"]["labels"]["jupyter-mlops.io/job"] == "moved")
+    server._loop.call_soon_threadsafe(server._terminate, pod, 20)
+    assert plane.wait_job("moved", 30, ("Stopping",))["status"]["reason"].startswith("the cluster takes its pod away")
+    assert job.wait(60).phase == "Completed" and job.logs(0) == "goes on\n"
+    first = plane.get("jobs/moved")["status"]["attempts"][0]
+    assert (first["phase"], first["cause"]) == ("Failed", "lost") and "the cluster ended the pod" in first["reason"]
