@@ -4,29 +4,24 @@ control plane, which has no part in it, is left out."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
 import os
-import pty
-import select
 import signal
-import struct
-import subprocess
 import sys
-import termios
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import REPO, free_port, wait_for
+from conftest import free_port, wait_for
 from tornado import web
 from tornado.httpserver import HTTPServer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conformance import Bench
+from typist import Typist
 
 from jupyter_mlops.client.transport import Transport
 from jupyter_mlops.compute.local import LocalCompute
@@ -114,43 +109,13 @@ def served(tmp_path, monkeypatch):
     bench.close()
 
 
-class Typist:
+def shell_of(served: Served) -> Typist:
     """A terminal in which a shell is asked for."""
-
-    def __init__(self, url: str) -> None:
-        self.master, theirs = pty.openpty()
-        self.size(31, 97)
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "MLFLOW"))}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", MAIN], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            env={**env, "PYTHONPATH": str(REPO), "TEST_URL": url})
-        os.close(theirs)
-        self.seen = ""
-
-    def size(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def sees(self, text: str, timeout: float = 60.0) -> str:
-        until = time.monotonic() + timeout
-        while text not in self.seen:
-            assert time.monotonic() < until, self.seen
-            if select.select([self.master], [], [], 0.2)[0]:
-                with contextlib.suppress(OSError):
-                    self.seen += os.read(self.master, 65536).decode("utf-8", "replace")
-        return self.seen
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        os.close(self.master)
+    return Typist([sys.executable, "-c", MAIN], TEST_URL=served.url)
 
 
 def test_a_shell_in_a_terminal(served):
-    typist = Typist(served.url)
+    typist = shell_of(served)
     try:
         typist.type("echo =$COLOUR= $(ls)\n")
         typist.sees("=teal= file")
@@ -180,7 +145,7 @@ def test_a_shell_in_a_terminal(served):
 
 
 def test_a_terminal_that_is_closed_ends_its_shell(served):
-    typist = Typist(served.url)
+    typist = shell_of(served)
     typist.type("echo pid=$$ here=$((40+2))\n")
     pid = int(typist.sees("here=42").rsplit("pid=", 1)[1].split()[0])
     typist.close()
