@@ -46,7 +46,7 @@ def train(a: argparse.Namespace, context: Context) -> Job | Manifest | Yaml:
             manifest.remarks.append(f"{len(files)} files of {spec['cwd']} go with the script, "
                                     f"{render.size(sum(f.stat().st_size for _, f in files))}")
         if a.compute != "local":
-            manifest.preview = context.client.preview_job(spec, a.name)
+            manifest.preview, manifest.compute = context.client.preview_job(spec, a.name), f"compute {a.compute}"
             manifest.remarks += manifest.preview.get("warnings") or []
         if a.yaml:
             return Yaml((manifest.preview or {}).get("manifest") or spec)

@@ -15,9 +15,11 @@ class Manifest:
         size: bytes of the payload.
         remarks: what was left out, and versions that differ.
         preview: whether the compute can run it; None when nobody was asked.
+        compute: which one was asked.
     """
 
     preview: dict[str, Any] | None = None
+    compute = "the compute"
 
     def __init__(self, items: list[dict[str, Any]], size: int = 0, remarks: list[str] | None = None) -> None:
         self.items = items
@@ -37,12 +39,13 @@ class Manifest:
         if found is None:
             return ""
         if found["fits"] is False:
-            return f"it would not start now: {'; '.join(found['reasons'])}"
+            return f"it would not start now on {self.compute}: {'; '.join(found['reasons'])}"
         price, count = found.get("price_per_hour"), found.get("instances") or 1
         cost = f"; {price:g} an hour for {count} {'instance' if count == 1 else 'instances'}" if price else ""
         after = f" ({'; '.join(found['reasons'])})" if found["reasons"] else ""
         volumes = "".join(f"; {line}" for line in found.get("volumes") or [])
-        return ("it fits" if found["fits"] else "the compute accepts it") + after + cost + volumes
+        fits = f"it fits on {self.compute}" if found["fits"] else f"{self.compute} accepts it"
+        return fits + after + cost + volumes
 
     def _title(self) -> str:
         if not self.items:

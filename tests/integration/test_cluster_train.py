@@ -136,11 +136,11 @@ def test_looking_ahead_starts_nothing(served, run, capsys):
     server, plane = served
     before = len(server.objects)
     ahead = run("train -n ahead --compute gpu --instance small --dry-run", "print(1)")
-    assert "the compute accepts it; 0.5 an hour for 1 instance" in ahead.text() and ahead.preview["manifest"]
+    assert "compute gpu accepts it; 0.5 an hour for 1 instance" in ahead.text() and ahead.preview["manifest"]
     document = run("train -n ahead --compute gpu --yaml", "print(1)")
     assert document.text().startswith("apiVersion: batch/v1\nkind: Job\n") and "<pre" in document.html()
     refused = run("train -n ahead --compute gpu --instance large --dry-run", "print(1)")
-    assert "it would not start now: compute 'gpu' has no instance type 'large'" in refused.text()
+    assert "it would not start now on compute gpu: compute 'gpu' has no instance type 'large'" in refused.text()
     with pytest.raises(Refused, match="no instance type 'large'"):
         run("train -n ahead --compute gpu --instance large", "print(1)")
     plane.get("jobs/ahead", expect=404)
