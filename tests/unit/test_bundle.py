@@ -150,5 +150,6 @@ def test_runtime_is_old_syntax_and_standard_library(path):
             if name in ("jupyter_mlops", "jupyter_mlops.runtime") or top in sys.stdlib_module_names:
                 continue
             inner = isinstance(node, (ast.Import, ast.ImportFrom)) and node not in tree.body
-            lazy = ("mlflow", "torch", "psutil", "jupyter_core", "cloudpickle", "fsspec", *OF_MODELS)
+            lazy = ("mlflow", "torch", "psutil", "jupyter_core", "cloudpickle", "fsspec", "tensorboard", "werkzeug",
+                    *OF_MODELS)
             assert inner and top in lazy, f"{path.name}:{node.lineno} {name}"
