@@ -115,6 +115,22 @@ class Kube:
         except Exception as error:
             raise from_exception(error, self.cluster, timeout) from error
 
+    def stream(self, path: str, query: dict[str, Any], headers: dict[str, str], timeout: float) -> Any:
+        """A GET whose answer is read as it comes: urllib3's response, which the caller closes.
+
+        Raises:
+            BackendTimeout, BackendUnreachable: there was no answer.
+        """
+        client = self.client()
+        try:
+            verb, url, sent, *_ = client.param_serialize(
+                "GET", path, header_params={"Accept": "*/*", **headers}, auth_settings=["BearerToken"])
+            return client.rest_client.pool_manager.request(
+                verb, f"{url}?{urlencode(query)}", headers=sent, retries=False, redirect=False,
+                timeout=_timeout(timeout), preload_content=False, decode_content=False)
+        except Exception as error:
+            raise from_exception(error, self.cluster, timeout) from error
+
     def call(self, method: str, path: str, body: Any = None, query: dict[str, Any] | None = None, *,
              what: str = "", content_type: str = "application/json", timeout: float = TIMEOUT) -> Any:
         """One call, its answer's JSON.

@@ -4,13 +4,17 @@
 output. What it writes are frames: 4 bytes length of the header, 4 bytes length of the data, a JSON header, the data.
 
     {"file": P, "at": N, "size": S, "mtime": NS, "crc": C}   bytes of a file from offset N on, S when looked at
+    {"offer": P, "at", "size", "mtime", "port", "id", "token"}   a large file that can be fetched, see ``outlet``
     {"even": true, "ended": E}                                everything that there was has been told; E: for good
     {"bye": true}                                             the answer to "done", the last
 
 What it reads are lines of JSON:
 
-    {"have": {P: [S, NS]}, "parts": {P: [S, NS, bytes]}}      first of all: what is there already, and what in part
+    {"have": {P: [S, NS]}, "parts": {P: [S, NS, bytes]}, "outlet": A}   first of all: what is there already, and what
+                                                              in part; at which address large files may be offered
     {"got": N}                                                N frames have been taken, all in all
+    {"fetched": P, "bytes": N, "again": B}                    so much of a large file is there, and whether the rest of
+                                                              it, and others, may be offered
     {"put": P, "text": T}                                     a wish to be left in the folder: ``stop``
     {"gone": P}                                               an entry of the spool that was delivered
     {"done": true}                                            the whole is there, for good: the pod may go
@@ -50,6 +54,8 @@ BURST = 64 * 1024
 LOOK, LOOK_ALL = 0.15, 1.0
 #: Seconds without a change after which a file of the user's counts as written.
 SETTLED = 2.0
+#: Bytes from which on a file is offered.
+LARGE = 8 * 1024 * 1024
 #: Left in the folder: by the pod's keeper when the pod ends; by us when the copy is complete.
 ENDING, DRAINED = ".ending", ".drained"
 _GROWING = (".log", ".bin", ".jsonl")
@@ -90,6 +96,9 @@ class Mirror:
         self.closed = False
         self._state = b""
         self._ended_before = False  # whether the attempt had ended when the files to tell were looked for
+        self.outlet_at = ""  # the address to offer large files at; empty: they are told like all others
+        self._outlet = None
+        self._offered = {}  # path → (size, mtime in ns)
         self._even = None  # whether the other side knows that everything, and everything for good, was told
         self._told = self._whole = 0.0  # when something was told last, and when everything was looked at
         self._sampled = 0.0  # when samples were told last
@@ -106,6 +115,8 @@ class Mirror:
             with self.changed:
                 if "got" in word:
                     self.got = max(self.got, int(word["got"]))
+                if "fetched" in word:
+                    self._fetched(word["fetched"], int(word["bytes"]), bool(word.get("again")))
                 self.changed.notify_all()
             if "put" in word and word["put"] == "stop":
                 jobfolder.write_file(os.path.join(self.job.path, "stop"), word["text"].encode())
@@ -144,9 +155,10 @@ class Mirror:
                 if self.closed:
                     return
             self._told = time.monotonic()
-        if self._even is None or (ended and not self._even):
-            self._even = ended
-            self._frame({"even": True, "ended": ended})
+        good = ended and not self._offered
+        if self._even is None or (good and not self._even):
+            self._even = good
+            self._frame({"even": True, "ended": good})
         self._flush()
 
     def _ended(self):
@@ -162,6 +174,8 @@ class Mirror:
             tops = [name for name in _listing(self.job.path) if name not in _OURS]
         for top in tops:
             for path, info in self._files(top):
+                if path in self._offered:
+                    continue
                 known = self.have.get(path)
                 if known is not None and known[0] == info.st_size and (grows(path) or known[1] == info.st_mtime_ns):
                     continue
@@ -239,6 +253,8 @@ class Mirror:
                 part = self.parts.pop(path, None)
                 if part is not None and part[:2] == [size, mtime]:
                     at = min(part[2], size)
+                if size - at >= LARGE and self._offer(path, at, size, mtime):
+                    return
             gap = logfile.hole(full) if path.endswith(".log") else None
             if at >= size:
                 self._frame({"file": path, "at": at, "size": size, "mtime": mtime, "crc": 0})
@@ -256,6 +272,37 @@ class Mirror:
                 self.have[path] = [size, mtime]
         finally:
             os.close(fd)
+
+    def _offer(self, path, at, size, mtime):
+        """Let a large file be fetched, while other things are told; False when that cannot be."""
+        if not self.outlet_at:
+            return False
+        if self._outlet is None:
+            from .outlet import Outlet  # most pods never need it
+
+            try:
+                self._outlet = Outlet(self.outlet_at, self.job.path)
+            except OSError:
+                self.outlet_at = ""
+                return False
+        self._offered[path] = (size, mtime)
+        self._frame({"offer": path, "at": at, "size": size, "mtime": mtime, "port": self._outlet.server_address[1],
+                     "id": self._outlet.offer(path, size, mtime), "token": self._outlet.token})
+        return True
+
+    def _fetched(self, path, count, again):
+        """A large file is there, or a part of it; the rest is offered ``again``, or told like all others."""
+        if path not in self._offered or self._outlet is None:
+            return
+        self._outlet.withdraw(path)
+        size, mtime = self._offered[path]
+        if count >= size:
+            self.have[path] = [size, mtime]
+        else:
+            self.parts[path] = [size, mtime, count]
+        if not again:
+            self.outlet_at = ""
+        del self._offered[path]  # at last: until here it is not looked at
 
     def _frame(self, header, data=b""):
         if self.sent - self.got >= WINDOW:
@@ -295,6 +342,7 @@ def main(arguments):
     first = json.loads(next(lines))
     mirror.have = dict(first.get("have") or {})
     mirror.parts = dict(first.get("parts") or {})
+    mirror.outlet_at = str(first.get("outlet") or "")
     threading.Thread(target=mirror.listen, args=(lines,), daemon=True).start()
     try:
         mirror.run()

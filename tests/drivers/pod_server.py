@@ -210,7 +210,7 @@ class PodServer(KubeServer):
         try:
             both["keeper"] = await self._container(pod, spec["initContainers"][0], index)
             states = [_state("keeper", running={"startedAt": now()})]
-            self._set(name, initContainerStatuses=states)
+            self._set(name, initContainerStatuses=states, podIP="127.0.0.1")
             for init in spec["initContainers"][1:]:
                 running = _state(init["name"], running={"startedAt": now()})
                 self._set(name, initContainerStatuses=[*states, running])

@@ -12,8 +12,10 @@ import contextlib
 import json
 import logging
 import os
+import threading
 import zlib
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from ...kube.client import Kube
 from ...kube.exec import Exec
 from ...runtime import jobfolder, logfile, mirror
 from .manifests import COPIED, KEEPER, WORK
+from .outlets import Outlets
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +54,14 @@ class Copy:
     Args:
         folder: the job's, here.
         changed: called when something came that may have moved the attempt on: its state, or the end; not for data.
+        outlets: fetch large files.
+        address: the pod's.
 
     Whoever runs it calls :meth:`ask` now and then, and at once after a stop was asked for.
     """
 
     def __init__(self, kube: Kube, python: str, pod: str, node: int, folder: Path, attempt: int,
-                 changed: Callable[[], None]) -> None:
+                 changed: Callable[[], None], outlets: Outlets, address: str) -> None:
         self.kube = kube
         self.python = python
         self.pod = pod
@@ -64,6 +69,8 @@ class Copy:
         self.job = jobfolder.JobFolder(folder)
         self.attempt = self.job.attempt(attempt)
         self.changed = changed
+        self.outlets = outlets
+        self.address = address
         #: Whether all is here that will ever be.
         self.complete = False
         #: Why there is no connection, in one line; empty while there is one.
@@ -75,7 +82,7 @@ class Copy:
         self._dirty: set[str] = set()
         self._places: dict[str, str] = {}
         self._unsynced = 0
-        self._syncing: asyncio.Future[None] | None = None
+        self._syncing: Future[None] | None = None
 
     async def run(self) -> None:
         """Until all is here."""
@@ -98,10 +105,13 @@ class Copy:
         command = [self.python, "-m", "jupyter_mlops.runtime.mirror", f"{WORK}/job", str(self.attempt.number)]
         async with Exec(self.kube, self.pod, KEEPER, command, heartbeat=SILENCE) as channel:
             have, parts = await asyncio.to_thread(self._here)
-            await channel.send(json.dumps({"have": have, "parts": parts}).encode() + b"\n")
+            outlet = self.address if self.outlets.usable else ""
+            await channel.send(json.dumps({"have": have, "parts": parts, "outlet": outlet}).encode() + b"\n")
             self._sent_stop = False
             self._channel = channel
             taken = told = 0
+            over = threading.Event()
+            fetches: set[asyncio.Task[None]] = set()
             try:
                 async for header, data in _frames(channel):
                     self.trouble = ""
@@ -115,6 +125,10 @@ class Copy:
                         if header.get("ended"):
                             await asyncio.to_thread(self._sync)
                             await channel.send(b'{"done": true}\n')
+                    elif "offer" in header:
+                        fetch = asyncio.ensure_future(self._fetch(channel, header, over))
+                        fetches.add(fetch)
+                        fetch.add_done_callback(fetches.discard)
                     else:
                         await self._take(header, data)
                     if taken - told >= _TELL:
@@ -125,6 +139,9 @@ class Copy:
                     log.warning("copying from pod %s: %s", self.pod, self.trouble)
             finally:
                 self._channel = None
+                over.set()
+                # Nobody else may write to these files while a fetch still does.
+                await asyncio.gather(*fetches, return_exceptions=True)
 
     async def ask(self) -> None:
         """Hand on what is wished for here: a stop, and that what was delivered need not be kept there."""
@@ -208,23 +225,60 @@ class Copy:
         target = self._places.get(path) or self.place(path)
         if target is None or at < 0 or size < 0:
             return
+        if data and zlib.crc32(data) != header["crc"]:
+            raise ValueError(f"a piece of {path} arrived damaged")
         if len(data) > _SMALL:  # the loop has other copies to serve
-            where = await asyncio.to_thread(self._keep, header, path, target, at, size, mtime, data)
-            self._unsynced += len(data)
-            if self._unsynced >= _WRITEBACK and (self._syncing is None or self._syncing.done()):
-                self._unsynced = 0
-                self._syncing = asyncio.ensure_future(asyncio.to_thread(_to_disk, where, os.fdatasync))
+            self._written(await asyncio.to_thread(self._keep, path, target, at, size, mtime, data), len(data))
         else:
-            self._keep(header, path, target, at, size, mtime, data)
+            self._keep(path, target, at, size, mtime, data)
         self.bytes += len(data)
         if path.startswith("attempts/") and not mirror.grows(path):
             self.changed()
 
-    def _keep(self, header: dict[str, Any], path: str, target: str, at: int, size: int, mtime: int,
-              data: bytes) -> str:
+    async def _fetch(self, channel: Exec, offer: dict[str, Any], over: threading.Event) -> None:
+        """Fetch a large file, and tell how much of it is here."""
+        path, have = str(offer["offer"]), int(offer["size"])
+        if self.place(path) is not None:
+            work = self.outlets.submit(self._fetched, path, offer, over)
+            try:
+                have = await asyncio.shield(asyncio.wrap_future(work))
+            except asyncio.CancelledError:
+                over.set()
+                raise
+        with contextlib.suppress(OSError, MlopsError):
+            await channel.send(json.dumps({
+                "fetched": path, "bytes": have, "again": self.outlets.usable}).encode() + b"\n")
+
+    def _fetched(self, path: str, offer: dict[str, Any], over: threading.Event) -> int:
+        """Bytes of a large file that are here now; in a thread."""
+        target = self.place(path)
+        at, size, mtime = int(offer["at"]), int(offer["size"]), int(offer["mtime"])
+        if target is None or not 0 <= at <= size:
+            return size
+        begun = at
+        try:
+            with contextlib.closing(self.outlets.fetch(self.pod, offer)) as pieces:
+                for data in pieces:
+                    if over.is_set():
+                        break
+                    self._written(self._keep(path, target, at, size, mtime, data), len(data))
+                    self.bytes += len(data)
+                    at += len(data)
+        except (MlopsError, OSError, ValueError) as error:
+            log.info("a large file of pod %s comes over its stream: %s", self.pod, error)
+            if at == begun:
+                self.outlets.failed()
+        return at
+
+    def _written(self, where: str, count: int) -> None:
+        """Have what came for large files brought to the disk as it comes; the end has not to wait for all of it."""
+        self._unsynced += count
+        if self._unsynced >= _WRITEBACK and (self._syncing is None or self._syncing.done()):
+            self._unsynced = 0
+            self._syncing = self.outlets.submit(_to_disk, where, os.fdatasync)
+
+    def _keep(self, path: str, target: str, at: int, size: int, mtime: int, data: bytes) -> str:
         """Write a piece where it belongs; returns the file that has it now."""
-        if data and zlib.crc32(data) != header["crc"]:
-            raise ValueError(f"a piece of {path} arrived damaged")
         if mirror.grows(path):
             if path not in self._places:
                 jobfolder.private_folder(os.path.dirname(target))

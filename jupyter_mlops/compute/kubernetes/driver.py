@@ -36,6 +36,7 @@ from .copy import Copy
 from .images import Images, comparison
 from .leftovers import Leftovers
 from .manifests import KEEPER, MAIN, WORK, Names, Order
+from .outlets import Outlets
 from .preview import preview
 from .priority import Classes
 from .queue import KueueWords
@@ -80,6 +81,7 @@ class KubernetesCompute:
         self._changed: list[Callable[[str], None]] = []
         self._watch = PodWatch(self.kube, {**ours(workspace), "app.kubernetes.io/component": "job"}, self._pod_changed,
                                self._troubled)
+        self._outlets = Outlets(self.kube, spec.training.transfer == "auto")
         self._leftovers = Leftovers(self.kube, leftovers)
         self._copies: dict[tuple[str, int, int], tuple[Copy, asyncio.Task[None]]] = {}
         self._wanted: dict[tuple[str, int], JobFolder] = {}
@@ -203,6 +205,7 @@ class KubernetesCompute:
             with contextlib.suppress(Exception):
                 asyncio.run_coroutine_threadsafe(end(), loop).result(5)
             loop.call_soon_threadsafe(loop.stop)
+        self._outlets.close()
         self._copies.clear()
 
     def _pod_changed(self, pod: Pod, gone: bool) -> None:
@@ -234,7 +237,7 @@ class KubernetesCompute:
             if at in self._copies or not verdict.keeper_runs(pod):
                 continue
             copy = Copy(self.kube, self.spec.training.python, pod["metadata"]["name"], at[2], Path(folder.path),
-                        attempt, lambda: self._tell(job))
+                        attempt, lambda: self._tell(job), self._outlets, pod["status"].get("podIP", ""))
             self._copies[at] = (copy, asyncio.get_running_loop().create_task(copy.run()))
 
     def _want(self, job: JobRef, attempt: int) -> None:

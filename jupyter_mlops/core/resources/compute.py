@@ -194,6 +194,8 @@ class TrainingOptions(Model):
         description="what a GPU is called there: amd.com/gpu, nvidia.com/mig-1g.5gb, …"
     )
     hold: int = Field(default=300, ge=0, le=86_400)
+    transfer: Literal["auto", "exec"] = Field(
+        default="auto", description="how large files come back: through the API's proxy where it may be, or never so")
     queue: str = Field(default="", max_length=253, description="a LocalQueue of Kueue in the namespace")
     max_nodes: int = Field(default=0, ge=0, le=1000, description="most pods of one job; 0: no limit of ours")
     priorities: dict[Literal["low", "medium", "high"], str] = Field(
