@@ -16,8 +16,10 @@ import functools
 import http.server
 import os
 import random
+import shutil
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +34,7 @@ sys.path.insert(0, str(REPO / "tests"))
 
 IMAGE = os.environ.get("CLUSTER_IMAGE", "docker.io/library/python:3.11-slim")
 REPEAT = int(os.environ.get("BENCH_REPEAT", "5"))
+KUBECTL = shutil.which("kubectl") or ""
 JOBS = int(os.environ.get("CLUSTER_JOBS", "20"))
 
 
@@ -187,6 +190,21 @@ class Bench:
         (folder / "outputs" / "big").unlink()
         return size / 1e6 / (done - ready), (max(most) - most[0]) / 1e6
 
+    def streamed(self, size: int) -> float:
+        """MB a second of ``kubectl exec`` of as many bytes from a pod's memory."""
+        name = f"bare-{random.getrandbits(32):08x}"
+        self.kube.call("POST", self.kube.path("Pod"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+                       "spec": {"terminationGracePeriodSeconds": 0, "containers": [{
+                           "name": "c", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
+                           "command": ["sleep", "3600"]}]}})
+        self.wait(lambda: (self.kube.get("Pod", name) or {}).get("status", {}).get("phase") == "Running", 60)
+        begun = time.monotonic()
+        subprocess.run([KUBECTL, "-n", self.namespace, "exec", name, "--", "head", "-c", str(size), "/dev/zero"],
+                       stdout=subprocess.DEVNULL, check=True)
+        took = time.monotonic() - begun
+        self.kube.delete("Pod", name, 0)
+        return size / 1e6 / took
+
     def cost(self, count: int, seconds: float) -> float:
         """Percent of a core that the control plane uses for 100 jobs that log a point a second."""
         source = ("import time\nfrom jupyter_mlops import log\nfor step in range(100000):\n"
@@ -252,8 +270,12 @@ def main() -> int:
             report("points a second from a pod to MLflow", "1/s", [bench.points(40_000) for _ in range(min(REPEAT, 3))],
                    None, 2000, lower_is_better=False)
         if "output" in wanted:
-            found = [bench.output(1 << 30) for _ in range(min(REPEAT, 3))]
-            report("output of 1 GB back from a pod", "MB/s", [f[0] for f in found], None, 50, lower_is_better=False)
+            found, peers = [], []
+            for _ in range(min(REPEAT, 3)):
+                found.append(bench.output(1 << 30))
+                peers += [bench.streamed(1 << 30)] if KUBECTL else []
+            report("output of 1 GB back from a pod; peer kubectl exec", "MB/s", [f[0] for f in found], peers, 50,
+                   lower_is_better=False)
             report("growth of the control plane meanwhile", "MB", [f[1] for f in found], None, 50)
         if "cost" in wanted:
             report("control plane for 100 running jobs on a cluster", "% of a core", [bench.cost(JOBS, 30.0)], None, 5)

@@ -102,7 +102,7 @@ class Survey(Report):
             ("permissions", f"{len(data['missing'])} missing" if data["missing"] else "all that is needed"),
             ("nodes", None if data.get("nodes") is None else _nodes(data["nodes"])),
             ("there is also", ", ".join(engines) or None),
-            ("packages of jobs", _cache(data.get("package_cache"))),
+            ("packages of jobs", _cache(data.get("package_cache"))), ("large files", _transfer(data.get("transfer"))),
         ], title or f"Compute {name}", "Failed" if self.fatal else "warning" if problems else "Ready")
         self._room(data)
         self.table(["quota", "of", "used", "limit"],
@@ -122,6 +122,14 @@ class Survey(Report):
             rows = [[_WORDS.get(k, k), amount(k, v), amount(k, (free or {}).get(k)) if free is not None else "?"]
                     for k, v in sorted(capacity.items(), key=lambda kv: (kv[0] not in _WORDS, kv[0])) if v]
             self.table(["", "there is", "free"], rows, "Capacity")
+
+
+def _transfer(found: dict[str, str] | None) -> str | None:
+    if not found:
+        return None
+    if found["way"] == "proxy":
+        return "through the API's proxy"
+    return "over execution streams, which is slower" + (f" ({found['why']})" if found["why"] else "")
 
 
 def amount(name: str, value: float | None) -> str:

@@ -85,6 +85,13 @@ class Image(BaseModel):
     seen: str = ""
 
 
+class Transfer(BaseModel):
+    """How large files come back from pods: through the API's ``proxy``, or over ``exec`` streams, and why so."""
+
+    way: Literal["proxy", "exec"]
+    why: str = ""
+
+
 class Survey(BaseModel):
     """What is true of a cluster; null is what these credentials may not see."""
 
@@ -99,5 +106,6 @@ class Survey(BaseModel):
     engines: dict[str, bool] = Field(default_factory=dict)
     priorities: list[Priority] = Field(default_factory=list)
     package_cache: PackageCache | None = None
+    transfer: Transfer | None = None
     images: list[Image] = Field(default_factory=list, description="what pods of jobs have told of their images")
     problems: list[Problem] = Field(default_factory=list)

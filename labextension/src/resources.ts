@@ -192,6 +192,7 @@ export interface ISurvey {
   capacity: Record<string, number> | null;
   free: Record<string, number> | null;
   engines: Record<string, boolean>;
+  transfer?: { way: 'proxy' | 'exec'; why: string } | null;
   problems: { message: string; hint: string; fatal: boolean }[];
 }
 

@@ -147,6 +147,19 @@ def test_a_folder_of_the_nodes_as_package_cache(server, cluster, tmp_path, level
     assert told == ([words] if fatal else [])
 
 
+def test_how_large_files_come_back(server, cluster, tmp_path):
+    def ask_for(**training):
+        spec = ComputeSpec(type="kubernetes", namespace="team", training={"image": "a:1", **training})
+        return survey(Kube("gpu", "emulated", "team", server.kubeconfig(tmp_path)), spec)
+
+    assert ask_for()["transfer"] == {"way": "proxy", "why": ""}
+    assert ask_for(transfer="exec")["transfer"]["way"] == "exec"
+    server.allowed = lambda asked: asked["subresource"] != "proxy"
+    found = ask_for()
+    assert found["transfer"] == {"way": "exec", "why": "no permission to get pods/proxy"}
+    assert not found["missing"], "it goes without"
+
+
 def test_a_claim_as_package_cache_and_the_secret_of_the_index(server, cluster, tmp_path):
     def ask_for(**training):
         spec = ComputeSpec(type="kubernetes", namespace="team", training={"image": "a:1", **training})

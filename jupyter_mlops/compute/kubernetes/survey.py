@@ -34,7 +34,8 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
     Returns:
         ``{"version", "namespace": {"name", "exists", "level"}, "missing", "role", "quotas", "nodes", "capacity",
         "free", "engines", "priorities": [{"name", "class", "value", "preempts"}], "package_cache",
-        "problems": [{"message", "hint", "fatal"}]}``; None for what these credentials may not see.
+        "transfer": {"way", "why"}, "problems": [{"message", "hint", "fatal"}]}``; None for what these credentials may not
+        see.
 
     Raises:
         BackendUnreachable, BackendTimeout, Refused: there is no use in asking any further.
@@ -73,7 +74,7 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
         "role": access.role("jupyter-mlops", kube.namespace, serving, training) if lacks else None,
         "quotas": limits, "nodes": machines[:_SHOWN] if machines is not None else None,
         "capacity": capacity, "free": free, "engines": engines, "priorities": classes, "problems": problems,
-        "package_cache": packages,
+        "package_cache": packages, "transfer": _transfer(kube, spec) if training else None,
     }
 
 
@@ -83,6 +84,15 @@ def optional(what: Any) -> Any:
         return what()
     except (NotAllowed, Absent):
         return None
+
+
+def _transfer(kube: Kube, spec: ComputeSpec) -> dict[str, str]:
+    """How large files come back."""
+    if spec.training.transfer == "exec":
+        return {"way": "exec", "why": "the operator wants it so"}
+    lacks = [f"{verb} {resource}" for _, resource, verbs in access.TRAINING_FASTER for verb in verbs
+             if not kube.may(verb, resource.partition("/")[0], sub=resource.partition("/")[2])]
+    return {"way": "exec", "why": f"no permission to {', '.join(lacks)}"} if lacks else {"way": "proxy", "why": ""}
 
 
 def _namespace(kube: Kube, create: bool, problems: list[dict[str, Any]]) -> dict[str, Any]:

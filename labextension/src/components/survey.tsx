@@ -92,7 +92,10 @@ export function SurveyView(props: { survey: ISurvey; trans: TranslationBundle })
         ? trans._n('%1 node', '%1 nodes', nodes.length)
         : trans.__('%1 of %2 nodes take pods', usable, nodes.length)
       : '',
-    engines.length ? trans.__('has %1', engines.join(', ')) : ''
+    engines.length ? trans.__('has %1', engines.join(', ')) : '',
+    survey.transfer?.way === 'exec'
+      ? trans.__('large files come over execution streams, which is slower')
+      : ''
   ].filter(Boolean);
   return (
     <div className="jp-Mlops-survey" data-testid="mlops-survey">
