@@ -34,8 +34,8 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
     Returns:
         ``{"version", "namespace": {"name", "exists", "level"}, "missing", "role", "quotas", "nodes", "capacity",
         "free", "engines", "priorities": [{"name", "class", "value", "preempts"}], "package_cache",
-        "transfer": {"way", "why"}, "problems": [{"message", "hint", "fatal"}]}``; None for what these credentials may not
-        see.
+        "transfer": {"way", "why"}, "problems": [{"message", "hint", "fatal"}]}``; None for what these credentials may
+        not see.
 
     Raises:
         BackendUnreachable, BackendTimeout, Refused: there is no use in asking any further.
