@@ -1,6 +1,7 @@
 """The way to a real cluster's API is away for five minutes while a job logs; and what the cluster takes from a job.
 
-``CLUSTER_OUTAGE`` is the outage's length in seconds.
+``CLUSTER_OUTAGE`` is the outage's length in seconds. ``CLUSTER_KUBELET`` is the pid of the only node's kubelet, when it
+runs on this machine and may be stopped for two minutes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -47,7 +49,7 @@ def through(cluster, way: TcpProxy, folder: Path) -> str:
     if config.cert_file:
         for field, path in (("client-certificate-data", config.cert_file), ("client-key-data", config.key_file)):
             user[field] = base64.b64encode(Path(path).read_bytes()).decode()
-    elif token := config.get_api_key_with_prefix("authorization"):
+    elif token := config.get_api_key_with_prefix("BearerToken"):
         user["token"] = token.removeprefix("Bearer ")
     path = folder / "kubeconfig"
     path.write_text(json.dumps({
@@ -60,6 +62,7 @@ def through(cluster, way: TcpProxy, folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.timeout(OUTAGE + 600)
 def test_no_point_is_lost_over_an_outage(cluster, namespace, tmp_path):
     server = urlsplit(cluster.client().configuration.host)
     way = TcpProxy(server.hostname, server.port or 443).start()
@@ -94,6 +97,34 @@ def test_no_point_is_lost_over_an_outage(cluster, namespace, tmp_path):
         way.mend()
         plane.stop()
         way.stop()
+
+
+@pytest.mark.skipif(not os.environ.get("CLUSTER_KUBELET"), reason="CLUSTER_KUBELET names no kubelet to stop")
+@pytest.mark.timeout(600)
+def test_a_node_that_does_not_answer_for_a_while(cluster, namespace):
+    kubelet = int(os.environ["CLUSTER_KUBELET"])
+    plane = Plane(make_home()).start().mlflow_ready()
+    try:
+        plane.put("computes/gpu", {"type": "kubernetes", "namespace": namespace,
+                                   "training": {"image": IMAGE, "hold": 120}})
+        plane.put("jobs/silent", {"compute": "gpu", "cell": {"source": LOGS.format(seconds=180)}})
+        journal = plane.home / "jobs" / "silent" / "journal" / "1-0.bin"
+        wait_for(lambda: journal.exists() and journal.stat().st_size > 1000, 120)
+        os.kill(kubelet, signal.SIGSTOP)
+        stopped = time.monotonic()
+        try:
+            reason = wait_for(
+                lambda: "has not answered" in (r := plane.get("jobs/silent")["status"]["reason"]) and r, 150)
+        finally:
+            os.kill(kubelet, signal.SIGCONT)
+        print(f"\ntold after {time.monotonic() - stopped:.0f} s: {reason}")
+        wait_for(lambda: not plane.get("jobs/silent")["status"]["reason"], 60)
+        status = plane.wait_job("silent", 240)["status"]
+        assert status["phase"] == "Completed" and status["attempt"] == 1, status
+        count = int((plane.home / "jobs" / "silent" / "attempts" / "1" / "rank-0.log").read_text())
+        assert plane.get(f"runs/{status['run_id']}")["metrics"]["x"] == count - 1
+    finally:
+        plane.stop()
 
 
 @pytest.fixture
