@@ -42,11 +42,12 @@ front-end: setup
 test: setup chromium lint front-end
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1 --tb native -r fEsxXR
 
-# The long form of the fault matrix: more faults, each several times; writes the table of docs/reliability.md.
+# The long form: more faults, each several times, which writes the table of docs/reliability.md; then what else takes long.
 FAULTS_REPEAT ?= 3
 test-faults: setup
 	FAULTS_REPEAT=$(FAULTS_REPEAT) FAULTS_TABLE=docs/reliability.md \
 	$(BIN)/python -m pytest -n 2 -m "faults or not faults" tests/faults
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m faults tests/integration
 
 # Against the cluster that KUBECONFIG names, in namespaces of its own. Its nodes have, or can pull, the images:
 # CLUSTER_IMAGE with any Python 3.11 or later, CLUSTER_MODELS_IMAGE with scikit-learn, pandas and skops as well (the tests

@@ -145,4 +145,6 @@ def from_exception(error: BaseException, cluster: str, seconds: float) -> MlopsE
     if name == "ConfigException":
         return BackendUnreachable(f"the kubeconfig of {where} cannot be used: {text[:200]}",
                                   "an operator checks the file and the context's name")
+    if any(word in name for word in ("Payload", "Disconnected", "Reset", "Incomplete", "Protocol")):
+        return BackendUnreachable(f"{where}: the connection broke", "it is tried again within seconds")
     return BackendUnreachable(f"{where} cannot be reached ({name})", "it is tried again within seconds")

@@ -70,10 +70,9 @@ def all_ranks(b: Bench, name: str, rng: random.Random) -> None:
         kill(pid)
 
 
-GOES_ON = {"control plane": control_plane, "control plane away": control_plane_away, "mlflow": mlflow,
-           "mlflow frozen": mlflow_frozen, "supervisor": supervisor}
-LONG_GOES_ON = {"mlflow 5 s": mlflow_5_s, "mlflow 5 min": mlflow_5_min,
-                "mlflow frozen for good": mlflow_frozen_for_good}
+GOES_ON = {"control plane": control_plane, "mlflow": mlflow, "supervisor": supervisor}
+LONG_GOES_ON = {"control plane away": control_plane_away, "mlflow frozen": mlflow_frozen, "mlflow 5 s": mlflow_5_s,
+                "mlflow 5 min": mlflow_5_min, "mlflow frozen for good": mlflow_frozen_for_good}
 
 
 @pytest.mark.parametrize(("fault", "number"), params(GOES_ON, LONG_GOES_ON))

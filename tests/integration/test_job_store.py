@@ -171,6 +171,7 @@ def test_own_writes_are_read_back(shared_plane):
     assert curve["steps"] == list(range(300)) and run["status"] == "FINISHED" and run["tags"]["found"] == "yes"
 
 
+@pytest.mark.faults
 def test_a_model_logged_while_everything_is_away_arrives(plane):
     plane.mlflow_ready()
     submit(plane, "modeller", """

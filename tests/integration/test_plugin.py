@@ -94,6 +94,7 @@ def peak_memory(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 
+@pytest.mark.faults
 def test_a_gigabyte_takes_no_memory(shared_plane):
     before = peak_memory(shared_plane.process.pid)
     told = script(shared_plane, """

@@ -27,6 +27,10 @@ np.savez(f"probe-{world}-{rank}.npz", seen=np.array(seen), parameters=np.concate
 """
 
 
+#: JupyterLab runs the same notebook in tests/browser/test_lab.py.
+pytestmark = pytest.mark.faults
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """The demo as `make demo` runs it, in a workspace of its own: (lines printed, executed notebook, plane)."""
