@@ -7,7 +7,6 @@ What its phases mean and what is guaranteed is in ``docs/jobs.md``. Every status
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -15,20 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...compute.base import ComputeDriver, Grant, JobRef
+from ...compute.base import ComputeDriver, Grant
 from ...runtime import jobfolder
 from .. import context
 from ..blobs import Blobs, returned
-from ..errors import BackendTimeout, BackendUnreachable, Conflict, MlopsError, NotFound, Refused, Unavailable
-from ..identity import SYSTEM, Identity
-from ..resources.base import Resource, utcnow
-from ..resources.job import RUN_STATUS, TERMINAL, AttemptStatus, JobSpec, JobStatus, check_transition
+from ..errors import MlopsError, NotFound
+from ..resources.base import Resource
+from ..resources.job import RUN_STATUS, TERMINAL, AttemptStatus, JobSpec, check_transition
 from . import attempts as tries
-from .base import Controller, Key
+from .base import Key
 from .folder import find_artifacts, put_artifacts, remove_folder, write_folder
-from .pace import CALM, Pace
+from .pace import CALM
 from .recorder import JournalShipper, RunRecorder
-from .slots import Slots
+from .requests import AWAY, JobRequests
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +38,15 @@ _COMPARE = 20
 _PAGE = 100
 #: Seconds between two tries to deliver the rest of a job that has ended, doubled up to the most.
 _DELIVER, _DELIVER_MOST = 0.5, 4.0
-#: MLflow is away for now: what was asked of it is asked again.
-_AWAY = (Unavailable, BackendUnreachable, BackendTimeout)
 
 
-class JobController(Controller):
+class JobController(JobRequests):
     """``driver_for(compute name)`` gives the driver; ``environment(job)`` the addresses that ranks need.
 
     ``prepare`` are called with (folder, spec) on a thread before each attempt, to put there what the job needs,
-    ``check`` with a new spec, to refuse it, ``removed`` with the spec of a job that is gone.
+    ``removed`` with the spec of a job that is gone.
     """
 
-    kind = "job"
     period = 0.5
 
     def __init__(
@@ -62,27 +57,15 @@ class JobController(Controller):
         environment: Callable[[Resource], dict[str, str]],
         shipper: JournalShipper,
     ) -> None:
-        super().__init__()
-        self._home = home
-        self._recorder = recorder
-        self._driver_for = driver_for
+        super().__init__(home, recorder, driver_for)
         self._environment = environment
         self.shipper = shipper
         self.prepare: list[Callable[[Path, JobSpec], None]] = []
-        self.check: list[Callable[[JobSpec], None]] = []
         self.removed: list[Callable[[dict[str, Any]], Awaitable[None]]] = []
-        self.slots = Slots()
         self._loaded = False
         self._rounds = 0
-        #: Jobs that were submitted to this process: nobody can have made their run before.
-        self._fresh: set[str] = set()
-        self._pace = Pace()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._look: Callable[[], Awaitable[tuple[list[str], list[str], list[str], list[Key]]]] | None = None
-
-    def ref(self, name: str) -> JobRef:
-        """The job as drivers see it."""
-        return JobRef(name, self._home / "jobs" / name)
 
     def changed(self, name: str) -> None:
         """Look at a job now; may be called from any thread."""
@@ -160,116 +143,6 @@ class JobController(Controller):
 
         return await self.workspace.store.write(work)
 
-    # -- what is asked ---------------------------------------------------------------------------------------------
-
-    async def admit(
-        self, parent: str, name: str, spec: JobSpec, identity: Identity
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        compute = await self.workspace.store.read(lambda tx: tx.find("compute", spec.compute))
-        if compute is None:
-            raise Refused(f"compute {spec.compute!r} does not exist", "`local` is always there")
-        most = int(compute.spec.get("max_processes") or 0)
-        if most and spec.processes > most:
-            raise Refused(
-                f"{spec.processes} processes are more than compute {spec.compute!r} allows ({most})",
-                f"use --processes {most} or fewer",
-            )
-        if self.ref(name).folder.exists():
-            raise Refused(f"the folder of an earlier job {name!r} still exists", "choose another name")
-        await self._check(spec)
-        for check in self.check:
-            await asyncio.to_thread(check, spec)
-        with contextlib.suppress(*_AWAY):  # then they are looked for when the job starts
-            await find_artifacts(self._recorder, spec)
-        self._fresh.add(name)
-        status = JobStatus(phase="Queued", reason="waiting to start", queued_at=utcnow())
-        return status.model_dump(), {}, {}
-
-    async def _check(self, spec: JobSpec) -> None:
-        plain = spec.model_dump()
-        await asyncio.to_thread(self._driver_for(spec.compute).check, plain)
-        lacking = self.slots.lacks(spec.compute, plain)
-        if lacking:
-            raise Refused(f"the job {lacking} on compute {spec.compute!r}", "ask for less, or choose another compute")
-
-    async def preview(self, name: str, spec: JobSpec) -> dict[str, Any]:
-        """Whether a job would run, and what is in the way: ``{"fits", "reasons", "manifest", "instances",
-        "price_per_hour"}``. Makes nothing; ``fits`` is None where it cannot be known.
-
-        Raises:
-            BackendUnreachable, BackendTimeout: the compute does not answer.
-        """
-        known = {"fits": True, "reasons": [], "manifest": None, "instances": spec.resources.instance_count,
-                 "price_per_hour": None}
-        plain = spec.model_dump()
-        try:
-            driver = self._driver_for(spec.compute)
-            await self._check(spec)
-            with contextlib.suppress(*_AWAY):
-                await find_artifacts(self._recorder, spec)
-        except (Refused, NotFound) as error:
-            return {**known, "fits": False, "reasons": [error.message]}
-        ask = getattr(driver, "preview", None)  # only where there is somebody to ask
-        if ask is not None:
-            found: dict[str, Any] = await asyncio.to_thread(ask, name, plain, spec.limits.timeout)
-            return found
-        usage = self.slots.usage(spec.compute)
-        waiting = int(usage.get("queued_jobs") or 0)
-        if waiting:
-            known["reasons"] = [f"{waiting} {'job waits' if waiting == 1 else 'jobs wait'} for the same compute"]
-        return known
-
-    async def request_stop(self, name: str, identity: Identity = SYSTEM) -> Resource:
-        """Note that the job shall end; one whose ranks have ended stays as it is."""
-
-        def work(tx: Any) -> Resource:
-            job = tx.get("job", name)
-            if job.status.get("phase") in (*TERMINAL, "Finalizing") or job.status.get("stop_requested"):
-                return job
-            tx.audit(identity, "jobs/write", f"jobs/{name}", {"op": "stop"})
-            return tx.set_status("job", name, {"stop_requested": True})
-
-        job = await self.workspace.store.write(work)
-        self._pace.go_on(name)
-        self.wake("", name)
-        return job
-
-    async def request_resume(self, name: str, identity: Identity = SYSTEM) -> Resource:
-        """Queue a further attempt of a job that failed or was canceled, under the same run.
-
-        ``limits.timeout`` and ``max_retries`` are counted anew.
-
-        Raises:
-            Conflict: it has not ended, has completed, or it, its folder or its run is deleted.
-            Refused: it cannot run here any more.
-        """
-        job = await self.workspace.store.read(lambda tx: tx.get("job", name))
-        tries.check_resumable(job, self.ref(name).folder)
-        if job.status.get("run_id"):
-            try:
-                await self._recorder.job_run(job.status["run_id"])
-            except NotFound:
-                raise Conflict(f"the MLflow run of job {name!r} is deleted", "restore it, or submit the job again")
-        await self._check(JobSpec.model_validate(job.spec))
-
-        def work(tx: Any) -> Resource:
-            job = tx.get("job", name)
-            tries.check_resumable(job, self.ref(name).folder)
-            if tx.deleting("job", name):
-                raise Conflict(f"job {name!r} is being removed", "submit it again")
-            check_transition(name, job.status["phase"], "Queued")
-            tx.audit(identity, "jobs/write", f"jobs/{name}", {"op": "resume"})
-            attempt, ended = int(job.status.get("attempt") or 0), job.status.get("outcome")
-            return tx.set_status("job", name, {
-                "phase": "Queued", "reason": f"resumed: waiting for attempt {attempt + 1}", "queued_at": utcnow(),
-                "stop_requested": False, "retry_at": "", "ended_at": "", "outcome": None, "resumed_after": attempt,
-                "attempts": tries.added(job.status.get("attempts") or [], ended),
-            })
-
-        job = await self.workspace.store.write(work)
-        self.wake("", name)
-        return job
-
     # -- one step ------------------------------------------------------------------------------------------------
 
     async def reconcile(self, parent: str, name: str) -> None:
@@ -334,7 +207,7 @@ class JobController(Controller):
         if not job.status.get("run_id") and job.name not in self._fresh:
             try:
                 job.status["run_id"] = await self._recorder.find_job_run(spec.experiment_name, job.name)
-            except _AWAY:
+            except AWAY:
                 return  # asked again at the next round
         reason = f"stopped before attempt {attempt + 1} started" if attempt else "stopped before it started"
         changes = {"run_id": job.status.get("run_id") or "", "exit_code": None, "failed_rank": None, "retry_at": ""}
@@ -344,7 +217,7 @@ class JobController(Controller):
         name, folder = job.name, self.ref(job.name).folder
         try:
             run = await self._run_of(job, spec, folder, attempt)
-        except _AWAY as e:
+        except AWAY as e:
             await self._set(name, {"reason": f"waiting for MLflow: {e.message}"})
             return
         except MlopsError as e:
@@ -353,7 +226,7 @@ class JobController(Controller):
         try:
             artifacts = partial(put_artifacts, await find_artifacts(self._recorder, spec))
             await asyncio.to_thread(write_folder, folder, spec, run, [*self.prepare, artifacts])
-        except _AWAY as e:
+        except AWAY as e:
             await self._set(name, {"reason": f"waiting for MLflow: {e.message}"})
             return
         except MlopsError as e:
@@ -485,7 +358,7 @@ class JobController(Controller):
                 await self._recorder.finish_run(run_id, RUN_STATUS[ended.phase], ended.reason, end, incomplete)
         except NotFound:
             pass  # the run was deleted meanwhile: the job's own end stands
-        except _AWAY as e:
+        except AWAY as e:
             waits = f"waits for MLflow: {e.message}"
         except MlopsError as e:
             log.warning("job %s: MLflow does not take its end: %s", name, e)
