@@ -1,16 +1,20 @@
 """Jobs on the cluster that KUBECONFIG names: until the first line, points a second, output back, cost of watching.
 
-    KUBECONFIG=… [CLUSTER_IMAGE=…] [CLUSTER_JOBS=20] python benchmarks/clusters.py [first packages points output cost]
+    KUBECONFIG=… [CLUSTER_IMAGE=…] [CLUSTER_JOBS=20] python benchmarks/clusters.py [WHAT…]
+
+WHAT: first, packages, points, output, store, cost; all without any.
 
 The peer of the first lines is the cluster's own start of a bare pod of the same image, until its line can be read. Cost
 is that of the control plane alone, without MLflow, for CLUSTER_JOBS jobs, times what makes them a hundred.
 
 ``packages`` installs a tiny wheel into a folder of the node before it measures, from an index on this machine: pods
-must reach it at CLUSTER_HOST, by default the address from which this machine reaches the API.
+must reach it at CLUSTER_HOST, by default the address from which this machine reaches the API. ``store`` is the output
+through an S3 server there (moto, in Python, on the same cores).
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import http.server
@@ -30,7 +34,7 @@ from urllib.parse import urlsplit
 
 from common import REPO, report
 
-sys.path.insert(0, str(REPO / "tests"))
+sys.path[:0] = [str(REPO / "tests"), str(REPO / "tests" / "drivers")]
 
 IMAGE = os.environ.get("CLUSTER_IMAGE", "docker.io/library/python:3.11-slim")
 REPEAT = int(os.environ.get("BENCH_REPEAT", "5"))
@@ -59,10 +63,10 @@ class Bench:
         self.plane.stop()
         self.kube.call("DELETE", f"/api/v1/namespaces/{self.namespace}")
 
-    def submit(self, source: str, **resources: object) -> str:
+    def submit(self, source: str, compute: str = "gpu", **resources: object) -> str:
         self.count += 1
         name = f"bench-{self.count}"
-        self.plane.put(f"jobs/{name}", {"compute": "gpu", "cell": {"source": source}, "resources": resources})
+        self.plane.put(f"jobs/{name}", {"compute": compute, "cell": {"source": source}, "resources": resources})
         return name
 
     def wait(self, what, timeout: float = 300.0, pause: float = 0.01):
@@ -167,7 +171,24 @@ class Bench:
             raise SystemExit("points are missing")
         return count / (done - float(path.read_text().split()[0]))
 
-    def output(self, size: int) -> tuple[float, float]:
+    @contextlib.contextmanager
+    def store(self) -> Iterator[str]:
+        """A compute whose large files go through an object store; gives its name."""
+        import boto3
+        from stores import KEYS, s3_at
+
+        with tempfile.TemporaryDirectory() as folder, s3_at(self.address(), Path(folder)) as address:
+            os.environ.update(KEYS)
+            boto3.client("s3", endpoint_url=address).create_bucket(Bucket="data")
+            data = {name: base64.b64encode(value.encode()).decode() for name, value in KEYS.items()}
+            self.kube.call("POST", self.kube.path("Secret"), {
+                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "transfer"}, "data": data})
+            self.plane.put("computes/store", {"type": "kubernetes", "namespace": self.namespace, "training": {
+                "image": IMAGE, "hold": 120, "store": {"url": "s3://data/bench", "endpoint_url": address,
+                                                       "region": "us-east-1", "secret": "transfer"}}})
+            yield "store"
+
+    def output(self, size: int, compute: str = "gpu") -> tuple[float, float]:
         """(MB a second from the file's end until it is here, MB by which the control plane grew)."""
         pid = int(self.plane.process.pid)
         most, over = [rss(pid)], threading.Event()
@@ -179,8 +200,10 @@ class Bench:
         thread = threading.Thread(target=watch)
         thread.start()
         name = self.submit(f"import os, time\npiece = os.urandom(1 << 20)\nwith open('big', 'wb') as f:\n"
-                           f"    for _ in range({size >> 20}):\n        f.write(piece)\nprint(time.time())", cpus=0.5)
-        self.ended(name)
+                           f"    for _ in range({size >> 20}):\n        f.write(piece)\nprint(time.time())",
+                           compute, cpus=0.5)
+        status = self.ended(name)
+        assert ("through" in status["route"]) is (compute == "store"), status["route"]
         done = time.time()
         over.set()
         thread.join()
@@ -247,7 +270,7 @@ def main() -> int:
     if not os.environ.get("KUBECONFIG"):
         print("no KUBECONFIG: nothing is measured", file=sys.stderr)
         return 0
-    wanted = sys.argv[1:] or ["first", "packages", "points", "output", "cost"]
+    wanted = sys.argv[1:] or ["first", "packages", "points", "output", "store", "cost"]
     bench = Bench()
     try:
         if "first" in wanted:
@@ -275,6 +298,12 @@ def main() -> int:
                 found.append(bench.output(1 << 30))
                 peers += [bench.streamed(1 << 30)] if KUBECTL else []
             report("output of 1 GB back from a pod; peer kubectl exec", "MB/s", [f[0] for f in found], peers, 50,
+                   lower_is_better=False)
+            report("growth of the control plane meanwhile", "MB", [f[1] for f in found], None, 50)
+        if "store" in wanted:
+            with bench.store() as compute:
+                found = [bench.output(1 << 30, compute) for _ in range(min(REPEAT, 3))]
+            report("output of 1 GB back through an object store", "MB/s", [f[0] for f in found], None, 50,
                    lower_is_better=False)
             report("growth of the control plane meanwhile", "MB", [f[1] for f in found], None, 50)
         if "cost" in wanted:

@@ -102,7 +102,9 @@ class Survey(Report):
             ("permissions", f"{len(data['missing'])} missing" if data["missing"] else "all that is needed"),
             ("nodes", None if data.get("nodes") is None else _nodes(data["nodes"])),
             ("there is also", ", ".join(engines) or None),
-            ("packages of jobs", _cache(data.get("package_cache"))), ("large files", _transfer(data.get("transfer"))),
+            ("packages of jobs", _cache(data.get("package_cache"))),
+            ("large files", _transfer(data.get("transfer"), data.get("store"))),
+            ("folders of jobs", _folders(data.get("store"))),
         ], title or f"Compute {name}", "Failed" if self.fatal else "warning" if problems else "Ready")
         self._room(data)
         self.table(["quota", "of", "used", "limit"],
@@ -124,7 +126,13 @@ class Survey(Report):
             self.table(["", "there is", "free"], rows, "Capacity")
 
 
-def _transfer(found: dict[str, str] | None) -> str | None:
+def _transfer(found: dict[str, str] | None, store: dict[str, str] | None) -> str | None:
+    """Which way large files of jobs go."""
+    if store is not None and store["url"]:
+        if not store["trouble"]:
+            return f"through {store['url']}"
+        instead = _transfer(found, None)
+        return f"{instead}; not through {store['url']}: {store['trouble']}" if instead else None
     if not found:
         return None
     if found["way"] == "proxy":
@@ -148,6 +156,11 @@ def _cache(found: dict[str, Any] | None) -> str | None:
     where = f"claim {found['name']}" if found["kind"] == "claim" else f"{found['name']} of each node"
     modes = f", {'/'.join(found['access_modes'])}" if found.get("access_modes") else ""
     return f"kept in {where}{modes}, at most {found['size']}"
+
+
+def _folders(store: dict[str, Any] | None) -> str | None:
+    """Where the folders of pods lie, when not in the pods."""
+    return f"in claim {store['claim']}" if store is not None and store["claim"] else None
 
 
 def _image(found: dict[str, Any]) -> list[Any]:

@@ -362,6 +362,7 @@ class Job(Record):
             ("attempts", self._attempts_line()),
             ("delivery", _delivery(status.get("delivery") or {})),
             ("metrics", incomplete(status)),
+            ("large files", status.get("route")),
             ("sent", ", ".join(v["name"] for v in (spec.get("cell") or {}).get("variables") or [])),
             ("brought back", ", ".join(v["name"] for v in status.get("returned") or [] if v.get("sha256"))),
         ]

@@ -65,6 +65,7 @@ class Observation:
     ``preempted`` (it had to make room), ``deleted`` (taken away on purpose); else empty. Times are seconds since the
     epoch, except ``seconds``: how long it ran, by a clock that nobody can set. ``traceback`` is the end of the failing
     rank's, one line an item. ``incomplete``: a machine was lost with what its ranks had logged last.
+    ``route``: which way large files come from there, in words; empty on this machine.
     """
 
     phase: str
@@ -79,6 +80,7 @@ class Observation:
     traceback: list[str] = field(default_factory=list)
     ranks: list[RankObservation] = field(default_factory=list)
     incomplete: bool = False
+    route: str = ""
 
     @property
     def terminal(self) -> bool:

@@ -92,6 +92,14 @@ class Transfer(BaseModel):
     why: str = ""
 
 
+class Store(BaseModel):
+    """A claim in which the folders of jobs lie, and an object store that large files go through; empty: none."""
+
+    claim: str = ""
+    url: str = ""
+    trouble: str = Field(default="", description="why the object store is not used; empty: it is")
+
+
 class Survey(BaseModel):
     """What is true of a cluster; null is what these credentials may not see."""
 
@@ -107,5 +115,6 @@ class Survey(BaseModel):
     priorities: list[Priority] = Field(default_factory=list)
     package_cache: PackageCache | None = None
     transfer: Transfer | None = None
+    store: Store | None = None
     images: list[Image] = Field(default_factory=list, description="what pods of jobs have told of their images")
     problems: list[Problem] = Field(default_factory=list)

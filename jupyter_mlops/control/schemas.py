@@ -180,6 +180,7 @@ class Preview(BaseModel):
     price_per_hour: float | None = Field(default=None, description="of all instances, at the operator's price")
     warnings: list[str] = Field(default_factory=list, description="versions that differ here and there")
     volumes: list[str] = Field(default_factory=list, description="a line on each claim that is mounted")
+    route: str = Field(default="", description="which way large files go to a cluster and come from there, in words")
 
 
 class Nothing(Body):

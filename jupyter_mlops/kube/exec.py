@@ -80,6 +80,10 @@ class Exec:
         size = json.dumps({"Width": columns, "Height": rows}).encode()
         await self._socket.send_bytes(bytes((RESIZE,)) + size)
 
+    async def hang_up(self) -> None:
+        """End the connection; whoever reads its output sees an end."""
+        await self._socket.close()
+
     async def end_input(self) -> None:
         """Tell it that there is no more input."""
         await self._socket.send_bytes(bytes((CLOSE, STDIN)))
@@ -160,6 +164,29 @@ async def send_parcel(kube: Kube, pod: str, container: str, python: str, path: P
             answer = await _next(answers, stall, channel)
             if answer.get("done"):
                 return size - begun
+
+
+async def fetch_parcel(kube: Kube, pod: str, container: str, python: str, address: str, into: str, digest: str,
+                       size: int, stall: float = 60.0) -> str:
+    """Have a container fetch a parcel by itself; ``address``, which may be a signed one, is in no argument there.
+
+    Returns:
+        why it could not; empty when it is there
+
+    Raises:
+        BackendTimeout, BackendUnreachable: the connection to the container was lost.
+    """
+    command = [python, "-m", "jupyter_mlops.runtime.parcel", "--into", into, "--sha256", digest, "--size", str(size),
+               "--fetch"]
+    async with Exec(kube, pod, container, command) as channel:
+        await channel.send(address.encode() + b"\n")
+        answers = _lines(channel)
+        while True:
+            answer = await _next(answers, stall, channel)
+            if "why" in answer:
+                return str(answer["why"])
+            if answer.get("done"):
+                return ""
 
 
 async def _lines(channel: Exec) -> AsyncIterator[dict[str, Any]]:

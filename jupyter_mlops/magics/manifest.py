@@ -45,7 +45,10 @@ class Manifest:
         after = f" ({'; '.join(found['reasons'])})" if found["reasons"] else ""
         volumes = "".join(f"; {line}" for line in found.get("volumes") or [])
         fits = f"it fits on {self.compute}" if found["fits"] else f"{self.compute} accepts it"
-        return fits + after + cost + volumes
+        # Most computes have the cluster's API alone, of which there is nothing to tell.
+        route = str(found.get("route") or "")
+        way = f"; large files go {route}" if route not in ("", "over the cluster's API") else ""
+        return fits + after + cost + volumes + way
 
     def _title(self) -> str:
         if not self.items:

@@ -1,6 +1,6 @@
 """What runs in the pods of a job, see ``docs/clusters.md``.
 
-    python -m jupyter_mlops.runtime.berth hold WORK SECONDS    the sidecar: the job folder is copied out of it
+    python -m jupyter_mlops.runtime.berth hold WORK SECONDS [SHELF]   the sidecar: the job folder is copied out of it
     python -m jupyter_mlops.runtime.berth packages BOOT WORK CACHE   before the ranks: what goes on top of the image
     python -m jupyter_mlops.runtime.berth job BOOT WORK        the main container: the attempt's supervisor and ranks
 
@@ -10,7 +10,8 @@ has it, or null, ``compare`` as :func:`.software.compare` takes it. The parcel o
 brought by exec.
 
 A sidecar gets SIGTERM when the main container has ended. It stays until the copy is complete, at most for SECONDS: one
-cannot execute in a container that has ended, and the volume goes with the pod.
+cannot execute in a container that has ended, and the volume goes with the pod. Where that lies in a claim it stays, and
+the sidecar takes its folder away when all of it was copied, see :mod:`.shelf`.
 """
 
 import json
@@ -20,7 +21,7 @@ import sys
 import time
 from importlib.util import find_spec
 
-from . import bundle, data, jobfolder, mirror, packages, parcel, software
+from . import bundle, data, jobfolder, mirror, packages, parcel, shelf, software
 from .supervisor import Supervisor
 
 FOLDER = "job"
@@ -36,10 +37,15 @@ _LOOK = 0.1
 TOLD = 143
 #: How many pods of this one's number were lost before, as the cluster counts them: disturbed ones, and all others.
 LOST = ("JUPYTER_MLOPS_DISTURBED", "JUPYTER_MLOPS_FAILED")
+#: Seconds for the last word of a copy that is complete: it speaks out of the folder.
+_FAREWELL = 0.5
 
 
-def hold(work, seconds):
-    """Stay until SIGTERM, then until the copy is complete or ``seconds`` are over."""
+def hold(work, seconds, kept=""):
+    """Stay until SIGTERM, then until the copy is complete or ``seconds`` are over.
+
+    ``kept``: where the attempt's folders lie in a claim, which is left without this one.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     folder = jobfolder.private_folder(os.path.join(work, FOLDER))
     drained = os.path.join(folder, mirror.DRAINED)
@@ -49,6 +55,9 @@ def hold(work, seconds):
     jobfolder.write_file(os.path.join(folder, mirror.ENDING), b"")
     while not os.path.exists(drained) and time.monotonic() < until:
         time.sleep(_LOOK)
+    if kept and os.path.exists(drained):
+        time.sleep(_FAREWELL)
+        shelf.clear(os.path.join(kept, os.environ.get("JOB_COMPLETION_INDEX") or "0"))
     return 0
 
 
@@ -233,7 +242,7 @@ def _last_words(text):
 def main(arguments):
     """See the module."""
     if arguments[0] == "hold":
-        return hold(arguments[1], float(arguments[2]))
+        return hold(arguments[1], float(arguments[2]), *arguments[3:])
     if arguments[0] == "packages":
         return install(arguments[1], arguments[2], arguments[3])
     return job(arguments[1], arguments[2])

@@ -5,13 +5,19 @@ output. What it writes are frames: 4 bytes length of the header, 4 bytes length 
 
     {"file": P, "at": N, "size": S, "mtime": NS, "crc": C}   bytes of a file from offset N on, S when looked at
     {"offer": P, "at", "size", "mtime", "port", "id", "token"}   a large file that can be fetched, see ``outlet``
+    {"file": P, …, "crc": C, "key": K, "bytes": B}           the same of B bytes that were put into an object store
+    {"want": N}                                               N addresses of objects are wanted
+    {"store": T}                                              the store does not take them, and why
     {"even": true, "ended": E}                                everything that there was has been told; E: for good
     {"bye": true}                                             the answer to "done", the last
 
 What it reads are lines of JSON:
 
     {"have": {P: [S, NS]}, "parts": {P: [S, NS, bytes]}, "outlet": A}   first of all: what is there already, and what
-                                                              in part; at which address large files may be offered
+                                                              in part; at which address large files may be offered;
+                                                              "store", if there is one, as :mod:`.depot` takes it
+    {"urls": [[K, URL]], "good": S}                           addresses of objects for S seconds; an empty K: there is
+                                                              none, and why
     {"got": N}                                                N frames have been taken, all in all
     {"fetched": P, "bytes": N, "again": B}                    so much of a large file is there, and whether the rest of
                                                               it, and others, may be offered
@@ -39,11 +45,14 @@ import time
 import zlib
 
 from . import jobfolder, logfile
+from .depot import Depot
 
 HEAD = struct.Struct(">II")
 PIECE = 1024 * 1024
 #: Frames that may be on their way without an answer.
 WINDOW = 16
+#: Addresses of objects that are asked for at once.
+WANT = 8
 #: Seconds between tellings of what grows slowly and steadily: of what a lost node had logged, no more is missing.
 PACE = 1.7
 #: Seconds between tellings of samples of what the ranks use.
@@ -99,6 +108,9 @@ class Mirror:
         self.outlet_at = ""  # the address to offer large files at; empty: they are told like all others
         self._outlet = None
         self._offered = {}  # path → (size, mtime in ns)
+        self.depot = Depot(None, self)
+        self._urls = []  # (key, address, until when) of objects that nobody has taken yet
+        self._wanted = 0  # those that were asked for, and have not come
         self._even = None  # whether the other side knows that everything, and everything for good, was told
         self._told = self._whole = 0.0  # when something was told last, and when everything was looked at
         self._sampled = 0.0  # when samples were told last
@@ -115,6 +127,10 @@ class Mirror:
             with self.changed:
                 if "got" in word:
                     self.got = max(self.got, int(word["got"]))
+                if "urls" in word:
+                    until = time.monotonic() + float(word.get("good") or 0)
+                    self._urls += [(key, url, until) for key, url in word["urls"]]
+                    self._wanted = max(0, self._wanted - len(word["urls"]))
                 if "fetched" in word:
                     self._fetched(word["fetched"], int(word["bytes"]), bool(word.get("again")))
                 self.changed.notify_all()
@@ -253,6 +269,10 @@ class Mirror:
                 part = self.parts.pop(path, None)
                 if part is not None and part[:2] == [size, mtime]:
                     at = min(part[2], size)
+                if self.depot.takes(size - at):
+                    self._offered[path] = (size, mtime)
+                    self.depot.submit(self._store, path, at)
+                    return
                 if size - at >= LARGE and self._offer(path, at, size, mtime):
                     return
             gap = logfile.hole(full) if path.endswith(".log") else None
@@ -304,6 +324,54 @@ class Mirror:
             self.outlet_at = ""
         del self._offered[path]  # at last: until here it is not looked at
 
+    def _store(self, path, at):
+        """Let a large file go through the object store, while other things are told; in a thread."""
+        size, mtime = self._offered[path]
+        try:
+            fd = os.open(os.path.join(self.job.path, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                info = os.fstat(fd)
+                if (info.st_size, info.st_mtime_ns) == (size, mtime) and self.depot.takes(size - at):
+                    for begin, count, crc, key in self.depot.pieces(fd, at, size):
+                        self._frame({"file": path, "at": begin, "size": size, "mtime": mtime, "crc": crc, "key": key,
+                                     "bytes": count})
+                        self._flush()
+                        at = begin + count
+                    if self.depot.trouble:
+                        self._frame({"store": self.depot.trouble})
+                        self._flush()
+            finally:
+                os.close(fd)
+        except OSError:
+            pass  # it is gone, or nobody listens any more
+        with self.changed:
+            if at >= size:
+                self.have[path] = [size, mtime]
+            else:
+                self.parts[path] = [size, mtime, at]
+            del self._offered[path]  # at last: until here it is not looked at
+            self.changed.notify_all()
+
+    def address(self):
+        """A key and a signed address for one object, from any thread; ("", why) when there is none."""
+        while True:
+            with self.changed:
+                self._urls = [one for one in self._urls if one[2] > time.monotonic()]
+                asks = len(self._urls) + self._wanted < 2
+                if asks:
+                    self._wanted += WANT
+            if asks:
+                self._write({"want": WANT})
+                self._flush()
+            with self.changed:
+                while not self._urls and not self.closed:
+                    self.changed.wait()
+                if not self._urls:
+                    return "", ""
+                key, url, until = self._urls.pop(0)
+            if not key or until > time.monotonic():
+                return key, url
+
     def _frame(self, header, data=b""):
         if self.sent - self.got >= WINDOW:
             self._flush()
@@ -312,8 +380,8 @@ class Mirror:
                 self.changed.wait()
             if self.closed:
                 return
+            self.sent += 1
         self._write(header, data)
-        self.sent += 1
 
     def _write(self, header, data=b""):
         head = json.dumps(header).encode()
@@ -343,6 +411,7 @@ def main(arguments):
     mirror.have = dict(first.get("have") or {})
     mirror.parts = dict(first.get("parts") or {})
     mirror.outlet_at = str(first.get("outlet") or "")
+    mirror.depot = Depot(first.get("store"), mirror)
     threading.Thread(target=mirror.listen, args=(lines,), daemon=True).start()
     try:
         mirror.run()

@@ -9,6 +9,9 @@ stdin and answers lines of JSON on stdout.
     record        offset (8 bytes), length (4 bytes), SHA-256 of the data (32 bytes), data; big-endian
     answer        {"have": offset} after each record; {"done": true} once all is there and its hash is right
     failure       {"error": "…"} and exit code 1
+
+With ``--fetch`` the first line is an address that the parcel is downloaded from instead. ``{"why": "…"}`` says that it
+cannot be had there.
 """
 
 import argparse
@@ -26,6 +29,8 @@ RECORD = struct.Struct(">QI32s")
 #: Bytes of one record's data.
 PIECE = 1 << 20
 PART = "part-%05d"
+#: Seconds without a byte after which a download is given up.
+SILENCE = 20.0
 
 
 class ParcelError(Exception):
@@ -193,6 +198,42 @@ def receive(stream, say, target, wanted, size):
     say({"done": True})
 
 
+def fetch(url, say, target, wanted, size):
+    """Download a parcel.
+
+    Args:
+        say: called with each answer, a dictionary; the last says ``done``, or ``why`` not.
+    """
+    from urllib.request import urlopen
+
+    if os.path.exists(target):
+        say({"done": True})
+        return
+    part = target + ".fetched"
+    digest, have, told = hashlib.sha256(), 0, 0
+    try:
+        with urlopen(url, timeout=SILENCE) as answer, open(part, "wb") as f:
+            for data in iter(lambda: answer.read(PIECE), b""):
+                f.write(data)
+                digest.update(data)
+                have += len(data)
+                if have > size:
+                    break
+                if have - told >= 16 * PIECE:
+                    told = have
+                    say({"have": have})
+        if digest.hexdigest() != wanted:
+            say({"why": "what is there is another one, or not whole"})
+            return
+        os.replace(part, target)
+        say({"done": True})
+    except Exception as error:  # whatever a proxy or TLS may come up with
+        say({"why": " ".join(str(getattr(error, "reason", None) or error).split())[:300]})
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+
+
 def _exactly(stream, size):
     data = stream.read(size)
     if len(data) < size:
@@ -214,6 +255,7 @@ def main(argv=None):
     parser.add_argument("--into", required=True)
     parser.add_argument("--sha256", required=True)
     parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--fetch", action="store_true")
     args = parser.parse_args(argv)
 
     def say(answer):
@@ -221,6 +263,9 @@ def main(argv=None):
         sys.stdout.flush()
 
     try:
+        if args.fetch:
+            fetch(sys.stdin.readline().strip(), say, args.into, args.sha256, args.size)
+            return 0
         receive(sys.stdin.buffer, say, args.into, args.sha256, args.size)
     except (ParcelError, OSError) as error:
         say({"error": str(error)})

@@ -19,6 +19,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import psutil
 from aiohttp import web
 from kube_server import KubeServer, status
 
@@ -124,13 +125,14 @@ class PodServer(KubeServer):
         made = self.objects.get((plural, name or ""))
         if plural == "jobs" and made is not None and made["spec"].get("suspend") is False and (
                 before is None or before["spec"].get("suspend") is not False):
-            for index in range(made["spec"]["completions"]):
+            for index in range(made["spec"].get("completions", 1)):
                 self.spawn(self._pod(made, index, 0))
         return answer
 
     def _collect(self) -> None:
-        """Pods are terminated first; the rest goes at once."""
+        """Pods are terminated first; the rest goes at once, and with it what it owned."""
         uids = {o["metadata"]["uid"] for o in self.objects.values()}
+        went = False
         for (plural, name), found in list(self.objects.items()):
             owners = found["metadata"].get("ownerReferences") or []
             if owners and any(o["uid"] not in uids for o in owners):
@@ -138,6 +140,9 @@ class PodServer(KubeServer):
                     self._terminate(name, None)
                 else:
                     del self.objects[plural, name]
+                    went = True
+        if went:
+            self._collect()
 
     # -- pods --------------------------------------------------------------------------------------------------------
 
@@ -206,6 +211,9 @@ class PodServer(KubeServer):
         self._mount(pod)
         spec = pod["spec"]
         both = self._processes[name] = {}
+        if "initContainers" not in spec:
+            await self._alone(pod, index)
+            return
         ended = {"phase": "Succeeded"}
         try:
             both["keeper"] = await self._container(pod, spec["initContainers"][0], index)
@@ -243,6 +251,17 @@ class PodServer(KubeServer):
             await both["keeper"].wait()
         self._set(name, **ended, initContainerStatuses=[_state("keeper", terminated={"exitCode": 0})])
 
+    async def _alone(self, pod: dict[str, Any], index: int) -> None:
+        """A pod of one container."""
+        name, container = pod["metadata"]["name"], pod["spec"]["containers"][0]
+        process = self._processes[name]["job"] = await self._container(pod, container, index)
+        running = _state(container["name"], running={"startedAt": now()})
+        self._set(name, phase="Running", containerStatuses=[running])
+        code = await process.wait()
+        self._end_group(process)
+        over = _state(container["name"], terminated={"exitCode": code if code >= 0 else 128 - code})
+        self._set(name, phase="Failed" if code else "Succeeded", containerStatuses=[over])
+
     def _end_others(self, name: str, job: dict[str, Any]) -> None:
         """A pod of a Job has failed: backoffLimit 0."""
         for other in self.pods():
@@ -255,7 +274,8 @@ class PodServer(KubeServer):
 
     def _mount(self, pod: dict[str, Any]) -> None:
         name = pod["metadata"]["name"]
-        for sub in ("boot", "parts", "work"):
+        claimed = {v["name"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
+        for sub in {"boot", "parts", "work"} - claimed:
             (self.folder / name / sub).mkdir(parents=True)
 
         def data(secret: str) -> dict[str, bytes]:
@@ -283,7 +303,8 @@ class PodServer(KubeServer):
         """Claims and folders of a node are folders here; what containers see of them are links."""
         name = pod["metadata"]["name"]
         volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
-        containers = [*pod["spec"]["initContainers"], *pod["spec"]["containers"]]
+        containers = [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
+        index = pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]
         mounts = {m["mountPath"]: m for c in containers for m in c["volumeMounts"]}
         for mounted in mounts.values():
             volume = volumes[mounted["name"]]
@@ -293,7 +314,8 @@ class PodServer(KubeServer):
                 place = Path(volume["hostPath"]["path"])
             else:
                 continue
-            place = place / mounted.get("subPath", "")
+            inner = mounted.get("subPathExpr", "").replace("$(JOB_COMPLETION_INDEX)", index)
+            place = place / (inner or mounted.get("subPath", ""))
             place.mkdir(parents=True, exist_ok=True)
             there = Path(self._here(mounted["mountPath"], name))
             there.parent.mkdir(parents=True, exist_ok=True)
@@ -385,6 +407,10 @@ class PodServer(KubeServer):
         def lose() -> None:
             pod = self.objects.pop(("pods", name), None)
             for process in self._processes.get(name, {}).values():
+                with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    # Ranks have sessions of their own, and would live for a while.
+                    for child in psutil.Process(process.pid).children(recursive=True):
+                        child.kill()
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
             if pod is not None:

@@ -7,7 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from conftest import wait_for
@@ -18,22 +21,31 @@ KEYS = {"AWS_ACCESS_KEY_ID": "ann", "AWS_SECRET_ACCESS_KEY": "s3cret-of-ann", "A
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
     """Its address."""
+    with s3_at("127.0.0.1", tmp_path_factory.mktemp("moto")) as address:
+        yield address
+
+
+@contextmanager
+def s3_at(host: str, folder: Path) -> Iterator[str]:
+    """An S3 server at an address of this machine; its log is in the folder."""
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
+        s.bind((host, 0))
         port = s.getsockname()[1]
-    with open(tmp_path_factory.mktemp("moto") / "log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)],
                                    stdout=log, stderr=log)
 
     def answers():
         assert process.poll() is None
         with socket.socket() as s:
-            return s.connect_ex(("127.0.0.1", port)) == 0
+            return s.connect_ex((host, port)) == 0
 
-    wait_for(answers, 60)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
+    try:
+        wait_for(answers, 60)
+        yield f"http://{host}:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from conftest import wait_for
 from jupyter_mlops.compute.kubernetes import copy as module
 from jupyter_mlops.compute.kubernetes.copy import Copy
 from jupyter_mlops.compute.kubernetes.manifests import COPIED
+from jupyter_mlops.compute.kubernetes.outlets import Outlets
 from jupyter_mlops.core.errors import BackendUnreachable
 from jupyter_mlops.runtime import logfile, mirror
 from jupyter_mlops.runtime.jobfolder import JobFolder, private_folder
@@ -75,7 +76,7 @@ def pair(tmp_path, monkeypatch):
 
 
 def copier(there, here, node=0, cuts=()):
-    return Copy(list(cuts), "python3", there.path, node, here.path, 1, lambda: None)
+    return Copy(list(cuts), "python3", there.path, node, here.path, 1, lambda: None, Outlets(list(cuts), False), "")
 
 
 def end(there):
@@ -274,14 +275,14 @@ async def test_a_hostile_pod_reaches_nothing_else(pair, path):
     there, here = pair
     copy = copier(there, here)
     assert copy.place(path) is None
-    await copy._take({"file": path, "at": 0, "size": 1, "mtime": 0, "crc": 0x8CDC1683}, b"x")
+    await copy.take({"file": path, "at": 0, "size": 1, "mtime": 0, "crc": 0x8CDC1683}, b"x")
     assert not files(here)
 
 
 async def test_a_damaged_piece_is_refused(pair):
     there, here = pair
     with pytest.raises(ValueError, match="damaged"):
-        await copier(there, here)._take({"file": "outputs/x", "at": 0, "size": 1, "mtime": 0, "crc": 1}, b"x")
+        await copier(there, here).take({"file": "outputs/x", "at": 0, "size": 1, "mtime": 0, "crc": 1}, b"x")
 
 
 async def test_a_pod_that_ends_without_a_word(pair):
@@ -393,7 +394,7 @@ async def test_samples_that_were_thinned_out_are_the_same_here(pair):
 async def test_data_alone_moves_no_attempt_on(pair):
     there, here = pair
     told = []
-    copy = Copy([], "python3", there.path, 0, here.path, 1, lambda: told.append(1))
+    copy = Copy([], "python3", there.path, 0, here.path, 1, lambda: told.append(1), Outlets([], False), "")
     task = asyncio.ensure_future(finish(copy))
     with open(there.journal_path(1, 0), "wb") as f:
         f.write(b"x" * 100)

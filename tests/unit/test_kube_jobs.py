@@ -9,7 +9,7 @@ import pytest
 from test_kube_manifests import MINORS, OWNER, violations
 
 from jupyter_mlops.compute.base import JobRef
-from jupyter_mlops.compute.kubernetes import manifests, verdict
+from jupyter_mlops.compute.kubernetes import manifests, shelf, verdict
 from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.compute.kubernetes.manifests import Names, Order
 from jupyter_mlops.compute.kubernetes.preview import preview
@@ -35,7 +35,10 @@ def order(**more) -> Order:
 
 def everything() -> dict[str, dict]:
     plain = Order(JobSpec(command="true"), TrainingOptions(image="python:3.11-slim"), "python:3.11-slim")
+    kept = Order(JobSpec(command="true"), TrainingOptions(image="python:3.11-slim", store={"claim": "folders"}),
+                 "python:3.11-slim", shelf="digits-2-ab")
     return {
+        "kept": manifests.job(NAMES, kept, suspended=False), "reader": shelf._job(NAMES, kept, OWNER, [0, 3]),
         "job": manifests.job(NAMES, order(), suspended=True), "plain": manifests.job(NAMES, plain, suspended=False),
         "service": manifests.service(NAMES, OWNER), "secret": manifests.secret("a", NAMES, OWNER, {"part": b"\0"}),
     }
@@ -51,7 +54,7 @@ def test_every_object_fits_the_schema(minor):
 
 
 def test_pods_are_harmless_and_hold_no_secret():
-    for what in ("job", "plain"):
+    for what in ("job", "plain", "kept", "reader"):
         pod = everything()[what]["spec"]["template"]["spec"]
         assert violations(pod) == []
         assert pod["automountServiceAccountToken"] is False

@@ -24,8 +24,11 @@ from ...core.errors import MlopsError
 from ...kube.client import Kube
 from ...kube.exec import Exec
 from ...runtime import jobfolder, logfile, mirror
-from .manifests import COPIED, KEEPER, WORK
+from ...runtime.berth import FOLDER
+from .deposits import Deposits
+from .manifests import COPIED, KEEPER, ROUTE, WORK
 from .outlets import Outlets
+from .store import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +59,15 @@ class Copy:
         changed: called when something came that may have moved the attempt on: its state, or the end; not for data.
         outlets: fetch large files.
         address: the pod's.
+        store: what large files go through before that; None: nothing.
+        there: path of the folder in the pod.
 
     Whoever runs it calls :meth:`ask` now and then, and at once after a stop was asked for.
     """
 
     def __init__(self, kube: Kube, python: str, pod: str, node: int, folder: Path, attempt: int,
-                 changed: Callable[[], None], outlets: Outlets, address: str) -> None:
+                 changed: Callable[[], None], outlets: Outlets, address: str, store: ObjectStore | None = None,
+                 there: str = f"{WORK}/{FOLDER}") -> None:
         self.kube = kube
         self.python = python
         self.pod = pod
@@ -71,6 +77,8 @@ class Copy:
         self.changed = changed
         self.outlets = outlets
         self.address = address
+        self.deposits = Deposits(store, self) if store is not None else None
+        self.there = there
         #: Whether all is here that will ever be.
         self.complete = False
         #: Why there is no connection, in one line; empty while there is one.
@@ -79,7 +87,6 @@ class Copy:
         self._spool: set[str] = set()
         self._channel: Exec | None = None
         self._sent_stop = False
-        self._fresh = True  # whether nothing was handed on over this connection yet
         self._dirty: set[str] = set()
         self._places: dict[str, str] = {}
         self._unsynced = 0
@@ -103,13 +110,15 @@ class Copy:
                 await asyncio.sleep(pause)
 
     async def _once(self) -> None:
-        command = [self.python, "-m", "jupyter_mlops.runtime.mirror", f"{WORK}/job", str(self.attempt.number)]
+        command = [self.python, "-m", "jupyter_mlops.runtime.mirror", self.there, str(self.attempt.number)]
         async with Exec(self.kube, self.pod, KEEPER, command, heartbeat=SILENCE) as channel:
             have, parts = await asyncio.to_thread(self._here)
             outlet = self.address if self.outlets.usable else ""
-            await channel.send(json.dumps({"have": have, "parts": parts, "outlet": outlet}).encode() + b"\n")
+            first: dict[str, Any] = {"have": have, "parts": parts, "outlet": outlet}
+            if self.deposits is not None:
+                first["store"] = self.deposits.begin(channel)
+            await channel.send(json.dumps(first).encode() + b"\n")
             self._sent_stop = False
-            self._fresh = True
             self._channel = channel
             taken = told = 0
             over = threading.Event()
@@ -117,22 +126,29 @@ class Copy:
             try:
                 async for header, data in _frames(channel):
                     self.trouble = ""
+                    if "want" in header and self.deposits is not None:
+                        self.deposits.want(int(header["want"]))
+                        continue
                     taken += 1
                     if header.get("bye"):
-                        await asyncio.to_thread(self._note)
+                        await asyncio.to_thread(self.note)
                         self.complete = True
                         self.changed()
                         return
                     if header.get("even"):
                         if header.get("ended"):
+                            if self.deposits is not None and not await self.deposits.all_taken():
+                                break
                             await asyncio.to_thread(self._sync)
                             await channel.send(b'{"done": true}\n')
                     elif "offer" in header:
                         fetch = asyncio.ensure_future(self._fetch(channel, header, over))
                         fetches.add(fetch)
                         fetch.add_done_callback(fetches.discard)
+                    elif self.deposits is not None and ("key" in header or "store" in header):
+                        self.deposits.put(header)
                     else:
-                        await self._take(header, data)
+                        await self.take(header, data)
                     if taken - told >= _TELL:
                         told = taken
                         await channel.send(b'{"got": %d}\n' % taken)
@@ -142,20 +158,16 @@ class Copy:
             finally:
                 self._channel = None
                 over.set()
+                if self.deposits is not None:
+                    await self.deposits.end()
                 # Nobody else may write to these files while a fetch still does.
                 await asyncio.gather(*fetches, return_exceptions=True)
-
-    @property
-    def owes(self) -> bool:
-        """Whether the pod may have to be told something soon."""
-        return self._fresh or bool(self._spool)
 
     async def ask(self) -> None:
         """Hand on what is wished for here: a stop, and that what was delivered need not be kept there."""
         channel = self._channel
         if channel is None:
             return  # it is asked again when there is a connection
-        self._fresh = False
         try:
             if not self._sent_stop and self.job.stop_wish(self.attempt.number) is not None:
                 self._sent_stop = True
@@ -228,7 +240,16 @@ class Copy:
 
     # -- what comes
 
-    async def _take(self, header: dict[str, Any], data: bytes) -> None:
+    def note_route(self, count: int, trouble: str) -> None:
+        """Note, for those who look at the job, what went through the object store, or why it does not."""
+        assert self.deposits is not None
+        folder = jobfolder.private_folder(os.path.join(self.attempt.path, f"node-{self.node}"))
+        path = os.path.join(folder, ROUTE)
+        before = jobfolder.read_json(path)
+        jobfolder.write_json(path, {"store": self.deposits.store.options.url, "trouble": trouble,
+                                    "bytes": int(before.get("bytes") or 0) + count}, durable=False)
+
+    async def take(self, header: dict[str, Any], data: bytes) -> None:
         path, at, size, mtime = str(header["file"]), int(header["at"]), int(header["size"]), int(header["mtime"])
         target = self._places.get(path) or self.place(path)
         if target is None or at < 0 or size < 0:
@@ -352,7 +373,8 @@ class Copy:
                 finally:
                     os.close(fd)
 
-    def _note(self) -> None:
+    def note(self) -> None:
+        """Leave word that all of the pod is here."""
         folder = jobfolder.private_folder(os.path.join(self.attempt.path, f"node-{self.node}"))
         jobfolder.write_file(os.path.join(folder, COPIED), b"", durable=False)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -25,14 +24,14 @@ from ...core.resources.job import JobSpec, parse_bytes
 from ...kube import packs
 from ...kube.client import Kube
 from ...kube.errors import Absent
-from ...kube.exec import Exec, send_parcel
+from ...kube.exec import Exec, fetch_parcel, send_parcel
 from ...kube.names import ours, owner
 from ...runtime import data, jobfolder, logfile, parcel
 from ...runtime.berth import FOLDER, PARCEL
 from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
 from ..base import MPI_HINT, NOTHING, Grant, JobRef, LogChunk, Observation
 from ..state import observation
-from . import manifests, verdict, volumes
+from . import manifests, shelf, verdict, volumes
 from .copy import Copy
 from .images import Images, comparison
 from .leftovers import Leftovers
@@ -41,6 +40,7 @@ from .outlets import Outlets
 from .preview import preview
 from .priority import Classes
 from .queue import KueueWords
+from .store import ObjectStore, place_of
 from .watch import Pod, PodWatch, key, node_of
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,8 @@ log = logging.getLogger(__name__)
 NOTE = "cluster.json"
 #: Seconds between two looks at events of a pod that waits.
 EVENTS = 3.0
-#: Seconds between looks at wishes for the pods' folders: a stop, and what was delivered of them; and of how many such
-#: looks one is at all pods. A stop is handed on at once by whoever asks for it here.
-ASK, ASK_ALL = 1.0, 10
+#: Seconds between looks at wishes for the pods' folders: a stop, and what was delivered of them.
+ASK = 1.0
 #: Seconds after which an attempt whose Job was made has pods, or somebody took them away.
 APPEAR = 30.0
 
@@ -69,7 +68,7 @@ class KubernetesCompute:
     """
 
     #: Seconds between looks at a job that simply runs: whatever moves it on is told.
-    calm = 60.0
+    calm = 20.0
 
     def __init__(self, workspace: str, compute: str, spec: ComputeSpec, kubeconfig: str = "",
                  images: Images | None = None, leftovers: Path | None = None) -> None:
@@ -77,6 +76,9 @@ class KubernetesCompute:
         self.spec = spec
         self.kube = Kube(compute, spec.context, spec.namespace, kubeconfig)
         self.images = images or Images()
+        store = spec.training.store
+        self.store = ObjectStore(self.kube, store, workspace) if store is not None and store.url else None
+        self._readings: dict[tuple[str, int], shelf.Reading] = {}
         self._told: set[str] = set()
         self._classes = Classes(self.kube, spec.training)
         self._kueue = KueueWords(self.kube)
@@ -130,6 +132,7 @@ class KubernetesCompute:
                               "leave the path out and it is brought back, or name a claim")
         if volumes.named(job):
             volumes.check(self.kube, self.spec.training, job)
+        shelf.check(self.kube, self.spec.training, job)
         if job.resources.gpus != int(job.resources.gpus):
             raise Refused("a cluster gives whole GPUs", "ask for whole ones, or name a share as training.gpu_resource")
         self.images.check(job, self._image(job))
@@ -158,7 +161,14 @@ class KubernetesCompute:
         job = JobSpec.model_validate({**spec, "cwd": "", "interpreter": ""})
         order = Order(job, self.spec.training, self._image(job), timeout, self._instance(job))
         return {**preview(self.kube, Names(self.workspace, name, 1), order),
-                "warnings": self.images.check(job, order.image)}
+                "warnings": self.images.check(job, order.image), "route": self.route()}
+
+    def route(self) -> str:
+        """Which way large files go to pods of the next job and come from them, in words."""
+        if self.store is None:
+            return verdict.OVER_API
+        trouble = self.store.trouble or self.store.pods
+        return f"{verdict.OVER_API}: {trouble}" if trouble else self.store.route
 
     def facts(self) -> dict[str, Any]:
         """What jobs may have of the cluster: as its spec says; the cluster itself decides what fits."""
@@ -188,10 +198,9 @@ class KubernetesCompute:
 
     async def _ask(self) -> None:
         """Hand wishes on to all pods that have a copy: one timer for all of them."""
-        for turn in itertools.count():
+        while True:
             for copy, _ in list(self._copies.values()):
-                if copy.owes or turn % ASK_ALL == 0:
-                    await copy.ask()
+                await copy.ask()
             await asyncio.sleep(ASK)
 
     def close(self) -> None:
@@ -240,7 +249,7 @@ class KubernetesCompute:
             if at in self._copies or not verdict.keeper_runs(pod):
                 continue
             copy = Copy(self.kube, self.spec.training.python, pod["metadata"]["name"], at[2], Path(folder.path),
-                        attempt, lambda: self._tell(job), self._outlets, pod["status"].get("podIP", ""))
+                        attempt, lambda: self._tell(job), self._outlets, pod["status"].get("podIP", ""), self.store)
             self._copies[at] = (copy, asyncio.get_running_loop().create_task(copy.run()))
 
     def _want(self, job: JobRef, attempt: int) -> None:
@@ -293,6 +302,7 @@ class KubernetesCompute:
         if about and count <= packs.MAX_PARTS:
             order.parts = [manifests.part_name(names, number) for number in range(count)]
             about["parts"] = count
+        order.shelf = shelf.name_of(names, folder.run())
         made = self.kube.apply(manifests.job(names, order, suspended=True), names.ours())
         mine = owner(made)
         what = {"schema": 1, "job": names.job, "attempt": names.attempt, "spec": order.spec.model_dump(),
@@ -319,6 +329,7 @@ class KubernetesCompute:
             "job": names.object, "uid": mine["uid"], "nodes": order.nodes, "time": time.time(),
             "most": order.most if order.elastic else 0,
             "bring": bool(path) and not order.parts, "hold": order.options.hold, "queue": order.options.queue,
+            "shelf": order.shelf if order.shelved else "",
         })
 
     def _put(self, manifest: dict[str, Any]) -> None:
@@ -352,6 +363,13 @@ class KubernetesCompute:
 
     def observe(self, job: JobRef, attempt: int) -> Observation:
         """What is so now: as the copies of the pods' folders say, and where they say nothing, the pods' status."""
+        seen = self._observe(job, attempt)
+        if seen.phase != "absent":
+            place = JobFolder(job.folder).attempt(attempt)
+            seen.route = verdict.route(place, int(_note(place).get("nodes") or 1), self.store)
+        return seen
+
+    def _observe(self, job: JobRef, attempt: int) -> Observation:
         folder = JobFolder(job.folder)
         place = folder.attempt(attempt)
         state = place.state()
@@ -361,6 +379,8 @@ class KubernetesCompute:
             return observation(attempt, state)
         if not note.get("started"):
             return Observation("absent", attempt=attempt)
+        if note.get("lost"):
+            return self._read(job, place, note)
         self._want(job, attempt)
         if not self._watch.seen:
             return verdict.running(place, note, {}, {}, self._watch.trouble)
@@ -378,6 +398,10 @@ class KubernetesCompute:
         if seen is not None:
             if seen.cause == "lost" and (gone := self._vanished(place, note)) and gone.cause != "lost":
                 seen.cause, seen.reason = gone.cause, gone.reason
+            if seen.incomplete and note.get("shelf") and shelf.claim_of(self.spec.training) and seen.cause != "deleted":
+                note = {**note, "lost": verdict.state(seen)}
+                jobfolder.write_json(os.path.join(place.path, NOTE), note)
+                return self._read(job, place, note)
             self._end(place, seen)
             self._collect(job, attempt, note)
             return seen
@@ -385,6 +409,37 @@ class KubernetesCompute:
         seen = verdict.running(place, note, pods, copies, trouble, self._look_at_events)
         if note.get("queue") and not pods and not trouble and seen.phase == "starting":
             seen.reason = self._kueue.told(str(note["queue"]), str(note.get("uid"))) or seen.reason
+        return seen
+
+    def _read(self, job: JobRef, place: Attempt, note: dict[str, Any]) -> Observation:
+        """An attempt has ended, and not all that it left in a claim is here: what a pod that reads it has come to."""
+        at = (job.name, place.number)
+        claim = shelf.claim_of(self.spec.training)
+        reading = self._readings.get(at)
+        if reading is None:
+            self._forget(job, place.number)
+            values = {**place.job.spec(), "cwd": "", "interpreter": ""}
+            spec = JobSpec.model_validate(values)
+            order = Order(spec, self.spec.training, self._image(spec), shelf=str(note["shelf"]))
+            nodes = [n for n in range(int(note.get("nodes") or 1)) if not verdict.copied(place, n, None)]
+            mine = {"apiVersion": "batch/v1", "kind": "Job", "name": note["job"], "uid": note["uid"],
+                    "controller": False, "blockOwnerDeletion": False}
+            reading = shelf.Reading(self.kube, self._names(job, place.number), order, mine, job.folder, nodes,
+                                    lambda: self._tell(job.name), self._outlets, self.store)
+            self._readings[at] = reading
+            asyncio.run_coroutine_threadsafe(reading.run(), self._running())
+        if not reading.over:
+            return Observation("running", f"{note['lost'].get('reason')}; what it left in claim '{claim}' is copied: "
+                                          f"{reading.reason}", place.number)
+        self._readings.pop(at, None)
+        seen = observation(place.number, note["lost"])
+        if all(verdict.copied(place, node, None) for node in reading.nodes):
+            seen = verdict.ended(place, note, {}, {}) or seen
+            seen.incomplete = False
+        else:
+            seen.reason += f"; what it left in claim '{claim}' is not here: {reading.reason}"
+        self._end(place, seen)
+        self._collect(job, place.number, note)
         return seen
 
     def _learn(self, place: Attempt, pods: dict[int, Pod]) -> None:
@@ -451,6 +506,8 @@ class KubernetesCompute:
         digest = await asyncio.to_thread(parcel.sha256, str(path))
         while True:
             try:
+                if self.store is not None and self.store.usable and await self._send_stored(at, pod, path, digest):
+                    return
                 await send_parcel(self.kube, pod, KEEPER, self.spec.training.python, path, f"{WORK}/{PARCEL}", digest)
                 return
             except Absent:
@@ -461,13 +518,34 @@ class KubernetesCompute:
                     return
                 await asyncio.sleep(1.0)
 
+    async def _send_stored(self, at: tuple[str, int, int], pod: str, path: Path, digest: str) -> bool:
+        """The same through the object store; False when it does not go that way.
+
+        Raises:
+            MlopsError: of the cluster.
+        """
+        assert self.store is not None
+        key = self.store.key(place_of(os.path.basename(at[0]), at[1]), digest)
+        try:
+            if not await asyncio.to_thread(self.store.there, key):
+                await asyncio.to_thread(self.store.put, key, path)
+            address = self.store.get_address(key)
+        except MlopsError as error:
+            self.store.failed(error)
+            return False
+        why = await fetch_parcel(self.kube, pod, KEEPER, self.spec.training.python, address, f"{WORK}/{PARCEL}", digest,
+                                 path.stat().st_size)
+        if why:
+            log.warning("pod %s cannot fetch its inputs from %s: %s", pod, self.store.options.url, why)
+        return not why
+
     def _end(self, place: Attempt, seen: Observation) -> None:
         """Note how it ended, where everybody looks for it."""
         jobfolder.private_folder(place.path)
         place.write_state(verdict.state(seen))
 
-    def _collect(self, job: JobRef, attempt: int, note: dict[str, Any]) -> None:
-        """Take away what an attempt that has ended left on the cluster; what fails is tried until it succeeds."""
+    def _forget(self, job: JobRef, attempt: int) -> None:
+        """Follow the pods of an attempt no more."""
         at = (job.name, attempt)
         for where in [w for w in self._copies if w[:2] == at]:
             _, task = self._copies.pop(where)
@@ -477,6 +555,10 @@ class KubernetesCompute:
         self._told.discard(os.path.join(JobFolder(job.folder).attempt(attempt).path, "node-0", "image.json"))
         self._last_pods.pop(at, None)
         self._brought = {b for b in self._brought if b[:2] != (JobFolder(job.folder).path, attempt)}
+
+    def _collect(self, job: JobRef, attempt: int, note: dict[str, Any]) -> None:
+        """Take away what an attempt that has ended left on the cluster; what fails is tried until it succeeds."""
+        self._forget(job, attempt)
         place = JobFolder(job.folder).attempt(attempt)
         if not note.get("job") or note.get("collected"):
             return
@@ -488,6 +570,11 @@ class KubernetesCompute:
             self._leftovers.add(note["job"], str(note.get("uid") or ""))
             self._running()
             return
+        if self.store is not None and self.store.usable:
+            try:
+                self.store.clear(place_of(job.name, attempt))
+            except MlopsError as error:
+                self.store.failed(error)  # what is left goes with a later attempt
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(place.path, PARCEL))
         with contextlib.suppress(OSError):

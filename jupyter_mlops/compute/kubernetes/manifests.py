@@ -23,6 +23,8 @@ from . import volumes as given
 #: Where things are in a pod.
 BOOT, PARTS, WORK = "/mlops/boot", "/mlops/parts", "/mlops/work"
 CACHE, PIP = "/mlops/packages", "/mlops/pip"
+#: The workspace's part of the claim in which job folders lie.
+SHELF = "/mlops/shelf"
 #: Where the ranks of several pods meet.
 PORT = 29400
 MAIN, KEEPER, PACKAGES = "job", "keeper", "packages"
@@ -32,6 +34,8 @@ MOST = f"{DOMAIN}/most"
 COUNTS = ("batch.kubernetes.io/job-index-ignored-failure-count", "batch.kubernetes.io/job-index-failure-count")
 #: Left in a node's folder here when all of its pod has come.
 COPIED = "copied"
+#: Beside it: what came through an object store.
+ROUTE = "route.json"
 #: What a rank asks for when the job does not say.
 CPU, MEMORY = "100m", "128Mi"
 KEEPER_RESOURCES = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}}
@@ -67,7 +71,8 @@ class Names:
 class Order:
     """What one attempt is started with.
 
-    ``parts`` are names of Secrets; empty: the inputs are brought by exec, or there are none.
+    ``parts`` are names of Secrets; empty: the inputs are brought by exec, or there are none. ``shelf``: name of the
+    folder of the attempt, where job folders lie in a claim.
     """
 
     spec: JobSpec
@@ -76,6 +81,7 @@ class Order:
     timeout: float | None = None
     instance: InstanceType = field(default_factory=InstanceType)
     parts: list[str] = field(default_factory=list)
+    shelf: str = "preview"
 
     @property
     def nodes(self) -> int:
@@ -91,6 +97,12 @@ class Order:
     def most(self) -> int:
         """Pods that there may be at once."""
         return max(self.nodes, self.spec.resources.max_instance_count or 1)
+
+    @property
+    def shelved(self) -> bool:
+        """Whether job folders lie in a claim. Those of elastic attempts do not: pods that follow each other under one
+        number would share one."""
+        return self.options.store is not None and bool(self.options.store.claim) and not self.elastic
 
     @property
     def elastic(self) -> bool:
@@ -181,10 +193,11 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     theirs, where = given.of_pod(spec, options, names.workspace)
     volumes += theirs
     own += where
+    kept = _shelve(names, order, volumes, both)
     keeper = {**_container(KEEPER, order, KEEPER_RESOURCES),
-              "command": _command(order, "hold", WORK, str(options.hold)),
+              "command": _command(order, "hold", WORK, str(options.hold), *(f"{SHELF}/{order.shelf}" for _ in kept)),
               "restartPolicy": "Always",  # a native sidecar: it is there before the ranks, and after them
-              "volumeMounts": both}
+              "volumeMounts": [*both, *kept]}
     # SIGTERM, the job's own grace, then the keeper's: until all that is new has been copied.
     grace = spec.limits.grace + 10 + options.hold
     spot = options.spot if spec.spot else None
@@ -204,7 +217,7 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
         result["priorityClassName"] = chosen
     if options.secrets:
         main["envFrom"] = [{"secretRef": {"name": name}} for name in options.secrets]
-    if theirs or (options.package_cache and order.requirements):
+    if theirs or kept or (options.package_cache and order.requirements):
         # Else all files of a large volume would be given to the group at each start.
         result["securityContext"]["fsGroupChangePolicy"] = "OnRootMismatch"
     if order.elastic:
@@ -218,6 +231,22 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
         before_it = options.pip.timeout if order.requirements else 0
         result["activeDeadlineSeconds"] = int(order.timeout + spec.limits.grace) + LATER + before_it
     return result
+
+
+def _shelve(names: Names, order: Order, volumes: list[dict[str, Any]],
+            mounts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Have job folders lie in a claim, where the operator has named one; what the keeper mounts beside, to tidy up."""
+    store = order.options.store
+    if store is None or not order.shelved:
+        return []
+    for volume in volumes:
+        if volume["name"] == "work":
+            del volume["emptyDir"]
+            volume["persistentVolumeClaim"] = {"claimName": store.claim}
+    for at in mounts:
+        if at["name"] == "work":
+            at["subPathExpr"] = f"{names.workspace}/{order.shelf}/$(JOB_COMPLETION_INDEX)"
+    return [{**mount("work", SHELF), "subPath": names.workspace}]
 
 
 def _packages(names: Names, order: Order, mounts: list[dict[str, Any]], volumes: list[dict[str, Any]],

@@ -8,7 +8,7 @@ from ...core.errors import Refused
 from ...kube.client import Kube
 from ...kube.errors import OverQuota
 from ...kube.quantity import count_of
-from . import manifests, volumes
+from . import manifests, shelf, volumes
 from .manifests import Names, Order
 from .survey import amounts, nodes, optional, quotas
 
@@ -34,6 +34,8 @@ def preview(kube: Kube, names: Names, order: Order) -> dict[str, Any]:
     reasons: list[str] = []
     try:
         told = volumes.check(kube, order.options, order.spec)
+        if (line := shelf.check(kube, order.options, order.spec)):
+            told.append(line)
     except Refused as error:
         return _answer(False, [error.message], manifest, order)
     try:

@@ -13,7 +13,8 @@ from ...kube import access
 from ...kube.client import Kube
 from ...kube.errors import Absent, NotAllowed, from_answer
 from ...kube.quantity import count_of
-from . import cache, priority, volumes
+from . import cache, claims, priority, volumes
+from .store import ObjectStore
 
 #: API group → what it brings.
 ENGINES = {
@@ -34,8 +35,8 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
     Returns:
         ``{"version", "namespace": {"name", "exists", "level"}, "missing", "role", "quotas", "nodes", "capacity",
         "free", "engines", "priorities": [{"name", "class", "value", "preempts"}], "package_cache",
-        "transfer": {"way", "why"}, "problems": [{"message", "hint", "fatal"}]}``; None for what these credentials may
-        not see.
+        "transfer": {"way", "why"}, "store": {"claim", "url", "trouble"}, "problems": [{"message", "hint", "fatal"}]}``;
+        None for what these credentials may not see.
 
     Raises:
         BackendUnreachable, BackendTimeout, Refused: there is no use in asking any further.
@@ -75,7 +76,25 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
         "quotas": limits, "nodes": machines[:_SHOWN] if machines is not None else None,
         "capacity": capacity, "free": free, "engines": engines, "priorities": classes, "problems": problems,
         "package_cache": packages, "transfer": _transfer(kube, spec) if training else None,
+        "store": _store(kube, spec, problems) if training else None,
     }
+
+
+def _store(kube: Kube, spec: ComputeSpec, problems: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Claim and object store of a compute; the store is tried from here. Whether pods reach it turns out later."""
+    options = spec.training.store
+    if options is None:
+        return None
+    if options.claim:
+        narrow = "" if spec.training.max_nodes == 1 else "jobs on several nodes are refused"
+        claims.survey(kube, options.claim, "training.store", problems, narrow=narrow)
+    if not options.url:
+        return {"claim": options.claim, "url": "", "trouble": ""}
+    trouble = ObjectStore(kube, options, "jupyter-mlops-check").check()
+    if trouble:
+        problems.append({"message": f"training.store cannot be used: {trouble}",
+                         "hint": "until then all goes over the cluster's API", "fatal": False})
+    return {"claim": options.claim, "url": options.url, "trouble": trouble}
 
 
 def optional(what: Any) -> Any:

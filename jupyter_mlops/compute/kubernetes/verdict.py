@@ -13,10 +13,11 @@ from ...runtime.jobfolder import TERMINAL, Attempt
 from ...runtime.verdict import peer_went
 from ..base import Observation
 from ..state import observation
-from .manifests import COPIED, KEEPER, MAIN, PACKAGES
+from .manifests import COPIED, KEEPER, MAIN, PACKAGES, ROUTE
 
 if TYPE_CHECKING:
     from .copy import Copy
+    from .store import ObjectStore
 
 Pod = dict[str, Any]
 #: Seconds for which the end of an elastic attempt waits for what its other nodes left.
@@ -24,6 +25,8 @@ LATE = 30.0
 
 #: What a supervisor says that was told to end, by us or by the cluster.
 BY_SIGNAL = "supervisor got signal"
+#: The way of files where no other is configured, or works.
+OVER_API = "over the cluster's API"
 
 
 def _status(pod: Pod, container: str) -> dict[str, Any]:
@@ -62,8 +65,6 @@ def over(pod: Pod) -> bool:
     """Whether nothing of a pod runs any more, nor will."""
     if pod.get("gone"):
         return True
-    if (pod.get("metadata") or {}).get("deletionTimestamp") and words.silent_since(pod):
-        return True  # taken away from a node that does not answer: nobody will ever say that it has ended
     phase = (pod.get("status") or {}).get("phase")
     return phase in ("Succeeded", "Failed") and not keeper_runs(pod)
 
@@ -230,8 +231,6 @@ def lost(pod: Pod) -> str:
     trouble = words.trouble(pod)
     if trouble is not None:
         return trouble.reason
-    if words.silent_since(pod):
-        return "its node does not answer, and its pod was taken away"
     if pod.get("gone"):
         return "its pod was deleted on the cluster"
     if ended_:
@@ -276,25 +275,11 @@ def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: 
         if note.get("most") and not trouble:
             up = sum(1 for p in parts if p.phase == "running")
             result.reason = f"on {up} of {note['nodes']} to {note['most']} nodes"
-        if not trouble:
-            result.reason = _silence(pods) or result.reason
     if phases and phases <= set(TERMINAL) and not trouble:
         result.reason = "its outputs are being copied"
     elif not trouble and result.phase == "starting":
         result.reason = _prepares(states, pods) or _waits(note, pods, events)
     return result
-
-
-def _silence(pods: dict[int, Pod]) -> str:
-    """Which node does not answer, since when, and what becomes of the job; empty when all do."""
-    for node in sorted(pods):
-        if since := words.silent_since(pods[node]):
-            name = (pods[node].get("spec") or {}).get("nodeName") or "its node"
-            who = f"pod {node}: " if len(pods) > 1 else ""
-            minutes = int((time.time() - since) / 60)
-            return (f"{who}{name} has not answered for {f'{minutes} min' if minutes else 'a moment'}; the job may be "
-                    "going on there, and is told when it answers, or lost when the cluster gives it up")
-    return ""
 
 
 def _prepares(states: list[dict[str, Any]], pods: dict[int, Pod]) -> str:
@@ -326,6 +311,15 @@ def _waits(note: dict[str, Any], pods: dict[int, Pod], events: Events) -> str:
     if any(not keeper_runs(p) for p in pods.values()):
         return "the cluster starts its pods"
     return "starting"
+
+
+def route(place: Attempt, nodes: int, store: ObjectStore | None) -> str:
+    """Which way large files of an attempt come, in words."""
+    if store is None:
+        return OVER_API
+    told = [jobfolder.read_json(os.path.join(place.path, f"node-{node}", ROUTE)) for node in range(nodes)]
+    trouble = next((str(found["trouble"]) for found in told if found.get("trouble")), "")
+    return f"{OVER_API}: {trouble}"[:500] if trouble else store.route
 
 
 def state(seen: Observation) -> dict[str, Any]:

@@ -74,7 +74,10 @@ async def survey_compute(call: Call) -> Answer:
     """The same of a compute that is there, as it is now."""
     found = await call.plane.store.read(lambda tx: tx.get("compute", call.path["name"]))
     driver = call.plane.job_clusters.get(call.path["name"])
-    return await _survey(call, ComputeSpec.model_validate(found.spec), images=driver.images.shown() if driver else [])
+    answer = await _survey(call, ComputeSpec.model_validate(found.spec), images=driver.images.shown() if driver else [])
+    if driver is not None and driver.store is not None and answer.body.store is not None:
+        answer.body.store.trouble = answer.body.store.trouble or driver.store.pods
+    return answer
 
 
 async def _survey(call: Call, spec: ComputeSpec, create_namespace: bool = False,

@@ -65,7 +65,6 @@ class JobController(JobRequests):
         self._loaded = False
         self._rounds = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._look: Callable[[], Awaitable[tuple[list[str], list[str], list[str], list[Key]]]] | None = None
 
     def changed(self, name: str) -> None:
         """Look at a job now; may be called from any thread."""
@@ -83,17 +82,16 @@ class JobController(JobRequests):
             await self._load()
             self._dispatch()
 
-        if self._look is None:
-            self._look = self.workspace.store.glance(lambda tx: (
-                tx.names("job", _HOLDING), tx.names("job", ["Finalizing"]), tx.names("job", ["Queued"]),
-                tx.deleting_keys("job")))
-        live, ended, queued, deleting = await self._look()
-        queued = queued if compare else []
+        def work(tx: Any) -> tuple[list[str], list[str], list[Key], list[str]]:
+            queued = tx.names("job", ["Queued"]) if compare else []
+            return tx.names("job", _HOLDING), tx.names("job", ["Finalizing"]), tx.deleting_keys("job"), queued
+
+        live, ended, deleting, queued = await self.workspace.store.read(work)
         for name in self._pace.ended(ended):
             self.wake("", name)
         if compare:  # those that only one of both knows are looked at, each by itself
             known = set(self.slots.names())
-            live = live + sorted(known.difference(live, queued)) + [name for name in queued if name not in known]
+            live += sorted(known.difference(live, queued)) + [name for name in queued if name not in known]
         names = [n for n in [*live, *self.slots.granted] if self._pace.due(n) and not self._pace.calm(n)]
         return [*(("", name) for name in names), *deleting]
 
@@ -302,6 +300,8 @@ class JobController(JobRequests):
             await self._set(name, {"phase": "Stopping", "reason": "stopping"})
             return
         changes: dict[str, Any] = {"started_at": tries.iso(seen.started_at), "ranks": tries.ranks(seen)}
+        if seen.route:
+            changes["route"] = seen.route
         phase = tries.PHASES.get(seen.phase, "Starting")
         if not seen.terminal:
             if job.status["phase"] != "Stopping" or phase == "Stopping":  # what was noted last is nearer the end

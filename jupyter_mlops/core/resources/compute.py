@@ -178,6 +178,37 @@ class ClaimRule(Model):
         return {"name": value} if isinstance(value, str) else value
 
 
+class StoreOptions(Model):
+    """Where files of jobs lie and go, in place of a volume that goes with the pod, and of the cluster's API.
+
+    ``claim``: a PersistentVolumeClaim of the namespace in which the folders of pods lie, so that they outlive a lost
+    node. ``url``: an object store (S3's API) that large files go through.
+
+    Pods get signed addresses of single objects, never credentials: the control plane has those of ``secret``, a Secret
+    of the namespace with ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY``; without one, those of its environment.
+    """
+
+    claim: str = Field(default="", pattern=rf"^({_DNS})?$", description="in which the folders of pods lie")
+    url: str = Field(default="", pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/=-]{0,500})?)?$")
+    endpoint_url: str = Field(default="", max_length=500, description="of the store; empty: AWS")
+    pod_endpoint_url: str = Field(default="", max_length=500, description="the same for pods; empty: endpoint_url")
+    region: str = Field(default="", pattern=r"^[A-Za-z0-9-]{0,50}$")
+    secret: str = Field(default="", pattern=rf"^({_DNS})?$")
+
+    @model_validator(mode="after")
+    def _something(self) -> StoreOptions:
+        if not self.claim and not self.url:
+            raise ValueError("it needs claim, or url, or both")
+        return self
+
+    @field_validator("endpoint_url", "pod_endpoint_url")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/@\s]+/?", value):
+            raise ValueError(f"{value!r} is no address such as https://HOST:PORT; credentials belong into a Secret")
+        return value
+
+
 class TrainingOptions(Model):
     """How jobs run on a cluster.
 
@@ -208,6 +239,7 @@ class TrainingOptions(Model):
     secrets: list[Annotated[str, Field(pattern=rf"^{_DNS}$")]] = Field(
         default_factory=list, max_length=20, description="Secrets whose keys become variables of jobs: credentials"
     )
+    store: StoreOptions | None = Field(default=None, description="none: all goes over the cluster's API")
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
     run_as_user: int = Field(default=1000, ge=0, le=2**31 - 1, description="0: the cluster or the image says")

@@ -388,6 +388,7 @@ class JobStatus(Status):
     gpu_ids: list[int] = Field(default_factory=list, description="indices of the GPUs that were given to it")
     delivery: Delivery | None = None
     metrics_incomplete: bool = Field(default=False, description="that of any attempt; the run's tag says it too")
+    route: str = Field(default="", max_length=500, description="which way large files come from a cluster, in words")
     queue: QueuePlace | None = Field(default=None, description="while it waits; computed when it is read")
     returned: list[ShippedVariable] = Field(default_factory=list, description="what `returns` brought back")
     deleted_at: str = Field(default="", description="when it was deleted; it can be restored until it is purged")
