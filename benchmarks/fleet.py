@@ -55,9 +55,9 @@ class FleetServer(PodServer):
         self.messages = 0
         threading.Thread(target=self._work, daemon=True).start()
 
-    async def _pod(self, job: dict[str, Any], index: int) -> None:
+    async def _pod(self, job: dict[str, Any], index: int, before: int) -> None:
         name = f"{job['metadata']['name']}-{index}-fleet"
-        self._new_pod(job, index, name)
+        self._new_pod(job, index, name, before)
         folder = JobFolder(private_folder(str(self.work(name) / berth.FOLDER)))
         for path in (folder.attempt(1).path, folder.journal, folder.outputs):
             private_folder(path)

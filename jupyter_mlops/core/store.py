@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -83,6 +83,7 @@ class Store:
         sa.event.listen(self._engine, "connect", self._on_connect)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
+        self._revision = 0
 
     def _on_connect(self, connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
@@ -156,6 +157,8 @@ class Store:
                     raise
         except sa.exc.OperationalError as error:
             raise self._unavailable(error) from error
+        if tx.resources:
+            self._revision += 1  # by the one writer thread
         if tx.changed and self.on_commit is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(self.on_commit)
 
@@ -176,6 +179,21 @@ class Store:
     async def read(self, function: Callable[[Transaction], T]) -> T:
         """Run ``function`` on a consistent snapshot, on a reader thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, "BEGIN", function)
+
+    def glance(self, function: Callable[[Transaction], T]) -> Callable[[], Awaitable[T]]:
+        """A read for whoever asks again and again: it runs only when a resource has changed since the last time.
+
+        ``function`` may depend on resources only, and nobody may change what it returned.
+        """
+        seen: list[tuple[int, T]] = []
+
+        async def look() -> T:
+            at = self._revision  # before the read: what is committed during it is read once more
+            if not seen or seen[0][0] != at:
+                seen[:] = [(at, await self.read(function))]
+            return seen[0][1]
+
+        return look
 
     # -- changes that pass to MLflow ---------------------------------------------------------------------------
 

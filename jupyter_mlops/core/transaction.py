@@ -39,7 +39,9 @@ class Transaction:
 
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection
+        #: Whether the change feed has grown, and whether a resource is not as it was.
         self.changed = False
+        self.resources = False
 
     # -- resources -------------------------------------------------------------------------------------------
 
@@ -226,6 +228,7 @@ class Transaction:
             .where(t.c.kind == kind, t.c.parent == parent, t.c.name == name)
             .values(private=json.dumps(private))
         )
+        self.resources = True
 
     def mark_deleting(self, kind: str, name: str, *, identity: Identity, parent: str = "", audit: bool = True) -> None:
         """Ask for deletion; a controller ends what belongs to it, then calls :meth:`remove`."""
@@ -252,6 +255,7 @@ class Transaction:
     # -- change feed -------------------------------------------------------------------------------------------
 
     def _changed(self, r: Resource, op: str) -> None:
+        self.resources = True
         self.record_change(r.kind, r.name, r.parent, op, r.revision, str(r.status.get("phase", "")))
 
     def record_change(

@@ -86,6 +86,29 @@ async def test_every_change_has_its_audit_and_feed_row(store):
     assert [c["seq"] for c in changes] == [1, 2, 3, 4]
 
 
+async def test_a_glance_reads_only_what_has_changed(store):
+    reads = []
+    look = store.glance(lambda tx: (reads.append(1), tx.keys("compute"))[1])
+    assert await look() == [] and await look() == [] and len(reads) == 1
+    await store.write(lambda tx: tx.record_change("run"))
+    await look()
+    assert len(reads) == 1, "the feed is no resource"
+    for change in (
+        lambda tx: tx.put("compute", "a", {}, identity=ANN),
+        lambda tx: tx.set_status("compute", "a", {"phase": "Ready"}),
+        lambda tx: tx.set_private("compute", "a", {"x": 1}),
+        lambda tx: tx.mark_deleting("compute", "a", identity=ANN),
+        lambda tx: tx.remove("compute", "a"),
+    ):
+        before = len(reads)
+        await store.write(change)
+        there = await store.read(lambda tx: tx.keys("compute"))
+        assert await look() == there and await look() == there and len(reads) == before + 1
+    with pytest.raises(ZeroDivisionError):
+        await store.write(lambda tx: (tx.put("compute", "b", {}, identity=ANN), 1 / 0))
+    assert await look() == []
+
+
 async def test_concurrent_writers_get_distinct_ordered_numbers(store):
     await asyncio.gather(*(put(store, f"c{i}", {"i": i}) for i in range(40)))
     changes = await store.read(lambda tx: tx.changes(0))

@@ -87,6 +87,7 @@ class Copy:
         self._spool: set[str] = set()
         self._channel: Exec | None = None
         self._sent_stop = False
+        self._fresh = True  # whether nothing was handed on over this connection yet
         self._dirty: set[str] = set()
         self._places: dict[str, str] = {}
         self._unsynced = 0
@@ -119,6 +120,7 @@ class Copy:
                 first["store"] = self.deposits.begin(channel)
             await channel.send(json.dumps(first).encode() + b"\n")
             self._sent_stop = False
+            self._fresh = True
             self._channel = channel
             taken = told = 0
             over = threading.Event()
@@ -163,11 +165,17 @@ class Copy:
                 # Nobody else may write to these files while a fetch still does.
                 await asyncio.gather(*fetches, return_exceptions=True)
 
+    @property
+    def owes(self) -> bool:
+        """Whether the pod may have to be told something soon."""
+        return self._fresh or bool(self._spool)
+
     async def ask(self) -> None:
         """Hand on what is wished for here: a stop, and that what was delivered need not be kept there."""
         channel = self._channel
         if channel is None:
             return  # it is asked again when there is a connection
+        self._fresh = False
         try:
             if not self._sent_stop and self.job.stop_wish(self.attempt.number) is not None:
                 self._sent_stop = True

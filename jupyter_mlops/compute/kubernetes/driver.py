@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -49,8 +50,9 @@ log = logging.getLogger(__name__)
 NOTE = "cluster.json"
 #: Seconds between two looks at events of a pod that waits.
 EVENTS = 3.0
-#: Seconds between looks at wishes for the pods' folders: a stop, and what was delivered of them.
-ASK = 1.0
+#: Seconds between looks at wishes for the pods' folders: a stop, and what was delivered of them; and of how many such
+#: looks one is at all pods. A stop is handed on at once by whoever asks for it here.
+ASK, ASK_ALL = 1.0, 10
 #: Seconds after which an attempt whose Job was made has pods, or somebody took them away.
 APPEAR = 30.0
 
@@ -68,7 +70,7 @@ class KubernetesCompute:
     """
 
     #: Seconds between looks at a job that simply runs: whatever moves it on is told.
-    calm = 20.0
+    calm = 60.0
 
     def __init__(self, workspace: str, compute: str, spec: ComputeSpec, kubeconfig: str = "",
                  images: Images | None = None, leftovers: Path | None = None) -> None:
@@ -198,9 +200,10 @@ class KubernetesCompute:
 
     async def _ask(self) -> None:
         """Hand wishes on to all pods that have a copy: one timer for all of them."""
-        while True:
+        for turn in itertools.count():
             for copy, _ in list(self._copies.values()):
-                await copy.ask()
+                if copy.owes or turn % ASK_ALL == 0:
+                    await copy.ask()
             await asyncio.sleep(ASK)
 
     def close(self) -> None:

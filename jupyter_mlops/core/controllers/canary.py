@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -147,13 +147,16 @@ class CanaryController(Controller):
     def __init__(self, serving_for: Callable[[str], Any]) -> None:
         super().__init__()
         self._serving_for = serving_for
+        self._look: Callable[[], Awaitable[list[Key]]] | None = None
 
     async def active(self) -> list[Key]:
         def work(tx: Any) -> list[Key]:
             found, _ = tx.page("endpoint", limit=10_000)
             return [("", r.name) for r in found if traffic.running_canary(r) and r.spec.get("canary")]
 
-        return await self.workspace.store.read(work)
+        if self._look is None:
+            self._look = self.workspace.store.glance(work)
+        return list(await self._look())
 
     async def reconcile(self, parent: str, name: str) -> None:
         endpoint = await self.workspace.store.read(lambda tx: tx.find("endpoint", name))

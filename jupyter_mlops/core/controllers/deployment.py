@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,15 +64,15 @@ class DeploymentController(Controller):
         self._told: dict[Key, int] = {}
         #: Those that failed and of which nothing runs any more.
         self._stopped: set[Key] = set()
+        self._look: Callable[[], Awaitable[tuple[list[tuple[str, str, str]], list[Key]]]] | None = None
 
     async def active(self) -> list[Key]:
-        def work(tx: Any) -> list[Key]:
-            return [
-                (parent, name) for parent, name, phase in tx.keys("deployment")
-                if phase != "Failed" or (parent, name) not in self._stopped
-            ] + tx.deleting_keys("deployment")
-
-        return await self.workspace.store.read(work)
+        if self._look is None:
+            self._look = self.workspace.store.glance(
+                lambda tx: (tx.keys("deployment"), tx.deleting_keys("deployment")))
+        found, deleting = await self._look()
+        return [(parent, name) for parent, name, phase in found
+                if phase != "Failed" or (parent, name) not in self._stopped] + deleting
 
     async def admit(
         self, parent: str, name: str, spec: DeploymentSpec, identity: Identity

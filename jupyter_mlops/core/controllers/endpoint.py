@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -68,12 +68,12 @@ class EndpointController(Controller):
         self._gateways: dict[str, Any] = {}
         # Two that publish the same endpoint at once could leave the older of two states in force.
         self._publishing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._look: Callable[[], Awaitable[list[tuple[str, str, str]]]] | None = None
 
     async def active(self) -> list[Key]:
-        def work(tx: Any) -> list[Key]:
-            return [("", name) for _, name, _ in tx.keys("endpoint")]
-
-        return await self.workspace.store.read(work)
+        if self._look is None:
+            self._look = self.workspace.store.glance(lambda tx: tx.keys("endpoint"))
+        return [("", name) for _, name, _ in await self._look()]
 
     async def admit(
         self, parent: str, name: str, spec: EndpointSpec, identity: Identity

@@ -65,6 +65,7 @@ class JobController(JobRequests):
         self._loaded = False
         self._rounds = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._look: Callable[[], Awaitable[tuple[list[str], list[str], list[str], list[Key]]]] | None = None
 
     def changed(self, name: str) -> None:
         """Look at a job now; may be called from any thread."""
@@ -82,16 +83,17 @@ class JobController(JobRequests):
             await self._load()
             self._dispatch()
 
-        def work(tx: Any) -> tuple[list[str], list[str], list[Key], list[str]]:
-            queued = tx.names("job", ["Queued"]) if compare else []
-            return tx.names("job", _HOLDING), tx.names("job", ["Finalizing"]), tx.deleting_keys("job"), queued
-
-        live, ended, deleting, queued = await self.workspace.store.read(work)
+        if self._look is None:
+            self._look = self.workspace.store.glance(lambda tx: (
+                tx.names("job", _HOLDING), tx.names("job", ["Finalizing"]), tx.names("job", ["Queued"]),
+                tx.deleting_keys("job")))
+        live, ended, queued, deleting = await self._look()
+        queued = queued if compare else []
         for name in self._pace.ended(ended):
             self.wake("", name)
         if compare:  # those that only one of both knows are looked at, each by itself
             known = set(self.slots.names())
-            live += sorted(known.difference(live, queued)) + [name for name in queued if name not in known]
+            live = live + sorted(known.difference(live, queued)) + [name for name in queued if name not in known]
         names = [n for n in [*live, *self.slots.granted] if self._pace.due(n) and not self._pace.calm(n)]
         return [*(("", name) for name in names), *deleting]
 
