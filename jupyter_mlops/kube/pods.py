@@ -84,6 +84,20 @@ def ready(pod: dict[str, Any]) -> bool:
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
 
 
+def silent_since(pod: dict[str, Any]) -> float:
+    """When the node of a running pod ceased to answer, in seconds since the epoch; 0 while it answers.
+
+    Of such a pod the cluster says that it is not ready, while its containers are what they were when last heard of.
+    """
+    status = pod.get("status") or {}
+    if status.get("phase") != "Running" or not all(c.get("ready") for c in containers(pod)):
+        return 0.0
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "Ready" and condition.get("status") != "True":
+            return seconds(condition.get("lastTransitionTime")) or datetime.now(UTC).timestamp()
+    return 0.0
+
+
 def age(pod: dict[str, Any]) -> float:
     """Seconds since it was made."""
     made = seconds((pod.get("metadata") or {}).get("creationTimestamp"))

@@ -256,6 +256,30 @@ def test_a_node_that_is_lost(bench, server):
     assert bench.ended(job, attempt=2).phase == "canceled"
 
 
+def test_a_node_that_does_not_answer(bench, server):
+    """It may come back; it is lost when the cluster takes the pod away, though nobody tells of the pod's end."""
+    def says(ready, **more):
+        containers = [{"name": "job", "ready": True, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]
+        conditions = [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}, *more.values()]
+        keeper = [{**c, "ready": True} for c in server.pods()[0]["status"]["initContainerStatuses"]]
+        server._loop.call_soon_threadsafe(lambda: server._set(
+            name, phase="Running", containerStatuses=containers, conditions=conditions, initContainerStatuses=keeper))
+
+    job = bench.cell("a", "import time\nprint('up')\ntime.sleep(60)")
+    bench.says(job, "up")
+    wait_for(lambda: bench.observe(job).started_at)
+    name = server.pods()[0]["metadata"]["name"]
+    says("False")
+    seen = wait_for(lambda: (s := bench.observe(job)).reason and s)
+    assert seen.phase == "running" and "has not answered for" in seen.reason
+    says("True")
+    wait_for(lambda: not bench.observe(job).reason)
+    server.pods()[0]["metadata"]["deletionTimestamp"] = "2026-01-01T00:05:00Z"
+    says("False", gone={"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"})
+    seen = bench.ended(job)
+    assert (seen.phase, seen.cause, seen.reason) == ("failed", "lost", "its node is lost") and seen.incomplete
+
+
 def test_pods_that_go_while_nobody_looks(bench, server, monkeypatch):
     monkeypatch.setattr("jupyter_mlops.compute.kubernetes.driver.APPEAR", 0.1)
     job = bench.cell("a", "import time\nprint('up')\ntime.sleep(60)")

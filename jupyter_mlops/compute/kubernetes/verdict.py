@@ -65,6 +65,8 @@ def over(pod: Pod) -> bool:
     """Whether nothing of a pod runs any more, nor will."""
     if pod.get("gone"):
         return True
+    if (pod.get("metadata") or {}).get("deletionTimestamp") and words.silent_since(pod):
+        return True  # taken away from a node that does not answer: nobody will ever say that it has ended
     phase = (pod.get("status") or {}).get("phase")
     return phase in ("Succeeded", "Failed") and not keeper_runs(pod)
 
@@ -231,6 +233,8 @@ def lost(pod: Pod) -> str:
     trouble = words.trouble(pod)
     if trouble is not None:
         return trouble.reason
+    if words.silent_since(pod):
+        return "its node does not answer, and its pod was taken away"
     if pod.get("gone"):
         return "its pod was deleted on the cluster"
     if ended_:
@@ -275,11 +279,25 @@ def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: 
         if note.get("most") and not trouble:
             up = sum(1 for p in parts if p.phase == "running")
             result.reason = f"on {up} of {note['nodes']} to {note['most']} nodes"
+        if not trouble:
+            result.reason = _silence(pods) or result.reason
     if phases and phases <= set(TERMINAL) and not trouble:
         result.reason = "its outputs are being copied"
     elif not trouble and result.phase == "starting":
         result.reason = _prepares(states, pods) or _waits(note, pods, events)
     return result
+
+
+def _silence(pods: dict[int, Pod]) -> str:
+    """Which node does not answer, since when, and what becomes of the job; empty when all do."""
+    for node in sorted(pods):
+        if since := words.silent_since(pods[node]):
+            name = (pods[node].get("spec") or {}).get("nodeName") or "its node"
+            who = f"pod {node}: " if len(pods) > 1 else ""
+            minutes = int((time.time() - since) / 60)
+            return (f"{who}{name} has not answered for {f'{minutes} min' if minutes else 'a moment'}; the job may be "
+                    "going on there, and is told when it answers, or lost when the cluster gives it up")
+    return ""
 
 
 def _prepares(states: list[dict[str, Any]], pods: dict[int, Pod]) -> str:
