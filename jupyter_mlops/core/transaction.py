@@ -78,6 +78,11 @@ class Transaction:
         row = self._row(kind, name, parent)
         return bool(row is not None and row.deleting)
 
+    def look(self, kind: str, name: str, parent: str = "") -> tuple[Resource | None, bool]:
+        """The resource, or None, and whether it is marked for deletion; read once."""
+        row = self._row(kind, name, parent)
+        return (_resource(row), bool(row.deleting)) if row is not None else (None, False)
+
     def page(
         self,
         kind: str,

@@ -37,8 +37,8 @@ QUICK, SLOW = 0.2, 0.5
 STEADY = 2.0
 BURST = 32 * 1024
 #: Seconds that each of the jobs which log steadily adds to the time between its deliveries, once that is more than
-#: ``STEADY``: what a hundred of them cost together is bounded. Of a hundred, each is delivered every 6 s.
-SHARE = 0.06
+#: ``STEADY``: what a hundred of them cost together is bounded. Of a hundred, each is delivered every 15 s.
+SHARE = 0.15
 #: Seconds between two writes of ``delivery.json`` while records flow.
 SAVE = 0.5
 #: Seconds that :meth:`Shipper.drain` waits before it says that it is not done.

@@ -94,7 +94,7 @@ class JobController(JobRequests):
         if compare:  # those that only one of both knows are looked at, each by itself
             known = set(self.slots.names())
             live = live + sorted(known.difference(live, queued)) + [name for name in queued if name not in known]
-        names = [n for n in [*live, *self.slots.granted] if self._pace.due(n) and not self._pace.calm(n)]
+        names = self._pace.wanted([*live, *self.slots.granted])
         return [*(("", name) for name in names), *deleting]
 
     async def _load(self) -> None:
@@ -155,7 +155,7 @@ class JobController(JobRequests):
 
     async def _reconcile(self, name: str) -> None:
         store = self.workspace.store
-        job, deleting = await store.read(lambda tx: (tx.find("job", name), tx.deleting("job", name)))
+        job, deleting = await store.read(lambda tx: tx.look("job", name))
         if job is None or job.status["phase"] in TERMINAL:
             self._fresh.discard(name)
             self._pace.forget(name)

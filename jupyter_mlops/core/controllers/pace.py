@@ -31,9 +31,11 @@ class Pace:
         """Whether no pause of the job is left."""
         return self._paused.get(name, (0.0, 0.0))[0] <= asyncio.get_running_loop().time()
 
-    def calm(self, name: str) -> bool:
-        """Whether the job simply runs and was looked at a moment ago."""
-        return self._calm.get(name, 0.0) > asyncio.get_running_loop().time()
+    def wanted(self, names: Iterable[str]) -> list[str]:
+        """Those that are to be looked at: without a pause, and not simply running and looked at a moment ago."""
+        now = asyncio.get_running_loop().time()
+        calm, paused = self._calm, self._paused
+        return [n for n in names if calm.get(n, 0.0) <= now and (n not in paused or paused[n][0] <= now)]
 
     def runs(self, name: str, seconds: float = CALM) -> None:
         """The job simply runs: it is looked at again after so many seconds, unless something is told of it."""
