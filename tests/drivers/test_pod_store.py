@@ -105,7 +105,7 @@ def test_inputs_go_through_it_into_every_pod(bench, server, s3, monkeypatch):
     (job.folder / "inputs").mkdir()
     (job.folder / "inputs" / "x.bin").write_bytes(os.urandom(20_000_000))
     sent = []
-    monkeypatch.setattr("jupyter_mlops.compute.kubernetes.driver.send_parcel", lambda *a: sent.append(a))
+    monkeypatch.setattr("jupyter_mlops.compute.kubernetes.parcels.send_parcel", lambda *a: sent.append(a))
     bench.driver.start(job, 1, {})
     assert bench.ended(job, 90).phase == "completed", bench.log(job)
     assert all(bench.log(job, rank) == "20000000\n" for rank in (0, 1)) and not sent

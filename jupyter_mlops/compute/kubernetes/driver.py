@@ -24,19 +24,18 @@ from ...core.resources.compute import DEFAULT_INSTANCE, ComputeSpec, InstanceTyp
 from ...core.resources.job import JobSpec, parse_bytes
 from ...kube import packs
 from ...kube.client import Kube
-from ...kube.errors import Absent
-from ...kube.exec import Exec, fetch_parcel, send_parcel
+from ...kube.exec import Exec
 from ...kube.names import ours, owner
 from ...runtime import data, jobfolder, logfile, parcel
 from ...runtime.berth import FOLDER, PARCEL
 from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
 from ..base import MPI_HINT, NOTHING, Grant, JobRef, LogChunk, Observation
 from ..state import observation
-from . import manifests, shelf, verdict, volumes
+from . import manifests, parcels, shelf, verdict, volumes
 from .copy import Copy
 from .images import Images, comparison
 from .leftovers import Leftovers
-from .manifests import KEEPER, MAIN, WORK, Names, Order
+from .manifests import MAIN, WORK, Names, Order
 from .outlets import Outlets
 from .preview import preview
 from .priority import Classes
@@ -93,7 +92,7 @@ class KubernetesCompute:
         self._wanted: dict[tuple[str, int], JobFolder] = {}
         self._last_pods: dict[tuple[str, int], dict[int, Pod]] = {}
         self._events: dict[str, tuple[float, list[dict[str, Any]]]] = {}
-        self._brought: set[tuple[str, int, int]] = set()
+        self._parcels = parcels.Parcels(self.kube, spec.training.python, self._watch, self.store)
         self._asking: set[asyncio.Task[None]] = set()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -299,7 +298,7 @@ class KubernetesCompute:
         self._want(job, attempt)
 
     def _make(self, names: Names, order: Order, folder: JobFolder, place: Attempt, env: dict[str, str]) -> None:
-        path = self._inputs(folder, place)
+        path = parcels.pack(folder, place)
         about = {"sha256": parcel.sha256(str(path)), "size": path.stat().st_size} if path else {}
         count = packs.part_count(int(about.get("size") or 0))
         if about and count <= packs.MAX_PARTS:
@@ -347,23 +346,6 @@ class KubernetesCompute:
             self.kube.delete("Secret", manifest["metadata"]["name"])
             self.kube.call("POST", self.kube.path("Secret"), manifest, timeout=30.0)
 
-    @staticmethod
-    def _inputs(folder: JobFolder, place: Attempt) -> Path | None:
-        """What the pods need of the job's folder: what was shipped with it, and what earlier attempts left."""
-        entries = []
-        if os.path.isdir(folder.inputs) and os.listdir(folder.inputs):
-            entries.append(("inputs", folder.inputs))
-        if os.path.isdir(folder.outputs) and os.listdir(folder.outputs):
-            entries.append(("outputs", folder.outputs))
-        if not entries:
-            return None
-        target = Path(place.path) / PARCEL
-        try:
-            parcel.pack(str(target), entries)
-        except parcel.ParcelError as error:
-            raise Refused(f"what the job needs cannot be sent: {error}", "put plain files there") from error
-        return target
-
     def observe(self, job: JobRef, attempt: int) -> Observation:
         """What is so now: as the copies of the pods' folders say, and where they say nothing, the pods' status."""
         seen = self._observe(job, attempt)
@@ -391,7 +373,7 @@ class KubernetesCompute:
         last = {**self._last_pods.get((job.name, attempt), {}), **pods}
         copies = {at[2]: copy for at, (copy, _) in list(self._copies.items()) if at[:2] == (job.name, attempt)}
         if note.get("bring"):
-            self._bring(place, note, pods)
+            self._parcels.bring(place, pods, self._running())
         self._learn(place, last)
         seen = verdict.ended(place, note, last, copies)
         if seen is None and not last and time.time() - float(note.get("time") or 0) > APPEAR:
@@ -496,52 +478,6 @@ class KubernetesCompute:
             self._events[name] = (time.monotonic(), found)
         return found
 
-    def _bring(self, place: Attempt, note: dict[str, Any], pods: dict[int, Pod]) -> None:
-        """Send the inputs into pods that wait for them."""
-        path = Path(place.path) / PARCEL
-        for node, pod in pods.items():
-            at = (place.job.path, place.number, node)
-            if verdict.main_runs(pod) and at not in self._brought:
-                self._brought.add(at)
-                asyncio.run_coroutine_threadsafe(self._send(at, pod["metadata"]["name"], path), self._running())
-
-    async def _send(self, at: tuple[str, int, int], pod: str, path: Path) -> None:
-        digest = await asyncio.to_thread(parcel.sha256, str(path))
-        while True:
-            try:
-                if self.store is not None and self.store.usable and await self._send_stored(at, pod, path, digest):
-                    return
-                await send_parcel(self.kube, pod, KEEPER, self.spec.training.python, path, f"{WORK}/{PARCEL}", digest)
-                return
-            except Absent:
-                return
-            except MlopsError as error:
-                log.warning("bringing inputs into pod %s: %s", pod, error.message)
-                if pod not in self._watch.pods:
-                    return
-                await asyncio.sleep(1.0)
-
-    async def _send_stored(self, at: tuple[str, int, int], pod: str, path: Path, digest: str) -> bool:
-        """The same through the object store; False when it does not go that way.
-
-        Raises:
-            MlopsError: of the cluster.
-        """
-        assert self.store is not None
-        key = self.store.key(place_of(os.path.basename(at[0]), at[1]), digest)
-        try:
-            if not await asyncio.to_thread(self.store.there, key):
-                await asyncio.to_thread(self.store.put, key, path)
-            address = self.store.get_address(key)
-        except MlopsError as error:
-            self.store.failed(error)
-            return False
-        why = await fetch_parcel(self.kube, pod, KEEPER, self.spec.training.python, address, f"{WORK}/{PARCEL}", digest,
-                                 path.stat().st_size)
-        if why:
-            log.warning("pod %s cannot fetch its inputs from %s: %s", pod, self.store.options.url, why)
-        return not why
-
     def _end(self, place: Attempt, seen: Observation) -> None:
         """Note how it ended, where everybody looks for it."""
         jobfolder.private_folder(place.path)
@@ -557,7 +493,7 @@ class KubernetesCompute:
         self._wanted.pop(at, None)
         self._told.discard(os.path.join(JobFolder(job.folder).attempt(attempt).path, "node-0", "image.json"))
         self._last_pods.pop(at, None)
-        self._brought = {b for b in self._brought if b[:2] != (JobFolder(job.folder).path, attempt)}
+        self._parcels.forget(JobFolder(job.folder).path, attempt)
 
     def _collect(self, job: JobRef, attempt: int, note: dict[str, Any]) -> None:
         """Take away what an attempt that has ended left on the cluster; what fails is tried until it succeeds."""
