@@ -30,12 +30,17 @@ class Volumes:
         self._able = Kube("cluster", namespace=able)
         self._names: list[str] = []
 
-    def on_the_node(self, script: str) -> str:
-        """Run Python as root in a pod that sees the node's folders of this object as ``/host``; what it printed."""
+    def on_the_node(self, script: str, path: str = "") -> str:
+        """Run Python as root in a pod that sees a folder of the node (by default that of these claims) as ``/host``.
+
+        Returns:
+            what it printed
+        """
         kube, pod = self._able, f"root-{random.getrandbits(32):08x}"
         kube.call("POST", kube.path("Pod"), {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod}, "spec": {
             "restartPolicy": "Never", "terminationGracePeriodSeconds": 1,
-            "volumes": [{"name": "host", "hostPath": {"path": f"{PARENT}/{self.mark}", "type": "DirectoryOrCreate"}}],
+            "volumes": [{"name": "host", "hostPath": {
+                "path": path or f"{PARENT}/{self.mark}", "type": "DirectoryOrCreate"}}],
             "containers": [{"name": "c", "image": IMAGE, "command": ["python3", "-c", script],
                             "securityContext": {"runAsUser": 0},
                             "volumeMounts": [{"name": "host", "mountPath": "/host"}]}]}})
@@ -69,11 +74,7 @@ os.chmod("/host/{name}", 0o777)
         for name in self._names:
             self.kube.delete("PersistentVolumeClaim", name)
             self.cluster.call("DELETE", f"/api/v1/persistentvolumes/{self.mark}-{name}")
-        self.on_the_node("""
-import os, shutil
-for name in os.listdir("/host"):
-    shutil.rmtree("/host/" + name)
-""")
+        self.on_the_node(f"import shutil\nshutil.rmtree('/host/{self.mark}', ignore_errors=True)", PARENT)
 
 
 @contextmanager

@@ -127,6 +127,15 @@ def test_an_output_in_a_claim_is_the_next_jobs_input(plane):
     assert status["phase"] == "Completed" and log == "trained", (status, log)
 
 
+def test_what_mlflow_keeps_goes_along(plane):
+    made, log = run(plane, "made", compute="local", cell={
+        "source": "import mlflow\nopen('a.txt', 'w').write('an artifact')\nmlflow.log_artifact('a.txt', 'files')"})
+    assert made["phase"] == "Completed", (made, log)
+    status, log = run(plane, "used", command="cat ${{inputs.a}} ${{inputs.b}}/a.txt", cell=None, inputs={
+        "a": {"path": f"runs:/{made['run_id']}/files/a.txt"}, "b": {"path": f"runs:/{made['run_id']}/files"}})
+    assert status["phase"] == "Completed" and log == "an artifact" * 2, (status, log)
+
+
 def test_what_is_wrong_with_a_claim_is_said_before(plane, cluster):
     spec = {"compute": "gpu", "command": "true"}
     found = plane.post("jobs/ahead/actions/preview", {**spec, "inputs": {"a": {"path": "claim://data/v1"}}})
