@@ -46,7 +46,7 @@ class StatusHandler(MlopsHandler):
     @web.authenticated
     @authorized("read", RESOURCE)
     async def get(self) -> None:
-        """``{version, workspace, state, message, readonly, hide_launch}``"""
+        """``{version, workspace, state, message, readonly, hide_launch, command}``"""
         self.set_header("Cache-Control", "no-store")
         self.finish(json.dumps(self.mlops.status()))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -163,7 +166,15 @@ class MlopsApp(ExtensionApp):
             "message": self.link.message,
             "readonly": self.readonly,
             "hide_launch": self.hide_launch,
+            "command": self._command(),
         }
+
+    def _command(self) -> str:
+        """Our command line as a terminal of this server calls it: login shells often forget the PATH that it has."""
+        script = os.path.join(os.path.dirname(sys.executable), "jupyter-mlops")
+        words = [script] if os.access(script, os.X_OK) else [sys.executable, "-m", "jupyter_mlops.cli"]
+        where = f"JUPYTER_MLOPS_HOME={shlex.quote(self.place.home)} " if self.home else ""
+        return where + shlex.join(words)
 
     def public(self, location: str) -> str:
         """A path of the control plane as it is called through this server."""

@@ -114,7 +114,13 @@ export function addJobCommands(kit: CommandKit, restorer: ILayoutRestorer | null
       );
       if (name) {
         await kit.attempt(trans.__('No shell was opened'), () =>
-          openShell(app.commands, name, Number(text(args, 'rank') || '0'), workspaceOf(args))
+          openShell(
+            app.commands,
+            name,
+            Number(text(args, 'rank') || '0'),
+            workspaceOf(args),
+            model.status?.command
+          )
         );
       }
     },

@@ -22,6 +22,9 @@ const SHARES: Record<SectionName, number> = {
   computes: 0.1
 };
 
+/** The share of a section that has asked for room. */
+const ROOMY = 0.62;
+
 export namespace MlopsPanel {
   export interface IOptions {
     model: WorkspaceModel;
@@ -35,7 +38,8 @@ class Section extends ReactWidget {
     readonly section: SectionName,
     private readonly _options: MlopsPanel.IOptions,
     private readonly _trans: TranslationBundle,
-    label: string
+    label: string,
+    private readonly _needRoom: (wanted: boolean) => void
   ) {
     super();
     this.addClass('jp-Mlops-sectionWidget');
@@ -47,7 +51,12 @@ class Section extends ReactWidget {
     const View = SECTION_VIEWS[this.section];
     return (
       <ErrorBoundary trans={this._trans}>
-        <View model={this._options.model} trans={this._trans} execute={this._options.execute} />
+        <View
+          model={this._options.model}
+          trans={this._trans}
+          execute={this._options.execute}
+          needRoom={this._needRoom}
+        />
       </ErrorBoundary>
     );
   }
@@ -97,7 +106,8 @@ export class MlopsPanel extends SidePanel {
       computes: trans.__('Compute')
     };
     for (const name of SECTIONS) {
-      this.addWidget(new Section(name, options, trans, labels[name]));
+      const needRoom = (wanted: boolean) => this._makeRoom(name, wanted);
+      this.addWidget(new Section(name, options, trans, labels[name], needRoom));
       options.model.setExpanded(name, true);
     }
     this._share();
@@ -149,6 +159,24 @@ export class MlopsPanel extends SidePanel {
     (this.content as AccordionPanel).setRelativeSizes(SECTIONS.map(name => SHARES[name]));
   }
 
+  /** Give a section much of the height, and take it back when it needs no more, unless the user has moved a border. */
+  private _makeRoom(name: SectionName, wanted: boolean): void {
+    const content = this.content as AccordionPanel;
+    const sizes = content.relativeSizes();
+    const at = SECTIONS.indexOf(name);
+    if (wanted && sizes[at] < ROOMY) {
+      const rest = Math.max(1 - sizes[at], 1e-6);
+      const given = sizes.map((size, i) => (i === at ? ROOMY : (size * (1 - ROOMY)) / rest));
+      content.setRelativeSizes(given);
+      this._before = { sizes, share: ROOMY, at };
+    } else if (!wanted && this._before?.at === at) {
+      if (Math.abs(sizes[at] - this._before.share) < 0.05) {
+        content.setRelativeSizes(this._before.sizes);
+      }
+      this._before = null;
+    }
+  }
+
   /** JupyterLab saves the sizes of a panel that was never drawn as equal ones, and restores those. */
   private _shareAnew(): void {
     const sizes = (this.content as AccordionPanel).relativeSizes();
@@ -159,4 +187,6 @@ export class MlopsPanel extends SidePanel {
   }
 
   private readonly _model: WorkspaceModel;
+  /** Sizes before one section was given room. */
+  private _before: { sizes: number[]; share: number; at: number } | null = null;
 }

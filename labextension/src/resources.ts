@@ -8,6 +8,8 @@ export interface IServerStatus {
   state: 'up' | 'starting' | 'down';
   message: string;
   readonly: boolean;
+  /** How our command line is called in a terminal of this server. */
+  command?: string;
 }
 
 export interface IWorkspace {

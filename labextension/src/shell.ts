@@ -46,10 +46,18 @@ export function isFresh(shell: IShell, now: number): boolean {
   return Math.abs(now - shell.askedAt) < FRESH;
 }
 
-/** The line that opens it. */
-export function shellLine(name: string, rank: number, workspace: string): string {
+/** How our command line is called where nothing else is known. */
+const COMMAND = 'jupyter mlops';
+
+/** The line that opens it; `command` is how the server says that our command line is called in its terminals. */
+export function shellLine(
+  name: string,
+  rank: number,
+  workspace: string,
+  command: string = COMMAND
+): string {
   const where = workspace === 'default' ? '' : `JUPYTER_MLOPS_WORKSPACE=${workspace} `;
-  return `${where}jupyter mlops shell ${name} --rank ${rank}`;
+  return `${where}${command} shell ${name} --rank ${rank}`;
 }
 
 interface ITerminal {
@@ -67,7 +75,8 @@ export async function openShell(
   commands: CommandRegistry,
   name: string,
   rank: number,
-  workspace: string
+  workspace: string,
+  command: string = COMMAND
 ): Promise<void> {
   if (!NAME.test(name) || !WORKSPACE.test(workspace) || !Number.isInteger(rank) || rank < 0) {
     throw new Error(`${name} is no name of a job`);
@@ -78,6 +87,6 @@ export async function openShell(
   }
   terminal.content.session.send({
     type: 'stdin',
-    content: [`${shellLine(name, rank, workspace)}\r`]
+    content: [`${shellLine(name, rank, workspace, command)}\r`]
   });
 }

@@ -15,6 +15,10 @@ const FRESH = 10_000;
 const SOURCES = /^[a-z0-9~-]{1,64}(\+[a-z0-9~-]{1,64}){0,19}$/;
 const WORKSPACE = /^[A-Za-z0-9._-]{1,64}$/;
 
+/** Where TensorBoard keeps its settings, and those that suit a job that runs: by itself it looks once. */
+const SETTINGS_KEY = '_tb_global_settings';
+const SETTINGS = { autoReload: true, autoReloadPeriodInMs: 15_000 };
+
 export interface IBoard {
   workspace: string;
   /** Joined by `+`, as in its address. */
@@ -71,8 +75,16 @@ export class TensorboardFrame extends IFrame {
     this.node.querySelector('iframe')?.setAttribute('title', PRODUCT);
   }
 
-  /** Show it; a theme that is dark now is dark there. */
+  /** Show it, and have it renew itself; a theme that is dark now is dark there. */
   open(url: string): void {
+    try {
+      // What the user has set there stays.
+      if (localStorage.getItem(SETTINGS_KEY) === null) {
+        localStorage.setItem(SETTINGS_KEY, JSON.stringify(SETTINGS));
+      }
+    } catch {
+      // Storage may be forbidden; then there is its own button.
+    }
     const dark = document.body.dataset.jpThemeLight === 'false';
     this.url = dark ? `${url}?darkMode=true` : url;
   }

@@ -69,6 +69,33 @@ describe('MlopsPanel', () => {
     expect(content.relativeSizes()[1]).toBeCloseTo(0.6);
   });
 
+  it('gives a form room, and takes it back', async () => {
+    const content = panel.content as AccordionPanel;
+    await show();
+    // Without a height jsdom keeps no sizes.
+    let sizes = [0.28, 0.26, 0.17, 0.19, 0.1];
+    vi.spyOn(content, 'relativeSizes').mockImplementation(() => sizes);
+    vi.spyOn(content, 'setRelativeSizes').mockImplementation(given => (sizes = given));
+    const press = async (button: HTMLElement) => {
+      await drawn(() => button.click());
+      await settle();
+    };
+    const cancel = () =>
+      Array.from(section('computes').querySelectorAll('button')).find(
+        button => button.textContent === 'Cancel'
+      )!;
+    await press(find(section('computes'), 'mlops-attach-open')!);
+    expect(sizes[4]).toBeCloseTo(0.62);
+    expect(sizes[0] / sizes[1]).toBeCloseTo(28 / 26);
+    expect(sizes.reduce((a, b) => a + b)).toBeCloseTo(1);
+    await press(cancel());
+    expect(sizes).toEqual([0.28, 0.26, 0.17, 0.19, 0.1]);
+    await press(find(section('computes'), 'mlops-attach-open')!);
+    sizes = [0.1, 0.1, 0.1, 0.3, 0.4]; // the user has moved the border
+    await press(cancel());
+    expect(sizes).toEqual([0.1, 0.1, 0.1, 0.3, 0.4]);
+  });
+
   it('says what to do next where nothing is', async () => {
     await show();
     expect(panel.title.caption).toBe('MLOps');

@@ -60,5 +60,11 @@ describe('a shell that was asked for', () => {
       type: 'stdin',
       content: ['JUPYTER_MLOPS_WORKSPACE=lab jupyter mlops shell digits --rank 1\r']
     });
+    // A login shell may have forgotten where the server's programs are.
+    await openShell(commands, 'digits', 0, 'default', '/opt/env/bin/jupyter-mlops');
+    expect(send).toHaveBeenLastCalledWith({
+      type: 'stdin',
+      content: ['/opt/env/bin/jupyter-mlops shell digits --rank 0\r']
+    });
   });
 });

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -192,6 +193,9 @@ def test_status_tells_the_version(server: JupyterServer) -> None:
     from jupyter_mlops import __version__
 
     status = server.status()
+    command = status.pop("command")
+    said = subprocess.run([*shlex.split(command), "--version"], capture_output=True, text=True)
+    assert said.stdout == __version__ + "\n", said
     assert status == {"version": __version__, "workspace": "default", "state": "up", "message": "",
                       "readonly": False, "hide_launch": False}
 

@@ -80,10 +80,10 @@ function factsOf(item: Compute, trans: TranslationBundle): string[] {
   ];
 }
 
-function ComputeRow(props: ISectionProps & { item: Compute; first: boolean }): JSX.Element {
-  const { item, model, trans } = props;
-  const [open, setOpen] = useState(false);
-  const toggle = () => setOpen(!open);
+function ComputeRow(
+  props: ISectionProps & { item: Compute; first: boolean; open: boolean; toggle: () => void }
+): JSX.Element {
+  const { item, model, trans, open, toggle } = props;
   const { status } = item;
   const cluster = item.spec.type === 'kubernetes';
   const facts = factsOf(item, trans);
@@ -133,7 +133,19 @@ function ComputeRow(props: ISectionProps & { item: Compute; first: boolean }): J
 export function Computes(props: ISectionProps): JSX.Element {
   const { model, trans } = props;
   const [attaching, setAttaching] = useState(false);
+  const [open, setOpen] = useState<ReadonlySet<string>>(new Set());
   useSignal(model.changed);
+  const roomy =
+    (attaching && !model.readonly) || model.computes.items.some(item => open.has(item.name));
+  const { needRoom } = props;
+  useEffect(() => needRoom?.(roomy), [roomy]);
+  const toggle = (name: string) => {
+    const next = new Set(open);
+    if (!next.delete(name)) {
+      next.add(name);
+    }
+    setOpen(next);
+  };
   return (
     <List<Compute>
       model={model.computes}
@@ -160,7 +172,15 @@ export function Computes(props: ISectionProps): JSX.Element {
         ) : undefined
       }
     >
-      {(item, index) => <ComputeRow {...props} item={item} first={index === 0} />}
+      {(item, index) => (
+        <ComputeRow
+          {...props}
+          item={item}
+          first={index === 0}
+          open={open.has(item.name)}
+          toggle={() => toggle(item.name)}
+        />
+      )}
     </List>
   );
 }

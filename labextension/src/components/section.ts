@@ -8,6 +8,8 @@ export interface ISectionProps {
   model: WorkspaceModel;
   trans: TranslationBundle;
   execute: (command: string, args: ReadonlyPartialJSONObject) => void;
+  /** Told whether the section shows something that is too much for its usual share of the height. */
+  needRoom?: (wanted: boolean) => void;
 }
 
 /** How often relative times are renewed; milliseconds. */
