@@ -88,7 +88,7 @@ class Boards:
     """
 
     def __init__(self, runtime_dir: str, log: Path) -> None:
-        self._place = Path(runtime_dir) / "boards"
+        self._place = Path(runtime_dir) / "tb"  # paths of sockets must be short
         self._log = log
         self._running: dict[str, Board] = {}
         self._starting: dict[str, asyncio.Task[Board]] = {}
@@ -100,6 +100,11 @@ class Boards:
         name = "~" + sha256(os.fsencode(folder)).hexdigest()[:16]
         self.folders[name] = (folder, python)
         return name
+
+    def running(self, key: str) -> Board | None:
+        """The one for a key, if it runs."""
+        board = self._running.get(key)
+        return board if board is not None and board.process.poll() is None else None
 
     async def open(self, key: str, sources: list[tuple[str, Path]], pythons: list[str]) -> Board:
         """The one for these folders, started when it does not run.
@@ -114,8 +119,8 @@ class Boards:
             BackendTimeout: it does not come up.
             Unavailable: as many as allowed are in use.
         """
-        board = self._running.get(key)
-        if board is not None and board.process.poll() is None:
+        board = self.running(key)
+        if board is not None:
             return board
         if key not in self._starting:
             self._starting[key] = asyncio.ensure_future(self._start(key, sources, pythons))
@@ -124,19 +129,19 @@ class Boards:
 
     async def _start(self, key: str, sources: list[tuple[str, Path]], pythons: list[str]) -> Board:
         await self._make_room(key)
-        folder = Path(private_dir(str(self._place))) / sha256(key.encode()).hexdigest()[:12]
+        folder = Path(private_dir(str(self._place))) / sha256(key.encode()).hexdigest()[:8]
         arguments = [*_folders(sources), "--reload_multifile", "true", "--reload_interval", "5",
                      "--window_title", ", ".join(name for name, _ in sources)]
         missing: list[str] = []
         for python in dict.fromkeys(pythons):
             process = await asyncio.to_thread(self._spawn, python, folder, arguments)
             try:
-                code = await self._until_up(process, folder / "socket")
+                code = await self._until_up(process, folder / "sock")
             except BaseException:
                 await asyncio.to_thread(_end, process, folder)
                 raise
             if code is None:
-                board = Board(process, folder, unix_session(str(folder / "socket")))
+                board = Board(process, folder, unix_session(str(folder / "sock")))
                 self._running[key] = board
                 return board
             if code != runner.MISSING:
@@ -157,7 +162,7 @@ class Boards:
         env |= {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""}
         with open(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             return subprocess.Popen(
-                [python, runner.__file__, str(folder / "socket"), *arguments], stdin=subprocess.PIPE, stdout=log,
+                [python, runner.__file__, str(folder / "sock"), *arguments], stdin=subprocess.PIPE, stdout=log,
                 stderr=log, env=env, cwd=folder, process_group=0, umask=0o077)
 
     async def _until_up(self, process: subprocess.Popen[bytes], socket: Path) -> int | None:

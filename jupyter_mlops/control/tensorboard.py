@@ -136,7 +136,7 @@ class TensorboardHandler(StreamingProxy, BaseHandler):  # type: ignore[misc]  # 
         path = self.request.path[len(PREFIX):].lstrip("/").partition("/")[2]
         if any(part in (".", "..") for part in unquote(path).replace("\\", "/").split("/")) or "\0" in unquote(path):
             raise HTTPError(400, reason="the path has a relative segment")
-        board, _ = await open_board(self.plane, self.identity, key)
+        board = self.plane.boards.running(key) or (await open_board(self.plane, self.identity, key))[0]
         board.take()
         self._board = board
         headers: CIMultiDict[str] = CIMultiDict(

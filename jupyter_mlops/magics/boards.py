@@ -30,10 +30,12 @@ def tensorboard(a: argparse.Namespace, context: Context) -> BoardOpener | Report
         context.say(f"No event files yet below {folders}: what is written there is shown when it comes.")
     if context.face == "magic":
         return BoardOpener(names, opened["path"], context.where.name)
-    urls = [url + "jupyter-mlops/" + opened["path"] for url in servers(context.where.name)]
+    public = os.environ.get("JUPYTERHUB_PUBLIC_URL")  # a hub's users do not reach the server itself
+    found = [public.rstrip("/") + "/"] if public else servers(context.where.name)
+    urls = [url + "jupyter-mlops/" + opened["path"] for url in found]
     report = Report({**opened, "urls": urls}).facts([("address", url) for url in urls], f"TensorBoard of {names}")
     if not urls:
-        report.note("No Jupyter server of this workspace runs, and it is only shown through one: start JupyterLab, "
+        report.note("No Jupyter server of this workspace answers, and it is only shown through one: start JupyterLab, "
                     "then ask again.")
     return report
 

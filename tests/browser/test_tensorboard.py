@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -46,5 +47,8 @@ def test_from_the_row_of_a_job(lab, open_page, dark):
     assert (brightness < 300) == dark, colour
     assert page.locator(".lm-TabBar-tabLabel", has_text=f"TensorBoard: {name}").count() == 1
     assert lab.call("GET", f"jupyter-mlops/tensorboard/{name}/", token=False)[0] == 403
+    said = subprocess.run([sys.executable, "-m", "jupyter_mlops.cli", "tensorboard", name], env=lab.env,
+                          capture_output=True, text=True)
+    assert f"{lab.url}jupyter-mlops/tensorboard/{name}/" in said.stdout, said
     assert not view.bad
     lab.call("POST", f"jupyter-mlops/api/v1/workspaces/default/jobs/{name}/actions/stop", {})

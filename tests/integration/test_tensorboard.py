@@ -16,7 +16,11 @@ from conftest import processes_of, wait_for
 
 from jupyter_mlops.control import boards
 from jupyter_mlops.control.boards import Boards, event_files
-from jupyter_mlops.core.errors import Refused, Unavailable
+from jupyter_mlops.core.errors import NotFound, ParameterError, Refused, Unavailable
+from jupyter_mlops.magics import commands
+from jupyter_mlops.magics.boards import MIME
+from jupyter_mlops.magics.context import Context
+from jupyter_mlops.magics.parser import parse
 from jupyter_mlops.runtime import mirror
 from jupyter_mlops.runtime.jobfolder import JobFolder, private_folder
 
@@ -76,7 +80,7 @@ def test_a_job_is_seen_while_it_runs(shared_plane, writer):
     # One of them, reachable by us alone: no port, and a socket in a folder that nobody else enters.
     pids = [p for p in processes_of(shared_plane.home) if "board.py" in Path(f"/proc/{p}/cmdline").read_text()]
     assert len(pids) == 1 and not psutil.Process(pids[0]).net_connections("inet")
-    socket = next(Path(shared_plane.place.runtime_dir).glob("boards/*/socket"))
+    socket = next(Path(shared_plane.place.runtime_dir).glob("tb/*/sock"))
     assert socket.stat().st_mode & 0o077 == 0
     assert all(p.stat().st_mode & 0o077 == 0 for p in (socket.parent, socket.parent.parent))
 
@@ -133,6 +137,29 @@ def test_no_way_out(shared_plane, path, status):
 def test_what_is_not_there_is_told(shared_plane, sources, words):
     status, body, _ = shared_plane.call("POST", "tensorboards", {"sources": sources})
     assert status in (400, 404) and words in body["message"] and body["hint"], body
+
+
+def test_what_a_notebook_and_a_terminal_say(shared_plane, tmp_path, monkeypatch, capsys):
+    def run(face: str, *words: str):
+        return commands.run(parse(["tensorboard", *words], face), Context(face, where=shared_plane.place))
+
+    shared_plane.put("jobs/quiet", {"command": "true"})
+    shared_plane.wait_job("quiet")
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "run"))
+    bundle = run("magic", "quiet")._repr_mimebundle_()
+    assert bundle[MIME]["path"] == "tensorboard/quiet/" and "jupyter-mlops/tensorboard/quiet/" in bundle["text/plain"]
+    assert "No event files yet below" in capsys.readouterr().out
+    assert "start JupyterLab" in run("cli", "quiet").text()
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://hub.example/user/ann")
+    assert "https://hub.example/user/ann/jupyter-mlops/tensorboard/quiet/" in run("cli", "quiet").text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "curves").mkdir()
+    assert run("magic", "curves").path == run("magic", "./curves").path
+    with pytest.raises(NotFound, match="no job, run or folder 'qiet'") as error:
+        run("magic", "qiet")
+    assert error.value.hint == "did you mean quiet?"
+    with pytest.raises(ParameterError, match=r"there is no folder \./none"):
+        run("magic", "./none")
 
 
 # By itself, without a control plane
