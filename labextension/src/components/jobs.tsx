@@ -46,6 +46,7 @@ function JobRow(props: ISectionProps & { job: Job; first: boolean }): JSX.Elemen
   const priority = ended ? '' : priorityText(spec.queue_settings?.priority, trans);
   const reason = (queued && status.queue?.reason) || status.reason;
   const processes = ranksOf(spec);
+  const nodes = spec.resources?.instance_count ?? 1;
   const run = { id: status.run_id, experiment: status.experiment_id, name: job.name };
   return (
     <Row
@@ -81,7 +82,11 @@ function JobRow(props: ISectionProps & { job: Job; first: boolean }): JSX.Elemen
           )}
           {priority && <span>{priority}</span>}
           {status.attempt > 1 && <span>{trans.__('attempt %1', status.attempt)}</span>}
-          {processes > 1 && <span>{trans.__('%1 processes', processes)}</span>}
+          {nodes > 1 && <span>{trans.__('%1 nodes', nodes)}</span>}
+          {processes > nodes && <span>{trans.__('%1 processes', processes)}</span>}
+          {spec.compute && spec.compute !== 'local' && (
+            <span>{trans.__('on %1', spec.compute)}</span>
+          )}
           {status.metrics_incomplete && (
             <span title={incompleteText(trans)} data-testid="mlops-incomplete">
               {trans.__('metrics incomplete')}
