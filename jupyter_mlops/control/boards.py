@@ -144,6 +144,7 @@ class Boards:
                 board = Board(process, folder, unix_session(str(folder / "sock")))
                 self._running[key] = board
                 return board
+            await asyncio.to_thread(_end, process, folder)
             if code != runner.MISSING:
                 said = (await asyncio.to_thread(self._last_line)) or f"exit code {code}"
                 raise Refused(f"TensorBoard did not start: {said}", f"all it said: {self._log}")
