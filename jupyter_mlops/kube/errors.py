@@ -123,6 +123,10 @@ def _causes(document: dict[str, Any]) -> str:
     return "; ".join(lines)[:500]
 
 
+#: How Kubernetes' client says that a kubeconfig has no such context.
+_CONTEXT = re.compile(r"Expected object with name (\S+) in \S*/?contexts")
+
+
 def from_exception(error: BaseException, cluster: str, seconds: float) -> MlopsError:
     """The error for a call that got no answer at all."""
     name, text = type(error).__name__, str(error)
@@ -142,6 +146,9 @@ def from_exception(error: BaseException, cluster: str, seconds: float) -> MlopsE
                                   "an operator checks the address in the kubeconfig")
     if "refused" in text:
         return BackendUnreachable(f"{where} cannot be reached: nobody listens there", "is the cluster up?")
+    if name == "ConfigException" and (missing := _CONTEXT.search(text)):
+        return BackendUnreachable(f"the kubeconfig of {where} has no context '{missing[1]}'",
+                                  "its contexts: kubectl config get-contexts")
     if name == "ConfigException":
         return BackendUnreachable(f"the kubeconfig of {where} cannot be used: {text[:200]}",
                                   "an operator checks the file and the context's name")

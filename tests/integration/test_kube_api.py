@@ -265,7 +265,7 @@ def test_namespace_and_context_that_are_not_there(server, tmp_path, model):
     path = server.kubeconfig(tmp_path)
     with pytest.raises(Refused, match="namespace 'nowhere' of compute 'gpu' does not exist"):
         Kube("gpu", "emulated", "nowhere", path).list("Pod")
-    with pytest.raises(BackendUnreachable, match="kubeconfig of compute 'gpu' cannot be used"):
+    with pytest.raises(BackendUnreachable, match="kubeconfig of compute 'gpu' has no context 'another'"):
         Kube("gpu", "another", "team", path).version()
     with pytest.raises(BackendUnreachable, match="kubeconfig"):
         Kube("gpu", "", "team", str(tmp_path / "none")).version()

@@ -153,8 +153,8 @@ def test_what_a_notebook_and_a_terminal_say(shared_plane, tmp_path, monkeypatch,
     monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://hub.example/user/ann")
     assert "https://hub.example/user/ann/jupyter-mlops/tensorboard/quiet/" in run("cli", "quiet").text()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "curves").mkdir()
-    assert run("magic", "curves").path == run("magic", "./curves").path
+    (tmp_path / "my-events").mkdir()
+    assert run("magic", "my-events").path == run("magic", "./my-events").path
     with pytest.raises(NotFound, match="no job, run or folder 'qiet'") as error:
         run("magic", "qiet")
     assert error.value.hint == "did you mean quiet?"
