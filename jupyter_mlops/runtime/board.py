@@ -25,6 +25,21 @@ def watch_parent():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def with_its_fonts(app):
+    """TensorBoard's page asks for fonts at the root of the host, where here somebody else is: make that its own."""
+    def page(environ, start):
+        if environ.get("PATH_INFO") not in ("/", "/index.html"):
+            return app(environ, start)
+        told = []
+        body = b"".join(app(dict(environ, HTTP_ACCEPT_ENCODING=""), lambda *said: told.append(said)))
+        body = body.replace(b"url(/font-roboto/", b"url(font-roboto/")
+        status, headers = told[0][:2]
+        start(status, [h for h in headers if h[0].lower() != "content-length"] + [("Content-Length", str(len(body)))])
+        return [body] if environ.get("REQUEST_METHOD") != "HEAD" else []
+
+    return page
+
+
 def main(path, arguments):
     """Serve until told to stop."""
     os.umask(0o077)
@@ -43,7 +58,8 @@ def main(path, arguments):
 
     class Server(program.TensorBoardServer):
         def __init__(self, app, flags):
-            self._server = make_server("unix://" + path, 0, app, threaded=True, request_handler=Quiet)
+            self._server = make_server("unix://" + path, 0, with_its_fonts(app), threaded=True,
+                                       request_handler=Quiet)
 
         def serve_forever(self):
             self._server.serve_forever()

@@ -174,6 +174,15 @@ def many(tmp_path, monkeypatch):
 async def test_one_that_nobody_looks_at_is_ended(many, tmp_path, monkeypatch):
     first = await many.open("a", [("a", tmp_path)], [sys.executable])
     assert await many.open("a", [("a", tmp_path)], [sys.executable]) is first
+    async with first.session.get("http://localhost/") as answer:
+        page = await answer.read()
+        assert len(page) == int(answer.headers["Content-Length"]) and b"<title>TensorBoard" in page
+    font = re.search(rb"url\((/?font-roboto/[^)]+)\)", page)[1].decode()
+    assert not font.startswith("/"), "it would be asked of Jupyter"
+    async with first.session.get(f"http://localhost/{font}") as answer:
+        assert answer.status == 200 and answer.content_type == "font/woff2"
+    async with first.session.head("http://localhost/") as answer:
+        assert answer.status == 200
     with first.asked():
         with pytest.raises(Unavailable, match="1 TensorBoards are in use"):
             await many.open("b", [("b", tmp_path)], [sys.executable])
