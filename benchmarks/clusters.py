@@ -2,10 +2,13 @@
 
     KUBECONFIG=… [CLUSTER_IMAGE=…] [CLUSTER_JOBS=20] python benchmarks/clusters.py [WHAT…]
 
-WHAT: first, packages, points, output, store, cost; all without any.
+WHAT: first, reasons, packages, points, output, store, cost; all without any.
 
 The peer of the first lines is the cluster's own start of a bare pod of the same image, until its line can be read. Cost
 is that of the control plane alone, without MLflow, for CLUSTER_JOBS jobs, times what makes them a hundred.
+
+``reasons``: from when the API shows why a job's pods do not run (no such GPU free, a quota, an image that is not there)
+until the job's status says so, as the CLI and the cell show it.
 
 ``packages`` installs a tiny wheel into a folder of the node before it measures, from an index on this machine: pods
 must reach it at CLUSTER_HOST, by default the address from which this machine reaches the API. ``store`` is the output
@@ -245,6 +248,65 @@ class Bench:
         return used * 100 / count
 
 
+    def reason(self, what: str) -> float:
+        """Seconds from when the cluster knows why a job waits until its status says so."""
+        seen, word, spec = WAITS[what]
+        quotas = f"/api/v1/namespaces/{self.namespace}/resourcequotas"
+        if what == "quota":
+            self.kube.call("POST", quotas, {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "bench"},
+                                            "spec": {"hard": {"pods": "0"}}})
+            self.wait(lambda: self.kube.call("GET", f"{quotas}/bench").get("status", {}).get("hard"), 30)
+        self.count += 1
+        name = f"bench-{self.count}"
+        self.plane.put(f"jobs/{name}", {"compute": "gpu", "cell": {"source": "pass"}, **spec})
+        event = told = 0.0
+        until = time.monotonic() + 120
+        while not event or not told:
+            if not event and seen(self.kube, name):
+                event = time.monotonic()
+            if not told and word in self.plane.get(f"jobs/{name}")["status"]["reason"].lower():
+                told = time.monotonic()
+            if time.monotonic() > until:
+                raise SystemExit(f"{what}: {self.plane.get(f'jobs/{name}')['status']}")
+            time.sleep(0.05)
+        self.plane.post(f"jobs/{name}/actions/stop", {})
+        if what == "quota":
+            self.kube.call("DELETE", f"{quotas}/bench")
+        self.wait(lambda: self.plane.get(f"jobs/{name}")["status"]["phase"] == "Canceled", pause=0.1)
+        return max(told - event, 0.0)
+
+
+def pods_of(kube, job: str) -> list[dict]:
+    """The pods of a job."""
+    return kube.list("Pod", {"jupyter-mlops.io/job": job})
+
+
+def unschedulable(kube, job: str) -> bool:
+    """Whether the scheduler has said of a pod that no node takes it."""
+    return any(c["type"] == "PodScheduled" and c["status"] == "False" for pod in pods_of(kube, job)
+               for c in pod["status"].get("conditions") or [])
+
+
+def unpulled(kube, job: str) -> bool:
+    """Whether the kubelet has said that it cannot pull an image."""
+    return any("waiting" in c["state"] and "Pull" in c["state"]["waiting"].get("reason", "")
+               for pod in pods_of(kube, job) for c in pod["status"].get("initContainerStatuses") or [])
+
+
+def uncreated(kube, job: str) -> bool:
+    """Whether the Job controller was refused a pod."""
+    return any(e.get("reason") == "FailedCreate" and e["involvedObject"]["name"].startswith(job)
+               for e in kube.list("Event", fields="involvedObject.kind=Job"))
+
+
+#: Why a job waits → (whether the cluster shows it, a word that says so, what is asked for).
+WAITS = {
+    "no such GPU": (unschedulable, "gpu", {"resources": {"gpus": 64, "cpus": 0.01}}),
+    "quota": (uncreated, "quota", {"resources": {"cpus": 0.01}}),
+    "image": (unpulled, "image", {"resources": {"cpus": 0.01}, "environment": {"image": "kube.local/not-there:1"}}),
+}
+
+
 class Silent(http.server.SimpleHTTPRequestHandler):
     """A folder over HTTP, without a word."""
 
@@ -270,7 +332,7 @@ def main() -> int:
     if not os.environ.get("KUBECONFIG"):
         print("no KUBECONFIG: nothing is measured", file=sys.stderr)
         return 0
-    wanted = sys.argv[1:] or ["first", "packages", "points", "output", "store", "cost"]
+    wanted = sys.argv[1:] or ["first", "reasons", "packages", "points", "output", "store", "cost"]
     bench = Bench()
     try:
         if "first" in wanted:
@@ -280,6 +342,9 @@ def main() -> int:
                 bare.append(bench.bare_pod())
             report("first line of a job on a cluster, less a bare pod's", "s", ours, bare, 2.0,
                    judged=statistics.median(ours) - statistics.median(bare))
+        if "reasons" in wanted:
+            for what in WAITS:
+                report(f"why a job waits is told: {what}", "s", [bench.reason(what) for _ in range(REPEAT)], None, 5.0)
         if "packages" in wanted:
             ours, bare = [], []
             with bench.package_cache() as compute:

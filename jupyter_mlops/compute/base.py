@@ -39,8 +39,6 @@ class Grant:
     timeout: float | None = None
 
 
-#: What to do where mpirun is not to be had.
-MPI_HINT = "use distribution pytorch (its backend may be mpi) or tensorflow, or start mpirun in a command of your own"
 #: No GPU, no limit.
 NOTHING = Grant()
 

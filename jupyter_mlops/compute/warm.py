@@ -73,7 +73,7 @@ def fits(spec: Mapping[str, Any], env: Mapping[str, str], started_with: Mapping[
         return False
     if spec.get("inputs"):
         return False  # a warm rank keeps no descriptor, and one of them says that its inputs are in use
-    if (spec.get("distribution") or {}).get("type") == "tensorflow":
+    if (spec.get("distribution") or {}).get("type") in ("tensorflow", "mpi"):
         return False
     threads = env.get("OMP_NUM_THREADS")
     if threads is not None and not (threads.isascii() and threads.isdigit() and int(threads) > 0):

@@ -40,6 +40,13 @@ TRAINING: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 TRAINING_FASTER: tuple[tuple[str, str, tuple[str, ...]], ...] = (("", "pods/proxy", ("get",)),)
 
 
+#: What they need as well where they are TrainJobs of Kubeflow Trainer.
+TRAINJOBS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("trainer.kubeflow.org", "trainjobs", ("get", "create", "patch", "delete")),
+    ("trainer.kubeflow.org", "trainingruntimes", ("get", "create", "patch", "delete")),
+)
+
+
 def rules(*needs: tuple[tuple[str, str, tuple[str, ...]], ...]) -> list[dict[str, Any]]:
     """The rules of a Role for one or both of :data:`SERVING` and :data:`TRAINING`."""
     verbs: dict[tuple[str, str], list[str]] = {}
@@ -51,9 +58,11 @@ def rules(*needs: tuple[tuple[str, str, tuple[str, ...]], ...]) -> list[dict[str
             for (group, resource), wanted in verbs.items()]
 
 
-def role(name: str, namespace: str, serving: bool = True, training: bool = True) -> dict[str, Any]:
+def role(name: str, namespace: str, serving: bool = True, training: bool = True,
+         trainjobs: bool = False) -> dict[str, Any]:
     """A Role with the least rights for what a compute is for, to be applied by an operator."""
-    needs = [*((SERVING,) if serving else ()), *((TRAINING, TRAINING_FASTER) if training else ())]
+    needs = [*((SERVING,) if serving else ()), *((TRAINING, TRAINING_FASTER) if training else ()),
+             *((TRAINJOBS,) if trainjobs else ())]
     return {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
             "metadata": {"name": name, "namespace": namespace}, "rules": rules(*needs)}
 
@@ -64,10 +73,11 @@ def purposes(spec: ComputeSpec) -> tuple[bool, bool]:
     return (serving, training) if serving or training else (True, True)
 
 
-def missing(kube: Kube, serving: bool = True, training: bool = False) -> list[str]:
+def missing(kube: Kube, serving: bool = True, training: bool = False, trainjobs: bool = False) -> list[str]:
     """What the account of a compute may not do of it, such as ``"create pods/exec"``."""
     found = []
-    for rule in rules(*((SERVING,) if serving else ()), *((TRAINING,) if training else ())):
+    needs = [*((SERVING,) if serving else ()), *((TRAINING,) if training else ()), *((TRAINJOBS,) if trainjobs else ())]
+    for rule in rules(*needs):
         group, resource = rule["apiGroups"][0], rule["resources"][0]
         if group == "gateway.networking.k8s.io" and not kube.has_group(group):
             continue

@@ -30,6 +30,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
     "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
+    "TrainJob": ("trainer.kubeflow.org/v1alpha1", "trainjobs"),
+    "TrainingRuntime": ("trainer.kubeflow.org/v1alpha1", "trainingruntimes"),
 }
 
 
@@ -53,7 +55,7 @@ class Kube:
         self.kubeconfig = kubeconfig
         self._client: Any = None
         self._lock = threading.Lock()
-        self._groups: dict[str, bool] = {}
+        self._groups: dict[str, str] = {}
 
     # -- the connection ------------------------------------------------------------
 
@@ -230,14 +232,19 @@ class Kube:
 
     def has_group(self, group: str) -> bool:
         """Whether an API group such as ``metrics.k8s.io`` is served; asked once. Errors count as no, for now."""
+        return bool(self.group_version(group))
+
+    def group_version(self, group: str) -> str:
+        """The version of an API group that the cluster prefers, such as ``v1beta1``; empty where it is not served, or
+        does not say so now."""
         if group not in self._groups:
             try:
-                self.call("GET", f"/apis/{group}", what=f"looking for {group}", timeout=5.0)
-                self._groups[group] = True
+                found = self.call("GET", f"/apis/{group}", what=f"looking for {group}", timeout=5.0)
+                self._groups[group] = str((found.get("preferredVersion") or {}).get("version") or "v1")
             except Absent:
-                self._groups[group] = False
+                self._groups[group] = ""
             except MlopsError:
-                return False
+                return ""
         return self._groups[group]
 
     def may(self, verb: str, resource: str, group: str = "", sub: str = "") -> bool:

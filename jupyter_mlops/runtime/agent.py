@@ -2,8 +2,8 @@
 
     python -u -m jupyter_mlops.runtime.agent FOLDER ATTEMPT PROCESSES LOCK
 
-LOCK is as in :mod:`.launch`, which each rank runs. Ranks are started by ``torch.distributed.run``; TensorFlow's workers
-by :mod:`.workers`.
+LOCK is as in :mod:`.launch`, which each rank runs. Ranks are started by ``torch.distributed.run``, TensorFlow's workers
+by :mod:`.workers`, those of MPI by :mod:`.mpi`.
 """
 
 import os
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 
-from . import jobfolder
+from . import jobfolder, verdict
 from .launch import ERROR_LENGTH, own_session, release
 from .nodes import Nodes
 
@@ -45,8 +45,7 @@ def _note_ends(attempt, ranks):
 
 
 def agent(folder, number, processes, lock):
-    """Start ``processes`` ranks and watch them, by ``torch.distributed.run`` unless they are TensorFlow's; what failed
-    goes to ``agent.exit``."""
+    """Start ``processes`` ranks and watch them; what failed goes to ``agent.exit``."""
     job = jobfolder.JobFolder(folder)
     attempt = job.attempt(number)
     own_session()
@@ -57,17 +56,24 @@ def agent(folder, number, processes, lock):
     try:
         spec = job.spec()
         grace = float((spec.get("limits") or {}).get("grace", 10.0))
+        kind = (spec.get("distribution") or {}).get("type")
         crew = Nodes.from_environment()
         if crew is not None:
             crew.reach()
             crew.use_interface()
-        if (spec.get("distribution") or {}).get("type") == "tensorflow":
+        if kind == "tensorflow":
             from . import workers
 
             failures = workers.run(job, attempt, int(processes), crew, grace)
+        elif kind == "mpi":
+            from . import mpi
+
+            failures = mpi.run(job, attempt, int(processes), crew, grace)
         else:
             failures = _torchrun(job, attempt, int(processes), crew, grace)
         result["code"] = 1 if failures else 0
+    except verdict.NotStarted as error:
+        result["error"] = str(error)
     except BaseException as error:
         import traceback
 

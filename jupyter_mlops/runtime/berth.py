@@ -5,9 +5,9 @@
     python -m jupyter_mlops.runtime.berth job BOOT WORK        the main container: the attempt's supervisor and ranks
 
 ``BOOT/order.json`` says what to run: ``{"job", "attempt", "spec", "run", "env", "timeout", "nodes", "most", "address",
-"inputs": {"sha256", "size", "parts"}, "image", "packages", "compare", "remarks"}``, ``packages`` as :mod:`.packages`
-has it, or null, ``compare`` as :func:`.software.compare` takes it. The parcel of inputs lies in parts beside it, or is
-brought by exec.
+"key", "inputs": {"sha256", "size", "parts"}, "image", "packages", "compare", "remarks"}``, ``packages`` as
+:mod:`.packages` has it, or null, ``compare`` as :func:`.software.compare` takes it. The parcel of inputs lies in parts
+beside it, or is brought by exec.
 
 A sidecar gets SIGTERM when the main container has ended. It stays until the copy is complete, at most for SECONDS: one
 cannot execute in a container that has ended, and the volume goes with the pod. Where that lies in a claim it stays, and
@@ -150,7 +150,8 @@ def _job(boot, work):
         jobfolder.write_json(os.path.join(folder.path, name + ".json"), order[name])
     supervisor = Supervisor(folder.path, attempt.number)
     least, most = int(order.get("nodes") or 1), int(order.get("most") or 0)
-    supervisor.join(_node(order), most or least, order.get("address") or "", least if most else 0)
+    supervisor.join(_node(order), most or least, order.get("address") or "", least if most else 0,
+                    order.get("key") or "")
     if not supervisor.acquire():
         return _last_words("another supervisor is at work")
     if stopped:

@@ -14,6 +14,8 @@ MARKER = "JUPYTER_MLOPS_JOB_DIR"
 #: Environment of the process that starts the ranks of one of several machines: ``number/how many/hosts:port``,
 #: and ``least:most`` for how many where machines may go and come.
 NODES = "JUPYTER_MLOPS_NODES"
+#: Environment of the same process where machines take orders of each other: who gives one must know this.
+NODES_KEY = "JUPYTER_MLOPS_NODES_KEY"
 #: Environment of a process of an elastic attempt: which one it is of all that all its machines ever ran. RANK changes
 #: when machines go and come; this number does not, so logs and journals go by it.
 SLOT = "JUPYTER_MLOPS_SLOT"

@@ -2,9 +2,10 @@
 
     python -u -m jupyter_mlops.runtime.launch FOLDER ATTEMPT RANK LOCK
 
-RANK is a number, ``env`` for the one that ``torch.distributed.run`` gave, or ``slot:FIRST`` in an elastic attempt:
-``LOCAL_RANK`` counted from FIRST. LOCK is the inherited descriptor of the attempt's lock, or ``-``: it is held until
-the rank has signed in, so that nobody can take a started attempt for one that never was.
+FOLDER is the job's, or ``-`` for that of the environment. RANK is a number, ``env`` for the one that
+``torch.distributed.run`` gave, ``mpi:PROCESSES`` for that of an mpirun with so many on each machine, or ``slot:FIRST``
+in an elastic attempt: ``LOCAL_RANK`` counted from FIRST. LOCK is the inherited descriptor of the attempt's lock, or
+``-``: it is held until the rank has signed in, so that nobody can take a started attempt for one that never was.
 
 The rank's ``.exit`` file is written after the user's own exit handlers, as the last act. A rank that ends without one
 was killed, or called ``os._exit``.
@@ -33,6 +34,7 @@ class Ending:
         self.code = None
         self.error = ""
         self.traceback = []
+        self.hard = False
         atexit.register(self.write)
 
     def begin(self, path):
@@ -73,6 +75,9 @@ class Ending:
             jobfolder.write_json(self.path, entry)
         except OSError as error:
             _warn("the exit of this rank could not be written: %s" % error)
+        if self.hard and self.code:
+            # MPI's own exit handler, which comes after Python's, would wait for ranks that wait for this one.
+            os._exit(self.code if self.code > 0 else 128 - self.code)
 
 
 def _warn(text):
@@ -113,9 +118,15 @@ def own_session():
 
 def rank(folder, number, name, lock, ending=None):
     """Run one rank to its end; returns its exit code. ``ending``: the :class:`Ending` that was registered already."""
-    job = jobfolder.JobFolder(folder)
+    job = jobfolder.JobFolder(folder if folder != "-" else os.environ[jobfolder.MARKER])
     attempt = job.attempt(number)
-    if name.startswith("slot:"):
+    ending = ending or Ending()
+    if name.startswith("mpi:"):
+        from . import mpi
+
+        index = mpi.number(int(name[4:]))
+        ending.hard = True
+    elif name.startswith("slot:"):
         index = _slot(attempt, int(name[5:]))
         if index is None:
             return 1
@@ -126,7 +137,6 @@ def rank(folder, number, name, lock, ending=None):
     _to_log(attempt.log_path(index))
     attempt.sign_in(index)
     release(lock)
-    ending = ending or Ending()
     ending.begin(attempt.exit_path(index))
     spec = job.spec()
     try:

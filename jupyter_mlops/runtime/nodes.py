@@ -21,11 +21,13 @@ class Nodes:
         node: its number, from 0. In an elastic attempt one that takes the place of a lost one has a number of its own:
             ``index + times lost * most``.
         least, most: machines that there are at least, and at most.
+        text: what it was made from.
         names: host name of each machine, with ``%d`` for its number.
         host, port: of the first machine.
     """
 
     def __init__(self, text):
+        self.text = text
         node, count, address = text.split("/", 2)
         least, _, most = count.partition(":")
         self.node, self.least, self.most = int(node), int(least), int(most or least)
@@ -71,6 +73,13 @@ class Nodes:
                 "--rdzv-endpoint", "%s:%d" % (self.host, self.port), "--rdzv-id", "job", "--rdzv-conf", conf,
                 "--local-addr", self.name(self.node), "--max-restarts", str(RESTARTS)]
 
+    def known(self, node):
+        """Whether the name of a machine can be resolved: it has an address when it has its place on the cluster."""
+        try:
+            return bool(socket.getaddrinfo(self.name(node), self.port, type=socket.SOCK_STREAM))
+        except OSError:
+            return False
+
     def reach(self):
         """Wait until the first machine can be reached, where it is this one: until its name is known."""
         until = time.monotonic() + _NAME_PATIENCE
@@ -101,27 +110,17 @@ def tf_config(workers, index):
     return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
 
 
-def local_tf_config(processes, index):
-    """``TF_CONFIG`` of one of several workers on this machine alone; all are started by one process, which asks in
-    order."""
-    ports = _free_ports(processes)
-    return tf_config(["127.0.0.1:%d" % port for port in ports], index)
-
-
-_ports = []  # type: list[int]
-
-
-def _free_ports(count):
-    if not _ports:
-        held = []
-        for _ in range(count):
-            s = socket.socket()
-            s.bind(("127.0.0.1", 0))
-            held.append(s)
-        _ports.extend(s.getsockname()[1] for s in held)
-        for s in held:
-            s.close()
-    return _ports
+def free_ports(count):
+    """Ports of this machine that nobody uses now."""
+    held = []
+    for _ in range(count):
+        s = socket.socket()
+        s.bind(("127.0.0.1", 0))
+        held.append(s)
+    found = [s.getsockname()[1] for s in held]
+    for s in held:
+        s.close()
+    return found
 
 
 def _is_here(host):

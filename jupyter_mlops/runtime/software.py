@@ -35,12 +35,15 @@ def packages(folders=None):
 
 
 def facts():
-    """``{"python": "3.11.7", "packages": {…}, "pip": bool, "conda": bool}`` of the image that this runs in."""
+    """``{"python": "3.11.7", "packages": {…}, "pip": bool, "conda": bool, "mpirun": bool}`` of the image around us."""
     import shutil
     from importlib.util import find_spec
 
+    from . import mpi
+
     return {"python": "%d.%d.%d" % sys.version_info[:3], "packages": packages(), "pip": find_spec("pip") is not None,
-            "conda": any(shutil.which(name) for name in ("conda", "mamba", "micromamba"))}
+            "conda": any(shutil.which(name) for name in ("conda", "mamba", "micromamba")),
+            "mpirun": mpi.find(sys.executable, os.environ.get("PATH", os.defpath)) is not None}
 
 
 def minor(version):

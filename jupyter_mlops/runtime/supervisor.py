@@ -73,7 +73,7 @@ class Supervisor:
         distribution = spec.get("distribution") or {}
         return max(int(distribution.get("process_count_per_instance") or 1), 1)
 
-    def join(self, node, nodes, address, least=0):
+    def join(self, node, nodes, address, least=0, key=""):
         """Be one of several machines that run the attempt together; before anything else.
 
         Args:
@@ -81,7 +81,9 @@ class Supervisor:
             nodes: how many there are, each with ``size`` ranks.
             address: host names, with ``%d`` for the number, and the port at which machine 0 brings all together.
             least: with how many of them the ranks begin; 0: with all, and none may go.
+            key: what they know each other by, where one gives orders to the others.
         """
+        self.key = key
         self.node, self.nodes, self.address, self.least = node, nodes, address, least
         self.world = self.size * nodes
         self.ranks = [verdict.Rank(node * self.size + index) for index in range(self.size)]
@@ -265,6 +267,8 @@ class Supervisor:
         if self.nodes > 1:
             count = "%d:%d" % (self.least, self.nodes) if self.least else str(self.nodes)
             env[jobfolder.NODES] = "/".join([str(self.node), count, self.address])
+            if self.key:
+                env[jobfolder.NODES_KEY] = self.key
         arguments = [order["interpreter"], "-u", "-m", "jupyter_mlops.runtime." + what, self.job.path,
                      str(self.attempt.number), number, str(self.lock)]
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND

@@ -7,7 +7,13 @@ from . import jobfolder, memory
 
 #: What ranks say when it was another one that went: torch.distributed's errors, gloo's, NCCL's and those of sockets.
 _PEER = re.compile(r"Dist(Backend|Network|Store)Error|Rendezvous\w*Error|NCCL|[Gg]loo|[Bb]roken pipe|Socket Timeout|"
-                   r"[Cc]onnection (closed|reset|refused|aborted)|[Cc]losed by (the )?(remote )?peer", re.ASCII)
+                   r"[Cc]onnection (closed|reset|refused|aborted)|[Cc]losed by (the )?(remote )?peer|ended by mpirun",
+                   re.ASCII)
+#: What mpirun says of a rank that was killed: Open MPI, and MPICH.
+_KILLED = re.compile(r"process rank (\d+) .{0,300}?on\s+signal\s+(\d+ \([^)\n]{1,40}\)|\d+)", re.S)
+_TERMINATED = re.compile(r"RUNNING AT (\S+)\n=\s+(?:EXIT CODE|KILLED BY SIGNAL): (\d+)")
+#: How the reason of a rank begins that mpirun has ended, and how it ends when mpirun does not say why.
+ENDED, UNSAID = "ended by mpirun", "another rank failed, or its machine went"
 
 
 class Rank:
@@ -70,6 +76,21 @@ def own_failure(code, error):
     return not peer_went(error)
 
 
+class NotStarted(Exception):
+    """Why ranks did not start, in one line."""
+
+
+def mpirun_said(path):
+    """Why mpirun has ended the ranks, as far as its log says."""
+    said = jobfolder.read_log(path, -8000, 8000)[0].decode("utf-8", "replace")
+    why = UNSAID
+    if (found := _KILLED.search(said)) is not None:
+        why = "rank %s was killed by signal %s" % found.groups()
+    elif (found := _TERMINATED.search(said)) is not None:
+        why = "a rank on %s ended with %s" % found.groups()
+    return ENDED + ": " + why
+
+
 def culprit(ranks):
     """The rank that failed first; one that was only told to end (SIGTERM) comes last."""
 
@@ -87,10 +108,13 @@ def explain(attempt, rank, size, killed=False):
     """
     code = rank.exit_code
     who = "rank %d " % rank.index if size > 1 else ""
+    lack = "; meanwhile the kernel killed a process for lack of memory" if killed else ""
     if rank.pid is None and size > 1:
         agent = jobfolder.read_json(attempt.exit_path("agent"))
         text = agent.get("error") or last_line(attempt.agent_log)
         return "the ranks did not start" + (": %s" % text if text else "")
+    if rank.error.startswith(ENDED):  # by SIGKILL, perhaps, which says nothing
+        return "%swas %s%s" % (who, rank.error, lack)
     if code is None:
         return "%sended without a word while no supervisor watched: exit unknown" % who
     if code < 0:
@@ -105,7 +129,6 @@ def explain(attempt, rank, size, killed=False):
         seen = ", memory %s" % memory.of(rank.peak, memory.limit()) if code == -signal.SIGKILL and rank.peak else ""
         return "%skilled by signal %d%s%s" % (was, -code, name, seen)
     text = rank.error or ("" if rank.pid else last_line(attempt.log_path(0)))
-    lack = "; meanwhile the kernel killed a process for lack of memory" if killed else ""
     return "%sended with exit code %d%s%s" % (who, code, ": %s" % text if text else "", lack)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 from . import jobfolder
-from .nodes import local_tf_config
+from .nodes import free_ports, tf_config
 
 #: Seconds between looks while workers are being ended.
 _LOOK = 0.1
@@ -28,9 +28,10 @@ def run(job, attempt, processes, crew, grace):
     world = processes * (crew.most if crew is not None else 1)
     children = {}
     told = []
+    here = ["127.0.0.1:%d" % port for port in free_ports(processes)] if crew is None else []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     for index in range(processes):
-        config = crew.tensorflow(processes, index) if crew is not None else local_tf_config(processes, index)
+        config = crew.tensorflow(processes, index) if crew is not None else tf_config(here, index)
         env = dict(os.environ, TF_CONFIG=config, RANK=str(first + index), LOCAL_RANK=str(index), WORLD_SIZE=str(world),
                    LOCAL_WORLD_SIZE=str(processes))
         command = [sys.executable, "-u", "-m", "jupyter_mlops.runtime.launch", job.path, str(attempt.number),

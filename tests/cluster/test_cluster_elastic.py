@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster_bench import IMAGE, cluster, namespace
-from conftest import wait_for
+from cluster_bench import IMAGE, cluster, fresh_namespace, namespace
+from conftest import Plane, make_home, wait_for
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
 
@@ -24,7 +24,7 @@ from jupyter_mlops.kube.client import Kube
 
 pytestmark = pytest.mark.cluster
 TORCH = os.environ.get("CLUSTER_TORCH_IMAGE", "")
-__all__ = ["cluster", "namespace"]
+__all__ = ["cluster", "fresh_namespace", "namespace"]
 
 
 class ClusterBench(Bench):
@@ -76,6 +76,33 @@ def test_only_the_least_fit(bench, kube, cluster):
     assert bench.log(job).splitlines()[-2:] == ["begin 0 world 1", "done 1"]
     assert points(job, "world") == [(n, 1.0) for n in range(20)]
     wait_for(lambda: not kube.list("Pod", {"jupyter-mlops.io/job": "least"}), 60)
+
+
+def test_a_quota_lets_only_the_least_in(cluster, fresh_namespace):
+    """As a control plane runs it: the job is Completed, and all of its metrics are in MLflow."""
+    if not TORCH:
+        pytest.skip("needs CLUSTER_TORCH_IMAGE, an image with torch")
+    cluster.call("POST", f"/api/v1/namespaces/{fresh_namespace}/resourcequotas", {
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}, "spec": {"hard": {"pods": "1"}}})
+    plane = Plane(make_home()).start().mlflow_ready()
+    try:
+        plane.put("computes/gpu", {"type": "kubernetes", "namespace": fresh_namespace,
+                                   "training": {"image": TORCH, "hold": 30}})
+        plane.put("jobs/least", {"compute": "gpu", "cell": {"source": TRAIN.format(steps=50, fail="False")},
+                                 "distribution": {"type": "pytorch"},
+                                 "resources": {"instance_count": 1, "max_instance_count": 3, "cpus": 0.1}})
+
+        def ended():
+            status = plane.get("jobs/least")["status"]
+            return status["phase"] in ("Completed", "Failed", "Canceled") and status
+
+        status = wait_for(ended, 240)
+        assert status["phase"] == "Completed", status
+        metrics = plane.get(f"runs/{status['run_id']}/metrics")["metrics"]
+        assert metrics["x"]["values"] == [float(n) for n in range(50)]
+        assert set(metrics["world"]["values"]) == {1.0} and not status["metrics_incomplete"]
+    finally:
+        plane.stop()
 
 
 @pytest.mark.timeout(900)

@@ -11,8 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import sys
 import tempfile
 import time
 import uuid
@@ -22,17 +20,16 @@ from typing import Any
 import psutil
 from aiohttp import web
 from kube_server import KubeServer, status
+from pod_mounts import PodMounts
 
-from jupyter_mlops.compute.kubernetes.manifests import BOOT, COUNTS, PARTS, WORK
-
-MLOPS = os.path.dirname(BOOT)
+from jupyter_mlops.compute.kubernetes.manifests import COUNTS
 
 
 def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-class PodServer(KubeServer):
+class PodServer(PodMounts, KubeServer):
     """``hold_pods``: pods of new Jobs stay pending, with these conditions. ``too_old``: watches are told 410, once.
     ``room``: so many pods may run at once; the others wait for their turn."""
 
@@ -123,11 +120,26 @@ class PodServer(KubeServer):
         before = copy.deepcopy(self.objects.get((plural, name)))
         answer = await super()._object(request, plural, name)
         made = self.objects.get((plural, name or ""))
-        if plural == "jobs" and made is not None and made["spec"].get("suspend") is False and (
+        if plural in ("jobs", "trainjobs") and made is not None and made["spec"].get("suspend") is False and (
                 before is None or before["spec"].get("suspend") is not False):
+            if plural == "trainjobs":
+                made = self._train(made)
             for index in range(made["spec"].get("completions", 1)):
                 self.spawn(self._pod(made, index, 0))
         return answer
+
+    def _train(self, train: dict[str, Any]) -> dict[str, Any]:
+        """What Kubeflow Trainer, and JobSet after it, make of a TrainJob: the Job of its runtime."""
+        reference, name = train["spec"]["runtimeRef"], train["metadata"]["name"]
+        assert reference["kind"] == "TrainingRuntime"
+        runtime = self.objects["trainingruntimes", reference["name"]]
+        (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+        template = copy.deepcopy(replicated["template"])
+        return self.put("jobs", {
+            "apiVersion": "batch/v1", "kind": "Job", "spec": {**template["spec"], "suspend": False},
+            "metadata": {"name": f"{name}-{replicated['name']}-0", "labels": template["metadata"]["labels"],
+                         "ownerReferences": [{"apiVersion": train["apiVersion"], "kind": "TrainJob", "name": name,
+                                              "uid": train["metadata"]["uid"]}]}})
 
     def _collect(self) -> None:
         """Pods are terminated first; the rest goes at once, and with it what it owned."""
@@ -145,10 +157,6 @@ class PodServer(KubeServer):
             self._collect()
 
     # -- pods --------------------------------------------------------------------------------------------------------
-
-    def _here(self, text: str, pod: str) -> str:
-        """A path in a pod as a path here."""
-        return text.replace(MLOPS + "/", f"{self.folder / pod}/").replace("python3", sys.executable)
 
     def _set(self, name: str, **changes: Any) -> None:
         pod = self.objects.get(("pods", name))
@@ -272,74 +280,6 @@ class PodServer(KubeServer):
     def _of(pod: dict[str, Any]) -> str:
         return pod["metadata"]["ownerReferences"][0]["uid"]
 
-    def _mount(self, pod: dict[str, Any]) -> None:
-        name = pod["metadata"]["name"]
-        claimed = {v["name"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
-        for sub in {"boot", "parts", "work"} - claimed:
-            (self.folder / name / sub).mkdir(parents=True)
-
-        def data(secret: str) -> dict[str, bytes]:
-            found = self.objects["secrets", secret]["data"]
-            return {k: base64.b64decode(v) for k, v in found.items()}
-
-        for volume in pod["spec"]["volumes"]:
-            there = self.folder / name / volume["name"]
-            if volume["name"] == "pip":
-                there.mkdir()
-                for key, value in data(volume["secret"]["secretName"]).items():
-                    (there / key).write_bytes(value)
-            elif "secret" in volume:
-                for key, value in data(volume["secret"]["secretName"]).items():
-                    if key == "order.json":
-                        value = self._address(value)
-                    (self.folder / name / "boot" / key).write_bytes(value)
-            for source in (volume.get("projected") or {}).get("sources") or []:
-                item = source["secret"]["items"][0]
-                (self.folder / name / "parts" / item["path"]).write_bytes(data(source["secret"]["name"])[item["key"]])
-        self._mount_volumes(pod)
-        assert BOOT.endswith("/boot") and PARTS.endswith("/parts") and WORK.endswith("/work")
-
-    def _mount_volumes(self, pod: dict[str, Any]) -> None:
-        """Claims and folders of a node are folders here; what containers see of them are links."""
-        name = pod["metadata"]["name"]
-        volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
-        containers = [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
-        index = pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"]
-        mounts = {m["mountPath"]: m for c in containers for m in c["volumeMounts"]}
-        for mounted in mounts.values():
-            volume = volumes[mounted["name"]]
-            if "persistentVolumeClaim" in volume:
-                place = self.claim(volume["persistentVolumeClaim"]["claimName"])
-            elif "hostPath" in volume:
-                place = Path(volume["hostPath"]["path"])
-            else:
-                continue
-            inner = mounted.get("subPathExpr", "").replace("$(JOB_COMPLETION_INDEX)", index)
-            place = place / (inner or mounted.get("subPath", ""))
-            place.mkdir(parents=True, exist_ok=True)
-            there = Path(self._here(mounted["mountPath"], name))
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.symlink_to(place)
-
-    def claim(self, name: str, **spec: Any) -> Path:
-        """The folder of a PersistentVolumeClaim; made, bound, when ``spec`` is given."""
-        if spec:
-            self.put("persistentvolumeclaims", {
-                "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
-                "spec": {"storageClassName": "fast", **spec},
-                "status": {"phase": "Bound", "accessModes": spec["accessModes"], "capacity": {"storage": "10Gi"}}})
-        place = self.folder / "claims" / name
-        place.mkdir(parents=True, exist_ok=True)
-        return place
-
-    def _address(self, order: bytes) -> bytes:
-        """Host names of pods do not resolve here."""
-        value = json.loads(order)
-        if value.get("address"):
-            port = self.__dict__.setdefault("_ports", {}).setdefault(value["address"], _free_port())
-            value["address"] = f"127.0.1.%d:{port}"
-        return json.dumps(value).encode()
-
     async def _container(self, pod: dict[str, Any], container: dict[str, Any],
                          index: int) -> asyncio.subprocess.Process:
         name = pod["metadata"]["name"]
@@ -461,9 +401,3 @@ class ChildFailed(Exception):
 def _state(name: str, **state: Any) -> dict[str, Any]:
     return {"name": name, "image": "image:1", "imageID": "", "ready": "running" in state, "state": state,
             "restartCount": 0}
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

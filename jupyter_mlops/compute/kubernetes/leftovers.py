@@ -40,10 +40,10 @@ class Leftovers:
     def __bool__(self) -> bool:
         return bool(self._names)
 
-    def add(self, name: str, uid: str) -> None:
-        """Note a Job; from any thread."""
+    def add(self, name: str, uid: str, kind: str = "Job") -> None:
+        """Note a Job, or what stands for one; from any thread."""
         with self._lock:
-            self._names[self.kube.path("Job", name)] = uid
+            self._names[self.kube.path(kind, name)] = uid
             self._save()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._news.set)

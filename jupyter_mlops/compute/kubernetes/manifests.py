@@ -17,7 +17,7 @@ from ...kube import podspec
 from ...kube.names import DOMAIN, labels, object_name, ours
 from ...kube.podspec import mount
 from ...runtime.berth import LOST, TOLD
-from . import priority
+from . import priority, trainjob
 from . import volumes as given
 
 #: Where things are in a pod.
@@ -155,9 +155,14 @@ def service(names: Names, owner: dict[str, Any]) -> dict[str, Any]:
         "ports": [{"name": "rendezvous", "port": PORT, "targetPort": PORT, "protocol": "TCP"}]}}
 
 
-def address(names: Names) -> str:
+def controller(names: Names, order: Order) -> str:
+    """The Job that makes the pods."""
+    return trainjob.job_name(names.object) if order.options.flavour == "trainjob" else names.object
+
+
+def address(names: Names, order: Order) -> str:
     """Host name of each pod, with ``%d`` for its number, and the port at which the ranks meet at the first one."""
-    return f"{names.object}-%d.{names.object}:{PORT}"
+    return f"{controller(names, order)}-%d.{names.object}:{PORT}"
 
 
 def secret(name: str, names: Names, owner: dict[str, Any], data: dict[str, bytes]) -> dict[str, Any]:

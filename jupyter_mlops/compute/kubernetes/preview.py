@@ -8,7 +8,7 @@ from ...core.errors import Refused
 from ...kube.client import Kube
 from ...kube.errors import OverQuota
 from ...kube.quantity import count_of
-from . import manifests, shelf, volumes
+from . import manifests, shelf, trainjob, volumes
 from .manifests import Names, Order
 from .survey import amounts, nodes, optional, quotas
 
@@ -30,7 +30,11 @@ def preview(kube: Kube, names: Names, order: Order) -> dict[str, Any]:
     Raises:
         BackendUnreachable, BackendTimeout: the cluster does not answer.
     """
-    manifest = manifests.job(names, order, suspended=True)
+    manifest = job = manifests.job(names, order, suspended=True)
+    runtime = None
+    if order.options.flavour == "trainjob":
+        runtime, train = trainjob.of(job)
+        manifest = {"apiVersion": "v1", "kind": "List", "items": [runtime, train]}
     reasons: list[str] = []
     try:
         told = volumes.check(kube, order.options, order.spec)
@@ -39,7 +43,10 @@ def preview(kube: Kube, names: Names, order: Order) -> dict[str, Any]:
     except Refused as error:
         return _answer(False, [error.message], manifest, order)
     try:
-        kube.apply(manifest, names.ours(), dry_run=True)
+        if runtime is not None:
+            trainjob.check(kube)
+            kube.apply(runtime, names.ours(), dry_run=True)  # without it a TrainJob would be refused
+        kube.apply(job, names.ours(), dry_run=True)
     except OverQuota as error:
         reasons.append(error.message)
     except Refused as error:
@@ -48,7 +55,7 @@ def preview(kube: Kube, names: Names, order: Order) -> dict[str, Any]:
     found = optional(lambda: nodes(kube))
     fits: bool | None = None
     if found is not None:
-        lacking = _no_node(found, manifest, wants)
+        lacking = _no_node(found, job, wants)
         if lacking:
             return _answer(False, [*reasons, lacking], manifest, order)
         fits = True

@@ -8,7 +8,7 @@ from typing import Any
 from ...core.errors import MlopsError
 from ...kube.client import Kube
 
-GROUP, VISIBILITY = "/apis/kueue.x-k8s.io/v1beta1", "/apis/visibility.kueue.x-k8s.io/v1beta1"
+GROUP, VISIBILITY = "kueue.x-k8s.io", "visibility.kueue.x-k8s.io"
 #: Label by which the Workload of a Job is found.
 JOB_UID = "kueue.x-k8s.io/job-uid"
 #: Seconds between two questions about the same Job.
@@ -36,7 +36,7 @@ class KueueWords:
         return said
 
     def _ask(self, queue: str, uid: str) -> str:
-        root = f"{GROUP}/namespaces/{self.kube.namespace}/workloads"
+        root = path(self.kube, GROUP, "workloads")
         found = self.kube.call("GET", root, query={"labelSelector": f"{JOB_UID}={uid}"}, what="reading workloads")
         workloads = found.get("items") or []
         if not workloads:
@@ -45,15 +45,22 @@ class KueueWords:
 
     def _place(self, queue: str, workload: str) -> int | None:
         """How many are before it; None where the cluster does not say."""
-        path = f"{VISIBILITY}/namespaces/{self.kube.namespace}/localqueues/{queue}/pendingworkloads"
+        if not self.kube.has_group(VISIBILITY):
+            return None
+        where = path(self.kube, VISIBILITY, f"localqueues/{queue}/pendingworkloads")
         try:
-            pending = self.kube.call("GET", path, query={"limit": 1000}, what="reading the queue")
+            pending = self.kube.call("GET", where, query={"limit": 1000}, what="reading the queue")
         except MlopsError:
             return None
         for item in pending.get("items") or []:
             if item["metadata"]["name"] == workload:
                 return int(item.get("positionInLocalQueue") or 0)
         return None
+
+
+def path(kube: Kube, group: str, rest: str) -> str:
+    """The path of something of Kueue's in the namespace, in the version that the cluster prefers."""
+    return f"/apis/{group}/{kube.group_version(group)}/namespaces/{kube.namespace}/{rest}"
 
 
 def words(workload: dict[str, Any], queue: str, place: int | None) -> str:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from ...core.errors import MlopsError
+from ...core.errors import MlopsError, Refused
 from ...core.resources.compute import ComputeSpec
 from ...kube import access
 from ...kube.client import Kube
 from ...kube.errors import Absent, NotAllowed, from_answer
 from ...kube.quantity import count_of
-from . import cache, claims, priority, volumes
+from . import cache, claims, priority, queue, trainjob, volumes
 from .store import ObjectStore
 
 #: API group → what it brings.
@@ -45,7 +45,8 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
     version = kube.version()
     namespace = _namespace(kube, create_namespace, problems)
     serving, training = access.purposes(spec)
-    lacks = access.missing(kube, serving, training)
+    trainjobs = training and spec.training.flavour == "trainjob"
+    lacks = access.missing(kube, serving, training, trainjobs)
     if lacks:
         problems.append({
             "message": f"no permission to {', '.join(lacks[:6])}{f' and {len(lacks) - 6} more' if lacks[6:] else ''}",
@@ -53,6 +54,11 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
             "fatal": True,
         })
     engines = {name: kube.has_group(group) for group, name in ENGINES.items()}
+    if trainjobs:
+        try:
+            trainjob.check(kube)
+        except Refused as error:
+            problems.append({"message": error.message, "hint": error.hint, "fatal": True})
     if spec.training.queue:
         _queue(kube, spec.training.queue, engines["kueue"], problems)
     classes = _classes(kube, spec, problems) if training else []
@@ -72,7 +78,7 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
         _types(spec, machines or [], problems)
     return {
         "version": version, "namespace": namespace, "missing": lacks,
-        "role": access.role("jupyter-mlops", kube.namespace, serving, training) if lacks else None,
+        "role": access.role("jupyter-mlops", kube.namespace, serving, training, trainjobs) if lacks else None,
         "quotas": limits, "nodes": machines[:_SHOWN] if machines is not None else None,
         "capacity": capacity, "free": free, "engines": engines, "priorities": classes, "problems": problems,
         "package_cache": packages, "transfer": _transfer(kube, spec) if training else None,
@@ -143,9 +149,8 @@ def _queue(kube: Kube, name: str, kueue: bool, problems: list[dict[str, Any]]) -
         problems.append({"message": f"a queue '{name}' is named, but the cluster has no Kueue",
                          "hint": "leave the queue out, or install Kueue", "fatal": True})
         return
-    path = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{kube.namespace}/localqueues/{name}"
     try:
-        kube.call("GET", path, what="reading the queue")
+        kube.call("GET", queue.path(kube, queue.GROUP, f"localqueues/{name}"), what="reading the queue")
     except Absent:
         problems.append({"message": f"there is no LocalQueue '{name}' in namespace '{kube.namespace}'",
                          "hint": "an operator of the cluster makes it", "fatal": True})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...kube import pods as words
 from ...runtime import jobfolder
 from ...runtime.jobfolder import TERMINAL, Attempt
-from ...runtime.verdict import peer_went
+from ...runtime.verdict import UNSAID, peer_went
 from ..base import Observation
 from ..state import observation
 from .manifests import COPIED, KEEPER, MAIN, PACKAGES, ROUTE
@@ -177,8 +177,12 @@ def _together(place: Attempt, states: list[dict[str, Any]], pods: dict[int, Pod]
         chosen = parts[0]
     elif firsts:
         first = min(firsts)[1]
-        if first not in taken and taken and peer_went(parts[first].reason):
-            first = min(pair for pair in firsts if pair[1] in taken)[1]  # it only felt that another one went
+        if first not in taken and peer_went(parts[first].reason):
+            # It only felt that another one went: one that was taken, or one that failed by itself.
+            causes = ([pair for pair in firsts if pair[1] in taken]
+                      or [pair for pair in firsts if parts[pair[1]].cause or not peer_went(parts[pair[1]].reason)]
+                      or [pair for pair in firsts if not parts[pair[1]].reason.endswith(UNSAID)])
+            first = min(causes)[1] if causes else first
         chosen = parts[first]
         if first in taken:
             chosen.phase, (chosen.reason, chosen.cause) = "failed", taken[first]
@@ -320,7 +324,8 @@ def _waits(note: dict[str, Any], pods: dict[int, Pod], events: Events) -> str:
         if not main_runs(pod) and (found := words.trouble(pod, late)):
             return who + found.reason
     if len(pods) < int(note.get("most") or note.get("nodes") or 1):
-        failed = [e for e in events("Job", str(note.get("job") or "")) if e.get("reason") == "FailedCreate"]
+        told = events("Job", str(note.get("controller") or note.get("job") or ""))
+        failed = [e for e in told if e.get("reason") == "FailedCreate"]
         if failed:
             return words.creation(str(failed[-1].get("message") or "")).reason
         if note.get("queue") and not pods:

@@ -228,6 +228,9 @@ class TrainingOptions(Model):
     transfer: Literal["auto", "exec"] = Field(
         default="auto", description="how large files come back: through the API's proxy where it may be, or never so")
     queue: str = Field(default="", max_length=253, description="a LocalQueue of Kueue in the namespace")
+    flavour: Literal["job", "trainjob"] = Field(
+        default="job", description="trainjob: jobs are TrainJobs of Kubeflow Trainer, which has to be there"
+    )
     max_nodes: int = Field(default=0, ge=0, le=1000, description="most pods of one job; 0: no limit of ours")
     priorities: dict[Literal["low", "medium", "high"], str] = Field(
         default_factory=dict, description="PriorityClass of each priority that users may ask for; empty: none, and any")

@@ -104,7 +104,7 @@ class TensorFlowDistribution(Model):
 
 
 class MpiDistribution(Model):
-    """Processes started by ``mpirun``; no compute of ours runs them yet, and each says so."""
+    """Processes started by ``mpirun``: that of the interpreter or of the path, on a cluster that of the image."""
 
     type: Literal["mpi"]
     process_count_per_instance: int = Field(default=1, ge=1, le=1024)
