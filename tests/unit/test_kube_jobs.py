@@ -281,7 +281,7 @@ def test_instance_types_are_known_by_name_and_one_is_the_default():
     driver = KubernetesCompute("w", "gpu", spec)
 
     def kind(**resources):
-        return driver._instance(JobSpec.model_validate({"cell": {"source": "1"}, "resources": resources}))
+        return driver._admission._instance(JobSpec.model_validate({"cell": {"source": "1"}, "resources": resources}))
 
     assert kind().resources.requests == {"cpu": "1"} and kind(instance_type="gpu-a").node_selector == {"gpu": "a"}
     with pytest.raises(Refused) as error:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import logging
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -21,25 +19,24 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import Conflict, MlopsError, Refused
-from ...core.resources.compute import DEFAULT_INSTANCE, ComputeSpec, InstanceType
+from ...core.resources.compute import ComputeSpec
 from ...core.resources.job import JobSpec, parse_bytes
-from ...kube import packs
 from ...kube.client import KINDS, Kube
 from ...kube.exec import Exec
 from ...kube.names import ours, owner
-from ...runtime import data, jobfolder, logfile, parcel
+from ...runtime import jobfolder, logfile
 from ...runtime.berth import FOLDER, PARCEL
 from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
 from ..base import NOTHING, Grant, JobRef, LogChunk, Observation
 from ..state import observation
-from . import manifests, parcels, shelf, trainjob, verdict, volumes
+from . import making, parcels, shelf, trainjob, verdict
+from .admission import Admission
 from .copy import Copy
-from .images import Images, comparison
+from .images import Images
 from .leftovers import Leftovers
-from .manifests import MAIN, WORK, Names, Order
+from .manifests import MAIN, WORK, Names
 from .outlets import Outlets
 from .preview import preview
-from .priority import Classes
 from .queue import KueueWords
 from .store import ObjectStore, place_of
 from .watch import Pod, PodWatch, key, node_of
@@ -82,7 +79,7 @@ class KubernetesCompute:
         self.store = ObjectStore(self.kube, store, workspace) if store is not None and store.url else None
         self._readings: dict[tuple[str, int], shelf.Reading] = {}
         self._told: set[str] = set()
-        self._classes = Classes(self.kube, spec.training)
+        self._admission = Admission(self.kube, spec, self.images)
         self._kueue = KueueWords(self.kube)
         self._changed: list[Callable[[str], None]] = []
         self._watch = PodWatch(self.kube, {**ours(workspace), "app.kubernetes.io/component": "job"}, self._pod_changed,
@@ -106,61 +103,13 @@ class KubernetesCompute:
         Raises:
             Refused: see its message.
         """
-        job = JobSpec.model_validate(spec)
-        name = self.kube.cluster
-        self._instance(job)
-        self._classes.check(job)
-        if not self._image(job):
-            raise Refused(f"compute '{name}' has no image for jobs",
-                          "give one with --image, or an operator sets training.image in the compute")
-        if job.environment and (conda := job.environment.conda_packages):
-            shown = ", ".join(conda[:5]) + (f" and {len(conda) - 5} more" if conda[5:] else "")
-            raise Refused(f"the conda file names packages of conda ({shown}), which are not installed on an image",
-                          "name them in its pip section, or use an image that has them")
-        if job.batch is not None:
-            raise Refused("batch runs do not run on clusters yet", "run it on `local`")
-        if job.script is not None and (not job.code or os.path.isabs(job.script)):
-            raise Refused(f"the script {job.script} is not on compute '{name}'",
-                          "send its folder as `code` and name it relative to that, as %mlops train does")
-        if job.cwd and job.command is not None:
-            raise Refused(f"the folder {job.cwd} is not on compute '{name}'", "leave cwd out: it is outputs/ there")
-        for what, given in job.files.items():
-            if not given.scheme and not given.blob:
-                raise Refused(f"input {what}: {given.path} is not on compute '{name}'",
-                              "submit it with --input, which sends it along, or name a claim or a URL")
-        for what, output in job.outputs.items():
-            if output.path and not output.claim:
-                raise Refused(f"output {what}: {output.path} is not on compute '{name}'",
-                              "leave the path out and it is brought back, or name a claim")
-        if volumes.named(job):
-            volumes.check(self.kube, self.spec.training, job)
-        shelf.check(self.kube, self.spec.training, job)
-        if job.resources.gpus != int(job.resources.gpus):
-            raise Refused("a cluster gives whole GPUs", "ask for whole ones, or name a share as training.gpu_resource")
-        self.images.check(job, self._image(job))
-        most = self.spec.training.max_nodes
-        asked = max(job.resources.instance_count, job.resources.max_instance_count or 1)
-        if most and asked > most:
-            raise Refused(f"{asked} nodes are more than compute '{name}' allows ({most})",
-                          f"use --nodes {most} or fewer")
-
-    def _image(self, job: JobSpec) -> str:
-        return (job.environment.image if job.environment else "") or self.spec.training.image
-
-    def _instance(self, job: JobSpec) -> InstanceType:
-        """The kind of node that a job asks for. Raises Refused when there is no such kind."""
-        known, name = self.spec.instance_types, job.resources.instance_type
-        if name and name not in known:
-            raise Refused(f"compute '{self.kube.cluster}' has no instance type '{name}'",
-                          f"it has {', '.join(sorted(known))}" if known else "it has none: leave --instance out")
-        return known.get(name or DEFAULT_INSTANCE) or InstanceType()
+        self._admission.check(JobSpec.model_validate(spec))
 
     def preview(self, name: str, spec: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Whether a job would run there, see :func:`.preview.preview`; makes nothing."""
-        job = JobSpec.model_validate({**spec, "cwd": "", "interpreter": ""})
-        order = Order(job, self.spec.training, self._image(job), timeout, self._instance(job))
+        order = self._admission.order(spec, timeout)
         return {**preview(self.kube, Names(self.workspace, name, 1), order),
-                "warnings": self.images.check(job, order.image), "route": self.route()}
+                "warnings": self.images.check(order.spec, order.image), "route": self.route()}
 
     def route(self) -> str:
         """Which way large files go to pods of the next job and come from them, in words."""
@@ -283,12 +232,10 @@ class KubernetesCompute:
         if folder.stop_wish(attempt) is not None:
             self._end(place, Observation("canceled", "stopped before it started", attempt))
             return
-        # Neither the notebook's folder nor its Python is there.
-        spec = JobSpec.model_validate({**values, "cwd": "", "interpreter": ""})
         names = self._names(job, attempt)
-        order = Order(spec, self.spec.training, self._image(spec), grant.timeout, self._instance(spec))
+        order = self._admission.order(values, grant.timeout)
         try:
-            self._make(names, order, folder, place, env)
+            note = making.make(self.kube, names, order, folder, place, env, self.images.recent(order.image) is None)
         except Refused:
             with contextlib.suppress(MlopsError):
                 if order.options.flavour == "trainjob":
@@ -297,70 +244,8 @@ class KubernetesCompute:
                 else:
                     self.kube.delete("Job", names.object)
             raise
+        jobfolder.write_json(os.path.join(place.path, NOTE), note)
         self._want(job, attempt)
-
-    def _make(self, names: Names, order: Order, folder: JobFolder, place: Attempt, env: dict[str, str]) -> None:
-        path = parcels.pack(folder, place)
-        about = {"sha256": parcel.sha256(str(path)), "size": path.stat().st_size} if path else {}
-        count = packs.part_count(int(about.get("size") or 0))
-        if about and count <= packs.MAX_PARTS:
-            order.parts = [manifests.part_name(names, number) for number in range(count)]
-            about["parts"] = count
-        order.shelf = shelf.name_of(names, folder.run())
-        made = self._root(names, order)
-        mine = owner(made)
-        what = {"schema": 1, "job": names.job, "attempt": names.attempt, "spec": order.spec.model_dump(),
-                "run": folder.run(),
-                "env": {**env, "JUPYTER_MLOPS_ATTEMPT": str(names.attempt), **_cache_limit(order)},
-                "timeout": order.timeout, "nodes": order.nodes, "most": order.most if order.elastic else 0,
-                "inputs": about, "image": order.image, "packages": manifests.packages(order),
-                "compare": comparison(order.spec), "remarks": self.images.recent(order.image) is None,
-                "address": manifests.address(names, order) if order.most > 1 else "", "key": secrets.token_hex(32)}
-        data_of = [(manifests.boot_name(names), {
-            "runtime.zip": packs.runtime_zip(), "cloudpickle.zip": packs.cloudpickle_zip(),
-            "order.json": json.dumps(what).encode(),
-        })]
-        if path and order.parts:
-            data_of += zip(order.parts, ({"part": piece} for piece in packs.parts(path.read_bytes())), strict=True)
-        for name, content in data_of:
-            self._put(manifests.secret(name, names, mine, content))
-        if order.most > 1 and made["kind"] == "Job":  # a TrainJob's pods have one
-            self.kube.apply(manifests.service(names, mine), names.ours())
-        if not order.options.queue:
-            self.kube.merge(made["kind"], names.object, {"spec": {"suspend": False}})
-        jobfolder.write_json(os.path.join(place.path, NOTE), {
-            "schema": 1, "started": True, "compute": self.kube.cluster, "namespace": self.kube.namespace,
-            "job": names.object, "kind": made["kind"], "controller": manifests.controller(names, order),
-            "uid": mine["uid"], "nodes": order.nodes, "time": time.time(),
-            "most": order.most if order.elastic else 0,
-            "bring": bool(path) and not order.parts, "hold": order.options.hold, "queue": order.options.queue,
-            "shelf": order.shelf if order.shelved else "",
-        })
-
-    def _root(self, names: Names, order: Order) -> dict[str, Any]:
-        """Make what owns all the rest, suspended; as the API has it then."""
-        job = manifests.job(names, order, suspended=True)
-        if order.options.flavour != "trainjob":
-            return self.kube.apply(job, names.ours())
-        trainjob.check(self.kube)
-        runtime, train = trainjob.of(job)
-        self.kube.apply(runtime, names.ours())
-        made = self.kube.apply(train, names.ours())
-        runtime["metadata"]["ownerReferences"] = [owner(made)]
-        self.kube.apply(runtime, names.ours())
-        return made
-
-    def _put(self, manifest: dict[str, Any]) -> None:
-        try:
-            self.kube.call("POST", self.kube.path("Secret"), manifest, what=f"making {manifest['metadata']['name']}",
-                           timeout=30.0)
-        except Conflict:
-            there = self.kube.get("Secret", manifest["metadata"]["name"])
-            wanted = manifest["metadata"]["ownerReferences"][0]["uid"]
-            if any(o["uid"] == wanted for o in (there or {}).get("metadata", {}).get("ownerReferences") or []):
-                return
-            self.kube.delete("Secret", manifest["metadata"]["name"])
-            self.kube.call("POST", self.kube.path("Secret"), manifest, timeout=30.0)
 
     def observe(self, job: JobRef, attempt: int) -> Observation:
         """What is so now: as the copies of the pods' folders say, and where they say nothing, the pods' status."""
@@ -419,9 +304,7 @@ class KubernetesCompute:
         reading = self._readings.get(at)
         if reading is None:
             self._forget(job, place.number)
-            values = {**place.job.spec(), "cwd": "", "interpreter": ""}
-            spec = JobSpec.model_validate(values)
-            order = Order(spec, self.spec.training, self._image(spec), shelf=str(note["shelf"]))
+            order = self._admission.order(place.job.spec(), shelf=str(note["shelf"]))
             nodes = [n for n in range(int(note.get("nodes") or 1)) if not verdict.copied(place, n, None)]
             mine = owner({"apiVersion": KINDS[_kind(note)][0], "kind": _kind(note),
                           "metadata": {"name": note["job"], "uid": note["uid"]}})
@@ -609,11 +492,6 @@ class KubernetesCompute:
                     if note.get("started") and place.state().get("phase") not in TERMINAL:
                         raise Conflict(f"job {job.name} still runs", "stop it first")
                     self._collect(job, place.number, note)
-
-
-def _cache_limit(order: Order) -> dict[str, str]:
-    cache = order.options.cache
-    return {data.LIMIT: str(parse_bytes(cache.size))} if cache else {}
 
 
 def _kind(note: dict[str, Any]) -> str:
