@@ -319,7 +319,7 @@ class Shipper:
                     job.due = min(now + max(2 * SLOW, steady / 2), max(job.held_until, now + QUICK))
                 elif job.task is None:
                     job.task = asyncio.create_task(self._deliver(job), name=f"deliver-{job.name}")
-            await _wait(self._kick, QUICK)
+            await _wait(self._kick, QUICK if steady <= STEADY else SLOW)  # of many jobs some are always due
 
     async def _deliver(self, job: _Job) -> None:
         """One pass over all that a job has logged so far."""

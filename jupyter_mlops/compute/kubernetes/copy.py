@@ -37,7 +37,7 @@ RETRY, RETRY_MOST = 0.3, 5.0
 #: Seconds without a word, not even to a ping, after which a connection counts as lost.
 SILENCE = 20.0
 #: Frames that are taken before it is told: a part of those that may be on their way.
-_TELL = mirror.WINDOW // 4
+_TELL = mirror.WINDOW // 2
 #: Bytes written to a large file after which they are on their way to the disk, so that its end has not to wait for all.
 _WRITEBACK = 64 * 1024 * 1024
 _HEADER_LIMIT = 64 * 1024
