@@ -300,7 +300,8 @@ def _silence(pods: dict[int, Pod]) -> str:
             who = f"pod {node}: " if len(pods) > 1 else ""
             minutes = int((time.time() - since) / 60)
             return (f"{who}{name} has not answered for {f'{minutes} min' if minutes else 'a moment'}; the job may be "
-                    "going on there, and is told when it answers, or lost when the cluster gives it up")
+                    "going on there: what it logs comes when the node answers; if the cluster gives it up, the attempt "
+                    "is lost")
     return ""
 
 
