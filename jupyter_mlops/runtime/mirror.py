@@ -187,7 +187,7 @@ class Mirror:
         urgent, growth = False, 0
         tops = [os.path.join("attempts", str(self.attempt.number)), "journal"]
         if whole:
-            tops = [name for name in _listing(self.job.path) if name not in _OURS]
+            tops = [name for name in listing(self.job.path) if name not in _OURS]
         for top in tops:
             for path, info in self._files(top):
                 if path in self._offered:
@@ -396,7 +396,8 @@ class Mirror:
             self.out.flush()
 
 
-def _listing(folder):
+def listing(folder):
+    """Names in a folder, in order; none when it is not there."""
     try:
         return sorted(os.listdir(folder))
     except OSError:

@@ -62,7 +62,7 @@ def clear(place):
 
 def sweep(root):
     """Take away what nobody has written to for long."""
-    for name in _listing(root):
+    for name in mirror.listing(root):
         attempt = os.path.join(root, name)
         if time.time() - _touched(attempt) > FORGOTTEN:
             shutil.rmtree(attempt, ignore_errors=True)
@@ -84,13 +84,6 @@ def _matching(folder, pattern):
     import glob
 
     return glob.glob(os.path.join(glob.escape(folder), pattern)) if pattern else [folder]
-
-
-def _listing(folder):
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
 
 
 def main(arguments):

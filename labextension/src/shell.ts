@@ -4,8 +4,6 @@ import { CommandRegistry } from '@lumino/commands';
 export const SHELL_MIME = 'application/vnd.jupyter-mlops.shell+json';
 export const CREATE_TERMINAL = 'terminal:create-new';
 
-/** Milliseconds after it was asked for in a cell within which it opens by itself. */
-const FRESH = 10_000;
 const NAME = /^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$/;
 const WORKSPACE = /^[A-Za-z0-9._-]{1,64}$/;
 
@@ -39,11 +37,6 @@ export function readShell(data: unknown): IShell | null {
         askedAt: typeof asked_at === 'number' ? asked_at : 0
       }
     : null;
-}
-
-/** Whether it was asked for just now, in the cell that shows it. */
-export function isFresh(shell: IShell, now: number): boolean {
-  return Math.abs(now - shell.askedAt) < FRESH;
 }
 
 /** How our command line is called where nothing else is known. */

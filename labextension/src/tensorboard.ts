@@ -9,8 +9,6 @@ export const BOARD_MIME = 'application/vnd.jupyter-mlops.tensorboard+json';
 /** A name, so it is the same in all languages. */
 const PRODUCT = 'TensorBoard';
 
-/** Milliseconds after it was asked for in a cell within which it opens by itself. */
-const FRESH = 10_000;
 /** Names of jobs, ids of runs, and what stands for folders. */
 const SOURCES = /^[a-z0-9~-]{1,64}(\+[a-z0-9~-]{1,64}){0,19}$/;
 const WORKSPACE = /^[A-Za-z0-9._-]{1,64}$/;
@@ -49,11 +47,6 @@ export function readBoard(data: unknown): IBoard | null {
         askedAt: typeof asked_at === 'number' ? asked_at : 0
       }
     : null;
-}
-
-/** Whether it was asked for just now, in the cell that shows it. */
-export function isFresh(board: IBoard, now: number): boolean {
-  return Math.abs(now - board.askedAt) < FRESH;
 }
 
 export class TensorboardFrame extends IFrame {

@@ -4,7 +4,8 @@ import { Widget } from '@lumino/widgets';
 import { describe, expect, it, vi } from 'vitest';
 
 import { CREATE_TERMINAL, openShell, readShell, SHELL_MIME } from '../src/shell';
-import { shellFactory, ShellRenderer } from '../src/shellrenderer';
+import { OpenRenderer } from '../src/openrenderer';
+import { shellFactory } from '../src/shellrenderer';
 import { drawn } from './fakes';
 
 describe('a shell that was asked for', () => {
@@ -20,7 +21,7 @@ describe('a shell that was asked for', () => {
     const execute = vi.fn();
     const view = shellFactory({ execute }).createRenderer({
       mimeType: SHELL_MIME
-    } as never) as ShellRenderer;
+    } as never) as OpenRenderer<never>;
     await drawn(async () => {
       Widget.attach(view, document.body);
       await view.renderModel(new MimeModel({ data: { [SHELL_MIME]: given as never } }));

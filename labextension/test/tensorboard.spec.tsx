@@ -2,7 +2,8 @@ import { MimeModel } from '@jupyterlab/rendermime';
 import { Widget } from '@lumino/widgets';
 import { describe, expect, it, vi } from 'vitest';
 
-import { boardFactory, BoardRenderer } from '../src/boardrenderer';
+import { OpenRenderer } from '../src/openrenderer';
+import { boardFactory } from '../src/boardrenderer';
 import { BOARD_MIME, readBoard, TensorboardFrame } from '../src/tensorboard';
 import { drawn } from './fakes';
 
@@ -19,7 +20,7 @@ describe('a TensorBoard that was asked for', () => {
     const execute = vi.fn();
     const view = boardFactory({ execute }).createRenderer({
       mimeType: BOARD_MIME
-    } as never) as BoardRenderer;
+    } as never) as OpenRenderer<never>;
     await drawn(async () => {
       Widget.attach(view, document.body);
       await view.renderModel(new MimeModel({ data: { [BOARD_MIME]: given as never } }));
