@@ -268,7 +268,7 @@ class Plane:
         wait_for(lambda: self.get("/api/v1/workspaces/default")["mlflow"]["state"] == "ready", 180)
         return self
 
-    def wait_job(self, name: str, timeout: float = 60.0, phases=("Completed", "Failed", "Canceled")) -> dict:
+    def wait_job(self, name: str, timeout: float = 120.0, phases=("Completed", "Failed", "Canceled")) -> dict:
         """The job when it has reached one of ``phases``."""
         def look():
             job = self.get(f"jobs/{name}")

@@ -223,7 +223,7 @@ def jobs(shared_plane):
         if processes > 1:
             spec["distribution"] = {"type": "pytorch", "process_count_per_instance": processes}
         shared_plane.put(f"jobs/{name}", spec)
-        job = shared_plane.wait_job(name, 90)
+        job = shared_plane.wait_job(name, 180)
         log = shared_plane.get(f"jobs/{name}/logs/0")["text"]
         assert job["status"]["phase"] == phase, (job["status"], log)
         return job, shared_plane.get(f"runs/{job['status']['run_id']}"), log
