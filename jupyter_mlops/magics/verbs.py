@@ -114,7 +114,9 @@ def _train(p: argparse.ArgumentParser) -> None:
                    help="on a cluster: a package to install on the image, such as xgboost or 'pandas==3.*'")
     p.add_argument("-r", "--requirements", action="append", default=[], metavar="FILE",
                    help="the same for each line of a requirements file")
-    p.add_argument("--conda-file", metavar="FILE", help="the same for the pip section of a conda environment file")
+    p.add_argument("--conda-file", metavar="FILE",
+                   help="on a cluster: a conda environment file; where it names packages of conda, the image needs "
+                        "micromamba, mamba or conda")
     p.add_argument("--env", action="append", type=pair, default=[], metavar="KEY=VALUE", help="environment of the job")
     p.add_argument("--tag", action="append", type=pair, default=[], metavar="KEY=VALUE", help="a tag of its run")
     p.add_argument("--input", action="append", type=named_input, default=[], metavar="NAME=PATH",

@@ -77,7 +77,7 @@ def install(boot, work, cache):
         if why:
             return _last_words(why)
         first = _node(order) * Supervisor.ranks_of(order["spec"])
-        why = packages.install(boot, work, cache, order["packages"], folder, attempt, first)
+        why = packages.install(boot, work, cache, order["packages"], folder, attempt, first, order.get("compare"))
         return _last_words(why) if why else 0
     finally:
         _await_keeper(work)
@@ -157,9 +157,10 @@ def _job(boot, work):
     if stopped:
         folder.ask_stop(attempt.number, 0)
     interpreter = extra.python if extra is not None else sys.executable
-    env = environment(order, interpreter)
+    made = extra.complete() if extra is not None and extra.inner else None  # it sees nothing of the image
+    env = environment(order, interpreter, made and made.get("variables"))
     env.update(places(work))
-    if find_spec("cloudpickle") is None:
+    if "cloudpickle" not in (made.get("packages") or {}) if made else find_spec("cloudpickle") is None:
         bundle.prepend(env, os.path.join(boot, "cloudpickle.zip"))
     supervisor.run({"interpreter": interpreter, "env": env, "timeout": order.get("timeout")})
     state = attempt.state()
@@ -185,16 +186,24 @@ def places(work):
             data.CACHE: cache if os.path.isdir(cache) else os.path.join(work, "cache")}
 
 
-def environment(order, interpreter):
-    """The environment of the ranks: the image's, what the spec asks for, what the control plane gives."""
+def environment(order, interpreter, activated=None):
+    """The environment of the ranks: the image's, what the spec asks for, what the control plane gives.
+
+    ``activated``: what an environment of conda sets for those who run in it.
+    """
     env = {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED) and k != "JOB_COMPLETION_INDEX"}
+    if activated is not None:
+        env.update(activated)
     env.update(MPLBACKEND="Agg", PYTHONUNBUFFERED="1", MLFLOW_DISABLE_TELEMETRY="true")
     env.update((order["spec"].get("environment_variables") or {}))
     env.update(order.get("env") or {})
     here = os.path.dirname(interpreter)
     places = dict.fromkeys([here, os.path.dirname(sys.executable), *env.get("PATH", os.defpath).split(os.pathsep)])
     env["PATH"] = os.pathsep.join(places)
-    if interpreter != sys.executable:
+    if activated is not None:
+        env.pop("VIRTUAL_ENV", None)
+        env["CONDA_PREFIX"] = env["CONDA_DEFAULT_ENV"] = os.path.dirname(here)
+    elif interpreter != sys.executable:
         env["VIRTUAL_ENV"] = os.path.dirname(here)
     return env
 

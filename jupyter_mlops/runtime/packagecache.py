@@ -1,6 +1,6 @@
 """Installed packages, kept for further jobs: a folder with one environment for each key.
 
-    ROOT/v1/KEY/           an environment of Python
+    ROOT/v1/KEY/           an environment of Python, or in its folder env/ one of conda
     ROOT/v1/KEY/.complete  {"bytes", "requirements", "made"}: it is whole; its time of change is when it was used last
     ROOT/v1/KEY.lock       held exclusively by who installs or removes it, shared by who uses it
 
@@ -22,13 +22,15 @@ FRESH = 600.0
 
 
 class Entry:
-    """One environment of a cache."""
+    """One environment of a cache; ``inner``: the folder in it where the environment is, where that is not all."""
 
-    def __init__(self, root, key):
+    def __init__(self, root, key, inner=""):
         self.folder = os.path.join(root, VERSION)
         self.key = key
         self.path = os.path.join(self.folder, key)
-        self.python = os.path.join(self.path, "bin", "python")
+        self.inner = inner
+        self.prefix = os.path.join(self.path, inner) if inner else self.path
+        self.python = os.path.join(self.prefix, "bin", "python")
         self.held = None  # type: int | None # descriptor of its lock, of who uses it
 
     def complete(self):

@@ -4,6 +4,9 @@ What was asked for goes into an environment of Python that sees all that the ima
 so a torch of the image is neither fetched again nor replaced. It stays in a cache (:mod:`.packagecache`) under the
 hash of the image, its packages and what was asked for.
 
+Where packages of conda are asked for, the image's own tool makes an environment (:mod:`.conda`) that sees nothing of
+the image, and pip goes on in that.
+
 Credentials of a package index lie in files that only this container sees. They are in no argument and no environment,
 and are blotted out of what pip says.
 """
@@ -18,7 +21,7 @@ import threading
 import time
 from hashlib import sha256
 
-from . import jobfolder, packagecache, pipwords, processes, software
+from . import conda, jobfolder, packagecache, pipwords, processes, software
 
 #: The operator's files, where there are any; see ``training.pip.secret``.
 FILES = "pip"
@@ -47,6 +50,8 @@ def key(order, there):
     what = [order["image"], there["python"], sys.base_prefix, sys.prefix, os.uname().machine,
             sorted(there["packages"].items()), sorted(order["requirements"]), order.get("index") or {},
             order.get("options") or []]
+    if order.get("conda"):
+        what.append(conda.identity(order["conda"]))
     return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -54,9 +59,10 @@ class Installation:
     """Makes the environment of one attempt on one node.
 
     Args:
-        order: ``{"image", "requirements", "limit", "timeout", "index", "options"}``.
+        order: ``{"image", "requirements", "limit", "timeout", "index", "options", "conda"}``, of which the last is
+            null, or as :func:`.conda.arguments` takes it, with a ``timeout`` of its own.
         root: the cache; ``spare`` is used where nothing can be written to it.
-        files: folder of the operator's files; it need not be there.
+        files: folder of the operator's files for pip, beside it those for conda; they need not be there.
         say: called with one line on what goes on.
         log: descriptor to which pip's words are added.
     """
@@ -64,6 +70,7 @@ class Installation:
     def __init__(self, order, root, spare, files, say, log):
         self.order = order
         self.files = files
+        self.channels = os.path.join(os.path.dirname(files), conda.FILES)
         self.say = say
         self.log = log
         self.shared = packagecache.usable(root)
@@ -71,7 +78,7 @@ class Installation:
         if not self.shared and root != spare:
             self._tell("the package cache cannot be written to by user %d: packages are installed for this job only"
                        % os.getuid())
-        self.secrets = pipwords.secrets(files)
+        self.secrets = sorted([*pipwords.secrets(files), *conda.secrets(self.channels)], key=len, reverse=True)
         self.child = None
         self.stopped = False
         self.lines = []
@@ -89,7 +96,7 @@ class Installation:
             Stopped: see :meth:`stop`.
         """
         there = software.facts()
-        entry = packagecache.Entry(self.root, key(self.order, there))
+        entry = packagecache.Entry(self.root, key(self.order, there), conda.PREFIX if self.order.get("conda") else "")
         if entry.complete():
             entry.used()
             return entry
@@ -118,15 +125,20 @@ class Installation:
         raise Stopped()
 
     def _install(self, entry, there):
-        wanted = self.order["requirements"]
-        self.count = "%d package%s" % (len(wanted), "" if len(wanted) == 1 else "s")
+        wanted, order = self.order["requirements"], self.order.get("conda")
+        count = len(wanted) + (len(order["specs"]) if order else 0)
+        self.count = "%d package%s" % (count, "" if count == 1 else "s")
         self.say("installing " + self.count)
         begun = time.monotonic()
         entry.remove()
+        about = {"requirements": wanted, "image": self.order["image"], "python": there["python"]}
         try:
-            environment(entry.path)
-            self._pip(entry, there, wanted)
-            entry.finish({"requirements": wanted, "image": self.order["image"], "python": there["python"]})
+            if order:
+                about.update(self._conda(entry, order, wanted))
+            else:
+                environment(entry.path)
+                self._pip(entry, there, wanted)
+            entry.finish(about)
         except OSError as error:
             entry.remove()
             raise PackagesError("packages could not be installed: %s" % (error.strerror or error))
@@ -134,6 +146,26 @@ class Installation:
             entry.remove()
             raise
         self._tell("installed %s in %.1f s" % (self.count, time.monotonic() - begun))
+
+    def _conda(self, entry, order, wanted):
+        """Make an environment of conda; what its mark says of it."""
+        program = conda.tool()
+        if program is None:
+            raise PackagesError("the image has neither micromamba, mamba nor conda")
+        listed = conda.prepare(entry.path, order["specs"])
+        env = conda.environment(program, order, entry.path, self.channels)
+        self._run(conda.arguments(program, order, entry.prefix, listed), entry, env, conda,
+                  float(order.get("timeout") or 3600))
+        conda.clear(entry.path)
+        if wanted:
+            self._pip(entry, {"pip": True, "packages": {}}, wanted)  # it is among the specs then
+        try:
+            made = conda.activated(entry.prefix)
+        except conda.CondaError as error:
+            raise PackagesError("the conda environment cannot be used: %s" % error)
+        if self.stopped:
+            raise Stopped()
+        return dict(made, packages=software.packages(made["site"]), conda=order)
 
     def _pip(self, entry, there, wanted):
         if not there["pip"]:
@@ -146,28 +178,34 @@ class Installation:
         self._run([entry.python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-cache-dir",
                    "--progress-bar", "off", "-r", listed, "-c", pinned, *(self.order.get("options") or [])], entry)
 
-    def _run(self, arguments, entry):
-        """Run a program to its end; its words go to the job's log. Raises PackagesError, Stopped."""
+    def _run(self, arguments, entry, env=None, words=pipwords, seconds=0.0):
+        """Run a program to its end; its words go to the job's log. Raises PackagesError, Stopped.
+
+        ``words``: the module that understands what it says.
+        """
         self.lines = []
         self.child = subprocess.Popen(
-            arguments, env=self._environment(entry), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            arguments, env=env or self._environment(entry), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, cwd=entry.path)
-        seconds = float(self.order.get("timeout") or 1800)
+        seconds = seconds or float(self.order.get("timeout") or 1800)
         begun = time.monotonic()
         timer = threading.Timer(seconds, self._kill)
         timer.daemon = True
         timer.start()
         if self.stopped:
             self._kill()
-        said = 0.0
+        said, last = 0.0, ""
         try:
             for raw in self.child.stdout or ():
-                line = pipwords.blot(raw.decode("utf-8", "replace").rstrip(), self.secrets)
+                # Of a bar that is drawn over and over the last one counts.
+                line = raw.decode("utf-8", "replace").rstrip().rpartition("\r")[2]
+                line = conda.blot(pipwords.blot(line, self.secrets))
                 self.lines = [*self.lines[1 - _LAST_LINES:], line]
                 self._write(line)
-                step = pipwords.progress(line)
-                if step and time.monotonic() - said >= _SAY:
-                    said = time.monotonic()
+                step = words.progress(line)
+                # Of the few steps of conda each one may be the long one.
+                if step and (time.monotonic() - said >= _SAY or (words is conda and step != last)):
+                    said, last = time.monotonic(), step
                     self.say("installing %s: %s" % (self.count, step))
             code = self.child.wait()
         finally:
@@ -176,16 +214,19 @@ class Installation:
         if self.stopped:
             raise Stopped()
         if code and time.monotonic() - begun >= seconds:
-            raise PackagesError("packages were not installed within %g s (training.pip.timeout)" % seconds)
+            raise PackagesError("packages were not installed within %g s (training.%s.timeout)" % (
+                seconds, "pip" if words is pipwords else "conda"))
         if code:
-            raise PackagesError(pipwords.explain(self.lines, code))
+            raise PackagesError(words.explain(self.lines, code))
 
     def _environment(self, entry):
         env = {k: v for k, v in os.environ.items() if k not in _MISLEADING and not k.startswith("JUPYTER_MLOPS_")}
         env.pop("PYTHONPATH", None)  # ours
-        env.update(PYTHONUNBUFFERED="1", VIRTUAL_ENV=entry.path)
+        if entry.inner:
+            env.pop("VIRTUAL_ENV", None)
+        env.update({"PYTHONUNBUFFERED": "1", "CONDA_PREFIX" if entry.inner else "VIRTUAL_ENV": entry.prefix})
         env.pop("PYTHONDONTWRITEBYTECODE", None)
-        env["PATH"] = os.path.join(entry.path, "bin") + os.pathsep + env.get("PATH", os.defpath)
+        env["PATH"] = os.path.join(entry.prefix, "bin") + os.pathsep + env.get("PATH", os.defpath)
         index = self.order.get("index") or {}
         if index or os.path.exists(os.path.join(self.files, "pip.conf")):
             env = {k: v for k, v in env.items() if not k.startswith("PIP_")}  # the operator knows better than the image
@@ -236,11 +277,12 @@ def kept(wanted, installed):
     return ["%s==%s" % (name, installed[name]) for name in KEPT if name in installed and name not in named]
 
 
-def install(boot, work, cache, order, folder, attempt, first):
+def install(boot, work, cache, order, folder, attempt, first, compare=None):
     """Install what an order asks for, and leave word for the ranks' container.
 
     Args:
         cache: folder of the cache.
+        compare: what a notebook has packed and an environment of conda is compared with, see :func:`.software.compare`.
         first: number of this node's first rank, to whose log pip's words go.
 
     Returns:
@@ -259,6 +301,12 @@ def install(boot, work, cache, order, folder, attempt, first):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, installation.stop)
         entry = installation.run()
+        if order.get("conda") and compare and not first:
+            why, remarks = software.compare(there=dict(entry.complete(), conda=True), image="", **compare)
+            if why:
+                raise PackagesError(why)
+            for line in remarks:
+                os.write(log, ("jupyter-mlops: %s\n" % line).encode("utf-8", "replace"))
     except Stopped:
         reason = "stopped: the supervisor got signal 15 while packages were installed"
         attempt.write_state(dict(me, phase="canceled", reason=reason, ended_at=time.time()))
@@ -269,7 +317,8 @@ def install(boot, work, cache, order, folder, attempt, first):
         return str(error)
     finally:
         os.close(log)
-    jobfolder.write_json(os.path.join(work, CHOSEN), {"root": entry.folder, "key": entry.key}, durable=False)
+    jobfolder.write_json(os.path.join(work, CHOSEN), {"root": entry.folder, "key": entry.key, "inner": entry.inner},
+                         durable=False)
     say("starting")
     return ""
 
@@ -283,7 +332,7 @@ def chosen(work):
     note = jobfolder.read_json(os.path.join(work, CHOSEN))
     if not note:
         return None
-    entry = packagecache.Entry(os.path.dirname(note["root"]), note["key"])
+    entry = packagecache.Entry(os.path.dirname(note["root"]), note["key"], note.get("inner") or "")
     try:
         entry.held = entry.lock()
     except OSError:

@@ -36,13 +36,12 @@ def packages(folders=None):
 
 def facts():
     """``{"python": "3.11.7", "packages": {…}, "pip": bool, "conda": bool, "mpirun": bool}`` of the image around us."""
-    import shutil
     from importlib.util import find_spec
 
-    from . import mpi
+    from . import conda, mpi
 
     return {"python": "%d.%d.%d" % sys.version_info[:3], "packages": packages(), "pip": find_spec("pip") is not None,
-            "conda": any(shutil.which(name) for name in ("conda", "mamba", "micromamba")),
+            "conda": conda.tool() is not None,
             "mpirun": mpi.find(sys.executable, os.environ.get("PATH", os.defpath)) is not None}
 
 
@@ -51,7 +50,11 @@ def minor(version):
     return ".".join(version.partition("+")[0].split(".")[:2])
 
 
-def compare(packed, there, image, wants="", added=()):
+#: The oldest Python in which our runtime runs.
+OLDEST = (3, 9)
+
+
+def compare(packed, there, image, wants="", added=(), conda=()):
     """Whether what a notebook has packed can be used by an image.
 
     Args:
@@ -60,11 +63,15 @@ def compare(packed, there, image, wants="", added=()):
         image: its name, for the words.
         wants: the version of Python that a conda file names, as ``3.11``.
         added: names of packages that will be installed.
+        conda: names of packages of conda that are asked for: then all runs in an environment of its own, and of the
+            image only the tool counts that makes it. With ``site`` in ``there``, that is what such an environment has.
 
     Returns:
         (why it cannot work, or an empty text; one line for each difference that may matter)
     """
     theirs = minor(str(there.get("python") or ""))
+    if conda:
+        return _compare_conda(packed, there, image, wants, added, conda)
     if wants and theirs and wants != theirs:
         return ("the conda file asks for Python %s, and the image %s has Python %s: use an image with Python %s" % (
             wants, image, theirs, wants), [])
@@ -74,9 +81,37 @@ def compare(packed, there, image, wants="", added=()):
     if packed.get("by_value") and ours and ours != theirs:
         return ("functions or classes of the notebook are of Python %s and do not run under Python %s of the image %s: "
                 "use an image with Python %s, or a kernel with Python %s" % (ours, theirs, image, ours, theirs), [])
+    return "", _remarks(packed, there, added, "image", "--pip %s==%s installs it")
+
+
+def unmade(packed, wants):
+    """Why an environment of conda with a version of Python would not do, whatever image makes it; or an empty text."""
+    if wants and tuple(int(part) for part in wants.split(".")) < OLDEST:
+        return "the conda file asks for Python %s, and jobs need %d.%d or newer" % (wants, *OLDEST)
+    ours = minor(str((packed or {}).get("python") or ""))
+    if wants and ours and ours != wants and (packed or {}).get("by_value"):
+        return ("functions or classes of the notebook are of Python %s and do not run under Python %s of the conda "
+                "file: write python=%s in it, or use a kernel with Python %s" % (ours, wants, ours, wants))
+    return ""
+
+
+def _compare_conda(packed, there, image, wants, added, conda):
+    error = unmade(packed, minor(str(there.get("python"))) if "site" in there else wants)
+    if not error and there.get("conda") is False:
+        shown = ", ".join(conda[:5]) + (" and %d more" % len(conda[5:]) if conda[5:] else "")
+        error = ("the image %s has neither micromamba, mamba nor conda, which make the environment of the conda file: "
+                 "use an image that has one, or name the packages (%s) in the file's pip section" % (image, shown))
+    if error or not packed or "site" not in there:
+        return error, []
+    cure = "name it in the conda file, or %s==%s in its pip section"
+    return "", _remarks(packed, there, (), "conda environment", cure)
+
+
+def _remarks(packed, there, added, where, cure):
+    ours, theirs = minor(str(packed.get("python") or "")), minor(str(there.get("python") or ""))
     remarks = []
     if ours and ours != theirs:
-        remarks.append("Python is %s here and %s in the image" % (ours, theirs))
+        remarks.append("Python is %s here and %s in the %s" % (ours, theirs, where))
     installed = there.get("packages") or {}
     taken = {normal(name) for name in added}
     for name, version in sorted((packed.get("packages") or {}).items()):
@@ -86,8 +121,8 @@ def compare(packed, there, image, wants="", added=()):
             continue
         if found is None:
             if name != "cloudpickle":  # ours goes along then
-                remarks.append("%s is %s here and not in the image: --pip %s==%s installs it" % (
-                    name, version, name, version.partition("+")[0]))
+                remarks.append(("%s is %s here and not in the %s: " + cure) % (
+                    name, version, where, name, version.partition("+")[0]))
         elif minor(found) != minor(version):
-            remarks.append("%s is %s here and %s in the image" % (name, version, found))
-    return "", remarks
+            remarks.append("%s is %s here and %s in the %s" % (name, version, found, where))
+    return remarks

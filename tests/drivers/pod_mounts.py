@@ -37,7 +37,7 @@ class PodMounts:
 
         for volume in pod["spec"]["volumes"]:
             there = self.folder / name / volume["name"]
-            if volume["name"] == "pip":
+            if volume["name"] in ("pip", "conda"):
                 there.mkdir()
                 for key, value in data(volume["secret"]["secretName"]).items():
                     (there / key).write_bytes(value)

@@ -40,10 +40,6 @@ class Admission:
         if not self._image(job):
             raise Refused(f"compute '{name}' has no image for jobs",
                           "give one with --image, or an operator sets training.image in the compute")
-        if job.environment and (conda := job.environment.conda_packages):
-            shown = ", ".join(conda[:5]) + (f" and {len(conda) - 5} more" if conda[5:] else "")
-            raise Refused(f"the conda file names packages of conda ({shown}), which are not installed on an image",
-                          "name them in its pip section, or use an image that has them")
         if job.batch is not None:
             raise Refused("batch runs do not run on clusters yet", "run it on `local`")
         if job.script is not None and (not job.code or os.path.isabs(job.script)):
@@ -70,6 +66,17 @@ class Admission:
         if most and asked > most:
             raise Refused(f"{asked} nodes are more than compute '{name}' allows ({most})",
                           f"use --nodes {most} or fewer")
+
+    def warnings(self, order: Order) -> list[str]:
+        """What may matter and does not stand in the way, a line each. Raises Refused as :meth:`check`."""
+        told = self.images.check(order.spec, order.image)
+        if order.specs and self.images.recent(order.image) is None:
+            told.append(f"the image {order.image} has not been seen here: the conda file needs one with micromamba, "
+                        "mamba or conda")
+        if order.specs and order.spec.resources.gpus and not order.options.conda.cuda:
+            told.append("there is no GPU while the conda file's environment is made: its packages may be those for "
+                        "CPUs, unless the file names builds for CUDA or an operator sets training.conda.cuda")
+        return told
 
     def order(self, spec: dict[str, Any], timeout: float | None = None, shelf: str = "") -> Order:
         """What is made of a job.

@@ -21,8 +21,10 @@ def place(kube: Kube, options: TrainingOptions, level: str, problems: list[dict[
     Returns:
         ``{"kind": "pod", "claim" or "host_path", "name", "size", "access_modes"}``
     """
-    if options.pip.secret:
-        _secret(kube, options.pip.secret, problems)
+    for field, name, keys in (("pip", options.pip.secret, ("pip.conf", "netrc", "ca.crt")),
+                              ("conda", options.conda.secret, ("condarc", "ca.crt"))):
+        if name:
+            _secret(kube, name, f"training.{field}.secret", keys, problems)
     cache = options.package_cache
     if cache is None:
         return {"kind": "pod", "name": "", "size": "", "access_modes": []}
@@ -39,14 +41,15 @@ def place(kube: Kube, options: TrainingOptions, level: str, problems: list[dict[
             "access_modes": sorted(claim.modes) if claim else []}
 
 
-def _secret(kube: Kube, name: str, problems: list[dict[str, Any]]) -> None:
+def _secret(kube: Kube, name: str, field: str, keys: tuple[str, ...], problems: list[dict[str, Any]]) -> None:
     try:
         found = kube.get("Secret", name)
     except MlopsError:
         return
+    listed = ", ".join(keys[:-1])
     if found is None:
         problems.append({"message": f"there is no Secret '{name}' in namespace '{kube.namespace}'",
-                         "hint": "training.pip.secret names it: one with pip.conf, netrc or ca.crt", "fatal": True})
-    elif not {"pip.conf", "netrc", "ca.crt"} & set(found.get("data") or {}):
-        problems.append({"message": f"the Secret '{name}' has none of pip.conf, netrc and ca.crt",
-                         "hint": "these are the keys that training.pip.secret is looked at for", "fatal": False})
+                         "hint": f"{field} names it: one with {listed} or {keys[-1]}", "fatal": True})
+    elif not set(keys) & set(found.get("data") or {}):
+        problems.append({"message": f"the Secret '{name}' has none of {listed} and {keys[-1]}",
+                         "hint": f"these are the keys that {field} is looked at for", "fatal": False})

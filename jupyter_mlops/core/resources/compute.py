@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from .base import Model, Spec, Status
+from .environment import channel
 
 _DNS = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,499}")
@@ -137,6 +138,25 @@ class PipOptions(Model):
         return value
 
 
+class CondaOptions(Model):
+    """Where packages of conda come from. ``secret``: a Secret of the namespace with ``condarc``, ``ca.crt`` or both,
+    which only the installation can read; credentials are in nothing else.
+    """
+
+    channels: list[str] = Field(default_factory=list, max_length=20, description="of files that name none")
+    channel_alias: str = Field(default="", max_length=500, pattern=r"^((https?|file)://[^@\s]+)?$",
+                               description="before the name of each channel: an own mirror")
+    cuda: str = Field(default="", pattern=r"^([0-9]{1,3}(\.[0-9]{1,3})?)?$",
+                      description="of the nodes' drivers, for jobs with GPUs: none is there while installing")
+    secret: str = Field(default="", pattern=rf"^({_DNS})?$")
+    timeout: int = Field(default=3600, ge=10, le=86_400, description="seconds that making an environment may take")
+
+    @field_validator("channels")
+    @classmethod
+    def _channels(cls, value: list[str]) -> list[str]:
+        return [channel(name, files=True) for name in value]
+
+
 class CacheVolume(Model):
     """Where what was downloaded stays for further jobs: a PersistentVolumeClaim of the namespace, or a folder of each
     node.
@@ -236,6 +256,7 @@ class TrainingOptions(Model):
         default_factory=dict, description="PriorityClass of each priority that users may ask for; empty: none, and any")
     spot: SpotOptions = Field(default_factory=SpotOptions)
     pip: PipOptions = Field(default_factory=PipOptions)
+    conda: CondaOptions = Field(default_factory=CondaOptions)
     package_cache: PackageCache | None = Field(default=None, description="none: each pod installs for itself")
     claims: list[ClaimRule] = Field(default_factory=list, max_length=200, description="claims that jobs may mount")
     cache: CacheVolume | None = Field(default=None, description="none: each pod downloads its inputs anew")
