@@ -78,8 +78,7 @@ def test_what_mlflow_keeps_is_copied_to_where_the_job_runs(served, run):
     _, plane = served
     first = run("train -n first --wait", """
 import mlflow
-open("a.txt", "w").write("an artifact")
-mlflow.log_artifact("a.txt", "files")
+mlflow.log_text("an artifact", "files/a.txt")
 """)
     assert first.phase == "Completed", first.reason
     for compute in ("local", "gpu"):
