@@ -103,7 +103,8 @@ class Survey(Report):
             ("nodes", None if data.get("nodes") is None else _nodes(data["nodes"])),
             ("there is also", ", ".join(engines) or None),
             ("packages of jobs", _cache(data.get("package_cache"))),
-            ("large files", _transfer(data.get("transfer"), data.get("store"))),
+            ("jobs' data", _route(data.get("route"))),
+            ("large files", _large(data)),
             ("folders of jobs", _folders(data.get("store"))),
         ], title or f"Compute {name}", "Failed" if self.fatal else "warning" if problems else "Ready")
         self._room(data)
@@ -124,6 +125,20 @@ class Survey(Report):
             rows = [[_WORDS.get(k, k), amount(k, v), amount(k, (free or {}).get(k)) if free is not None else "?"]
                     for k, v in sorted(capacity.items(), key=lambda kv: (kv[0] not in _WORDS, kv[0])) if v]
             self.table(["", "there is", "free"], rows, "Capacity")
+
+
+def _route(route: dict[str, str] | None) -> str | None:
+    """Which way all comes that jobs have to tell."""
+    if route is None:
+        return "over the API"
+    return f"over the API: {route['trouble']}" if route["trouble"] else f"by the route {route['address']}"
+
+
+def _large(data: dict[str, Any]) -> str | None:
+    """Which way large files of jobs go, where that is another one."""
+    route = data.get("route")
+    by_route = route is not None and not route["trouble"]
+    return None if by_route else _transfer(data.get("transfer"), data.get("store"))
 
 
 def _transfer(found: dict[str, str] | None, store: dict[str, str] | None) -> str | None:

@@ -100,6 +100,14 @@ class Store(BaseModel):
     trouble: str = Field(default="", description="why the object store is not used; empty: it is")
 
 
+class Route(BaseModel):
+    """Where pods of jobs may call the control plane."""
+
+    listen: str
+    address: str = Field(description="the same as pods see it")
+    trouble: str = Field(default="", description="why it is not used; empty: it is")
+
+
 class Survey(BaseModel):
     """What is true of a cluster; null is what these credentials may not see."""
 
@@ -116,5 +124,6 @@ class Survey(BaseModel):
     package_cache: PackageCache | None = None
     transfer: Transfer | None = None
     store: Store | None = None
+    route: Route | None = None
     images: list[Image] = Field(default_factory=list, description="what pods of jobs have told of their images")
     problems: list[Problem] = Field(default_factory=list)

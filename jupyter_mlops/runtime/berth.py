@@ -1,13 +1,13 @@
 """What runs in the pods of a job, see ``docs/clusters.md``.
 
-    python -m jupyter_mlops.runtime.berth hold WORK SECONDS [SHELF]   the sidecar: the job folder is copied out of it
+    python -m jupyter_mlops.runtime.berth hold BOOT WORK SECONDS [SHELF]   the sidecar: the folder is copied out of it
     python -m jupyter_mlops.runtime.berth packages BOOT WORK CACHE   before the ranks: what goes on top of the image
     python -m jupyter_mlops.runtime.berth job BOOT WORK        the main container: the attempt's supervisor and ranks
 
 ``BOOT/order.json`` says what to run: ``{"job", "attempt", "spec", "run", "env", "timeout", "nodes", "most", "address",
-"key", "inputs": {"sha256", "size", "parts"}, "image", "packages", "compare", "remarks"}``, ``packages`` as
-:mod:`.packages` has it, or null, ``compare`` as :func:`.software.compare` takes it. The parcel of inputs lies in parts
-beside it, or is brought by exec.
+"key", "inputs": {"sha256", "size", "parts"}, "image", "packages", "compare", "remarks", "route"}``, ``packages``
+as :mod:`.packages` has it, or null, ``compare`` as :func:`.software.compare` takes it, ``route`` as :mod:`.route` does,
+or null. The parcel of inputs lies in parts beside it, or is brought by exec.
 
 A sidecar gets SIGTERM when the main container has ended. It stays until the copy is complete, at most for SECONDS: one
 cannot execute in a container that has ended, and the volume goes with the pod. Where that lies in a claim it stays, and
@@ -21,7 +21,7 @@ import sys
 import time
 from importlib.util import find_spec
 
-from . import bundle, data, jobfolder, mirror, packages, parcel, shelf, software
+from . import bundle, data, jobfolder, mirror, packages, parcel, route, shelf, software
 from .supervisor import Supervisor
 
 FOLDER = "job"
@@ -37,11 +37,11 @@ _LOOK = 0.1
 TOLD = 143
 #: How many pods of this one's number were lost before, as the cluster counts them: disturbed ones, and all others.
 LOST = ("JUPYTER_MLOPS_DISTURBED", "JUPYTER_MLOPS_FAILED")
-#: Seconds for the last word of a copy that is complete: it speaks out of the folder.
+#: Seconds for the last word of a copy that is complete: it speaks out of the folder, or over the route.
 _FAREWELL = 0.5
 
 
-def hold(work, seconds, kept=""):
+def hold(boot, work, seconds, kept=""):
     """Stay until SIGTERM, then until the copy is complete or ``seconds`` are over.
 
     ``kept``: where the attempt's folders lie in a claim, which is left without this one.
@@ -50,15 +50,31 @@ def hold(work, seconds, kept=""):
     folder = jobfolder.private_folder(os.path.join(work, FOLDER))
     drained = os.path.join(folder, mirror.DRAINED)
     jobfolder.write_file(os.path.join(work, READY), b"", durable=False)
+    caller = _call(boot, work)  # in a thread, which the signals that are blocked here do not reach either
     signal.sigwait((signal.SIGTERM, signal.SIGINT))
     until = time.monotonic() + seconds
     jobfolder.write_file(os.path.join(folder, mirror.ENDING), b"")
     while not os.path.exists(drained) and time.monotonic() < until:
         time.sleep(_LOOK)
+    if caller is not None:
+        caller.idle.wait(_FAREWELL)
     if kept and os.path.exists(drained):
         time.sleep(_FAREWELL)
         shelf.clear(os.path.join(kept, os.environ.get("JOB_COMPLETION_INDEX") or "0"))
     return 0
+
+
+def _call(boot, work):
+    """Call the control plane, where there is a route to it."""
+    try:
+        order, _, attempt = _order(boot, work)
+    except (OSError, ValueError, KeyError):
+        return None  # the ranks' container tells
+    if not order.get("route"):
+        return None
+    caller = route.Caller(order["route"], order["job"], attempt, _node(order))
+    caller.start()
+    return caller
 
 
 def job(boot, work):
@@ -252,7 +268,7 @@ def _last_words(text):
 def main(arguments):
     """See the module."""
     if arguments[0] == "hold":
-        return hold(arguments[1], float(arguments[2]), *arguments[3:])
+        return hold(arguments[1], arguments[2], float(arguments[3]), *arguments[4:])
     if arguments[0] == "packages":
         return install(arguments[1], arguments[2], arguments[3])
     return job(arguments[1], arguments[2])

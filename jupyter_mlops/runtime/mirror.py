@@ -8,6 +8,7 @@ output. What it writes are frames: 4 bytes length of the header, 4 bytes length 
     {"file": P, …, "crc": C, "key": K, "bytes": B}           the same of B bytes that were put into an object store
     {"want": N}                                               N addresses of objects are wanted
     {"store": T}                                              the store does not take them, and why
+    {"pong": true}                                            the answer to "ping"
     {"even": true, "ended": E}                                everything that there was has been told; E: for good
     {"bye": true}                                             the answer to "done", the last
 
@@ -15,12 +16,14 @@ What it reads are lines of JSON:
 
     {"have": {P: [S, NS]}, "parts": {P: [S, NS, bytes]}, "outlet": A}   first of all: what is there already, and what
                                                               in part; at which address large files may be offered;
-                                                              "store", if there is one, as :mod:`.depot` takes it
+                                                              "store", if there is one, as :mod:`.depot` takes it;
+                                                              "aside": large files are told while all else goes on
     {"urls": [[K, URL]], "good": S}                           addresses of objects for S seconds; an empty K: there is
                                                               none, and why
     {"got": N}                                                N frames have been taken, all in all
     {"fetched": P, "bytes": N, "again": B}                    so much of a large file is there, and whether the rest of
                                                               it, and others, may be offered
+    {"ping": true}                                            whether anybody is there
     {"put": P, "text": T}                                     a wish to be left in the folder: ``stop``
     {"gone": P}                                               an entry of the spool that was delivered
     {"done": true}                                            the whole is there, for good: the pod may go
@@ -36,6 +39,7 @@ told together every ``PACE`` seconds: each time costs the copy's side, which may
 
 import json
 import os
+import queue
 import shutil
 import stat
 import struct
@@ -108,6 +112,9 @@ class Mirror:
         self.outlet_at = ""  # the address to offer large files at; empty: they are told like all others
         self._outlet = None
         self._offered = {}  # path → (size, mtime in ns)
+        self.aside = False  # whether large files are told in a thread of their own
+        self._large = queue.Queue()  # type: queue.Queue
+        self._larger = None
         self.depot = Depot(None, self)
         self._urls = []  # (key, address, until when) of objects that nobody has taken yet
         self._wanted = 0  # those that were asked for, and have not come
@@ -138,6 +145,9 @@ class Mirror:
                 jobfolder.write_file(os.path.join(self.job.path, "stop"), word["text"].encode())
             elif "gone" in word and word["gone"].startswith("spool/") and ".." not in word["gone"]:
                 shutil.rmtree(os.path.join(self.job.path, *word["gone"].split("/")[:2]), ignore_errors=True)
+            elif "ping" in word:
+                self._write({"pong": True})
+                self._flush()
             elif word.get("done"):
                 jobfolder.write_file(os.path.join(self.job.path, DRAINED), b"")
                 self._write({"bye": True})
@@ -273,7 +283,8 @@ class Mirror:
                     self._offered[path] = (size, mtime)
                     self.depot.submit(self._store, path, at)
                     return
-                if size - at >= LARGE and self._offer(path, at, size, mtime):
+                large = size - at >= LARGE
+                if large and (self._offer(path, at, size, mtime) or self._put_aside(path, at, size, mtime)):
                     return
             gap = logfile.hole(full) if path.endswith(".log") else None
             if at >= size:
@@ -324,6 +335,52 @@ class Mirror:
             self.outlet_at = ""
         del self._offered[path]  # at last: until here it is not looked at
 
+    def _put_aside(self, path, at, size, mtime):
+        """Let a large file be told while other things are; False when it is to be told like all others."""
+        if not self.aside:
+            return False
+        self._offered[path] = (size, mtime)
+        self._large.put((path, at))
+        if self._larger is None:
+            self._larger = threading.Thread(target=self._tell_large, daemon=True)
+            self._larger.start()
+        return True
+
+    def _tell_large(self):
+        """Tell large files, one after the other; in a thread."""
+        while not self.closed:
+            path, at = self._large.get()
+            size, mtime = self._offered[path]
+            try:
+                fd = os.open(os.path.join(self.job.path, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    info = os.fstat(fd)
+                    same = (info.st_size, info.st_mtime_ns) == (size, mtime)
+                    while same and at < size and not self.closed:
+                        data = os.pread(fd, min(PIECE, size - at), at)
+                        if not data:
+                            break
+                        self._frame({"file": path, "at": at, "size": size, "mtime": mtime, "crc": zlib.crc32(data)},
+                                    data)
+                        at += len(data)
+                    self._flush()
+                finally:
+                    os.close(fd)
+            except OSError:
+                pass  # it is gone, or nobody listens any more
+            self._told_large(path, at)
+
+    def _told_large(self, path, at):
+        """A large file was told up to an offset: the rest is looked at again."""
+        size, mtime = self._offered[path]
+        with self.changed:
+            if at >= size:
+                self.have[path] = [size, mtime]
+            else:
+                self.parts[path] = [size, mtime, at]
+            del self._offered[path]  # at last: until here it is not looked at
+            self.changed.notify_all()
+
     def _store(self, path, at):
         """Let a large file go through the object store, while other things are told; in a thread."""
         size, mtime = self._offered[path]
@@ -344,13 +401,7 @@ class Mirror:
                 os.close(fd)
         except OSError:
             pass  # it is gone, or nobody listens any more
-        with self.changed:
-            if at >= size:
-                self.have[path] = [size, mtime]
-            else:
-                self.parts[path] = [size, mtime, at]
-            del self._offered[path]  # at last: until here it is not looked at
-            self.changed.notify_all()
+        self._told_large(path, at)
 
     def address(self):
         """A key and a signed address for one object, from any thread; ("", why) when there is none."""
@@ -412,6 +463,7 @@ def main(arguments):
     mirror.have = dict(first.get("have") or {})
     mirror.parts = dict(first.get("parts") or {})
     mirror.outlet_at = str(first.get("outlet") or "")
+    mirror.aside = bool(first.get("aside"))
     mirror.depot = Depot(first.get("store"), mirror)
     threading.Thread(target=mirror.listen, args=(lines,), daemon=True).start()
     try:

@@ -44,6 +44,13 @@ class JobClusters:
             if self._leftovers(name).exists() and (left := self.get(name)) is not None:
                 left.tidy()
 
+        for path in (self._home / "computes").glob("*-route.pem"):
+            if path.name.removesuffix("-route.pem") not in specs:
+                path.unlink(missing_ok=True)
+
+    def _certificate(self, name: str) -> Path:
+        return self._home / "computes" / f"{name}-route.pem"
+
     def _leftovers(self, name: str) -> Path:
         return self._home / "leftovers" / f"{name}.json"
 
@@ -59,7 +66,8 @@ class JobClusters:
                 workspace = identity.workspace(self._home, self._workspace)
                 images = Images(self._home / "computes" / f"{name}-images.json")
                 spec = ComputeSpec.model_validate(self._specs[name])
-                driver = KubernetesCompute(workspace, name, spec, images=images, leftovers=self._leftovers(name))
+                driver = KubernetesCompute(workspace, name, spec, images=images, leftovers=self._leftovers(name),
+                                           certificate=self._certificate(name))
                 driver.subscribe(self._changed)
                 self._drivers[name] = driver
             return self._drivers[name]

@@ -1,4 +1,5 @@
-"""The copy here of a job folder in a pod, kept over one exec stream to :mod:`jupyter_mlops.runtime.mirror`.
+"""The copy here of a job folder in a pod, kept over one stream to :mod:`jupyter_mlops.runtime.mirror`: a connection
+that the pod has made, where there is a route and it does, else an execution in it. There is one at a time.
 
 It lands in the job's own folder, so that everything that reads a job's folder (journals, spool, logs, outputs) finds a
 job on a cluster as it finds one on this machine. What the pods of several nodes would both write lies in
@@ -24,10 +25,12 @@ from ...core.errors import MlopsError
 from ...kube.client import Kube
 from ...kube.exec import Exec
 from ...runtime import jobfolder, logfile, mirror
-from ...runtime.berth import FOLDER
+from ...runtime.berth import FOLDER, PARCEL
+from ...runtime.route import NOTE as CALL
 from .deposits import Deposits
-from .manifests import COPIED, KEEPER, ROUTE, WORK
+from .manifests import CALL_KEY, COPIED, KEEPER, NOTE, ROUTE, ROUTED, WORK
 from .outlets import Outlets
+from .route import Calls, Connection
 from .store import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -48,7 +51,9 @@ _PLACES = 1000
 #: Folders of the job that its pods may write to here.
 _TOPS = frozenset({"attempts", "journal", "spool", "outputs", "returns", "figures"})
 _PER_NODE = frozenset({"state.json", "limits.json", "inputs.json", "supervisor.log", "torchrun.log", "agent.pid",
-                       "agent.exit", "image.json"})
+                       "agent.exit", "image.json", CALL})
+#: What is noted of an attempt here, and nobody there may write to.
+_OURS = frozenset({NOTE, CALL_KEY, PARCEL})
 
 
 class Copy:
@@ -61,14 +66,16 @@ class Copy:
         address: the pod's.
         store: what large files go through before that; None: nothing.
         there: path of the folder in the pod.
+        calls: those of the pod, where there is a route for it.
 
     Whoever runs it calls :meth:`ask` now and then, and at once after a stop was asked for.
     """
 
     def __init__(self, kube: Kube, python: str, pod: str, node: int, folder: Path, attempt: int,
                  changed: Callable[[], None], outlets: Outlets, address: str, store: ObjectStore | None = None,
-                 there: str = f"{WORK}/{FOLDER}") -> None:
+                 there: str = f"{WORK}/{FOLDER}", calls: Calls | None = None) -> None:
         self.kube = kube
+        self.calls = calls
         self.python = python
         self.pod = pod
         self.node = node
@@ -85,7 +92,10 @@ class Copy:
         self.trouble = "connecting"
         self.bytes = 0
         self._spool: set[str] = set()
-        self._channel: Exec | None = None
+        self._channel: Exec | Connection | None = None
+        self._parting = False  # whether the pod was told that it may go: then nothing better is waited for
+        self._hanging: set[asyncio.Task[None]] = set()
+        self._over_route = False
         self._sent_stop = False
         self._fresh = True  # whether nothing was handed on over this connection yet
         self._dirty: set[str] = set()
@@ -95,6 +105,15 @@ class Copy:
 
     async def run(self) -> None:
         """Until all is here."""
+        try:
+            if self.calls is not None:
+                self.calls.ring = self._ring
+            await self._run()
+        finally:
+            if self.calls is not None:
+                self.calls.end()
+
+    async def _run(self) -> None:
         pause = RETRY
         while not self.complete:
             before = self.bytes
@@ -107,63 +126,112 @@ class Copy:
                 self.trouble = f"{type(error).__name__}: {error}"[:300]
                 log.warning("copying from pod %s: %s", self.pod, self.trouble)
             pause = RETRY if self.bytes > before else min(pause * 2, RETRY_MOST)
-            if not self.complete:
+            if self.complete:
+                return
+            if self.calls is None:
                 await asyncio.sleep(pause)
+            elif not self._over_route:  # else exec takes over, or a further call, which is awaited there
+                await self.calls.wait(pause)
 
     async def _once(self) -> None:
+        self._parting = self._over_route = False
+        connection = await self.calls.take() if self.calls is not None else None
+        if self.calls is None or connection is None:
+            if self.calls is not None and self.calls.trouble is not None:
+                self._note_routed(self.calls.trouble)
+            await self._by_exec()
+            return
+        self._over_route = True
+        before = self.bytes
+        self._note_routed("")
+        try:
+            async with connection:
+                await self._speak(connection, {"aside": True}, None)
+        finally:
+            if not self.complete:
+                self._note_routed(f"the connection by the route {self.calls.route.address} broke",
+                                  self.bytes - before)
+                self.calls.broke(self.bytes > before)
+
+    async def _by_exec(self) -> None:
         command = [self.python, "-m", "jupyter_mlops.runtime.mirror", self.there, str(self.attempt.number)]
         async with Exec(self.kube, self.pod, KEEPER, command, heartbeat=SILENCE) as channel:
-            have, parts = await asyncio.to_thread(self._here)
-            outlet = self.address if self.outlets.usable else ""
-            first: dict[str, Any] = {"have": have, "parts": parts, "outlet": outlet}
-            if self.deposits is not None:
-                first["store"] = self.deposits.begin(channel)
-            await channel.send(json.dumps(first).encode() + b"\n")
-            self._sent_stop = False
-            self._fresh = True
-            self._channel = channel
-            taken = told = 0
-            over = threading.Event()
-            fetches: set[asyncio.Task[None]] = set()
-            try:
-                async for header, data in _frames(channel):
-                    self.trouble = ""
-                    if "want" in header and self.deposits is not None:
-                        self.deposits.want(int(header["want"]))
-                        continue
-                    taken += 1
-                    if header.get("bye"):
-                        await asyncio.to_thread(self.note)
-                        self.complete = True
-                        self.changed()
-                        return
-                    if header.get("even"):
-                        if header.get("ended"):
-                            if self.deposits is not None and not await self.deposits.all_taken():
-                                break
-                            await asyncio.to_thread(self._sync)
-                            await channel.send(b'{"done": true}\n')
-                    elif "offer" in header:
-                        fetch = asyncio.ensure_future(self._fetch(channel, header, over))
-                        fetches.add(fetch)
-                        fetch.add_done_callback(fetches.discard)
-                    elif self.deposits is not None and ("key" in header or "store" in header):
-                        self.deposits.put(header)
-                    else:
-                        await self.take(header, data)
-                    if taken - told >= _TELL:
-                        told = taken
-                        await channel.send(b'{"got": %d}\n' % taken)
-                if channel.stderr:
-                    self.trouble = channel.stderr.decode("utf-8", "replace").strip().splitlines()[-1][:300]
-                    log.warning("copying from pod %s: %s", self.pod, self.trouble)
-            finally:
-                self._channel = None
-                over.set()
-                if self.deposits is not None:
-                    await self.deposits.end()
-                # Nobody else may write to these files while a fetch still does.
-                await asyncio.gather(*fetches, return_exceptions=True)
+            first = {"outlet": self.address if self.outlets.usable else ""}
+            await self._speak(channel, first, self.deposits)
+
+    def _ring(self) -> None:
+        """The pod has called: what is spoken over now ends, and the call is taken."""
+        channel = self._channel
+        if channel is not None and not (self._parting and isinstance(channel, Exec)):
+            task = asyncio.ensure_future(channel.hang_up())
+            self._hanging.add(task)
+            task.add_done_callback(self._hanging.discard)
+
+    async def _speak(self, channel: Exec | Connection, first: dict[str, Any], deposits: Deposits | None) -> None:
+        """Take what the pod tells, until one of both ends.
+
+        Args:
+            first: what the pod is told beside what is here.
+            deposits: what it has put into an object store, if that is used.
+        """
+        before = self.bytes
+        have, parts = await asyncio.to_thread(self._here)
+        first.update(have=have, parts=parts)
+        if isinstance(channel, Exec) and deposits is not None:
+            first["store"] = deposits.begin(channel)
+        await channel.send(json.dumps(first).encode() + b"\n")
+        self._sent_stop = False
+        self._fresh = True
+        self._channel = channel
+        if isinstance(channel, Exec) and self.calls is not None and self.calls.waits:
+            self._ring()  # it has come meanwhile
+        taken = told = 0
+        over = threading.Event()
+        fetches: set[asyncio.Task[None]] = set()
+        try:
+            async for header, data in _frames(channel):
+                self.trouble = ""
+                if "pong" in header:
+                    continue
+                if "want" in header and deposits is not None:
+                    deposits.want(int(header["want"]))
+                    continue
+                taken += 1
+                if header.get("bye"):
+                    if isinstance(channel, Connection):
+                        self._note_routed("", self.bytes - before)
+                    await asyncio.to_thread(self.note)
+                    self.complete = True
+                    self.changed()
+                    return
+                if header.get("even"):
+                    if header.get("ended"):
+                        if deposits is not None and not await deposits.all_taken():
+                            break
+                        await asyncio.to_thread(self._sync)
+                        self._parting = True
+                        await channel.send(b'{"done": true}\n')
+                elif "offer" in header:
+                    fetch = asyncio.ensure_future(self._fetch(channel, header, over))
+                    fetches.add(fetch)
+                    fetch.add_done_callback(fetches.discard)
+                elif deposits is not None and ("key" in header or "store" in header):
+                    deposits.put(header)
+                else:
+                    await self.take(header, data)
+                if taken - told >= _TELL:
+                    told = taken
+                    await channel.send(b'{"got": %d}\n' % taken)
+            if channel.stderr:
+                self.trouble = channel.stderr.decode("utf-8", "replace").strip().splitlines()[-1][:300]
+                log.warning("copying from pod %s: %s", self.pod, self.trouble)
+        finally:
+            self._channel = None
+            over.set()
+            if deposits is not None:
+                await deposits.end()
+            # Nobody else may write to these files while a fetch still does.
+            await asyncio.gather(*fetches, return_exceptions=True)
 
     @property
     def owes(self) -> bool:
@@ -197,7 +265,7 @@ class Copy:
         if parts[0] not in _TOPS or len(parts) < 2 or any(p in ("", ".", "..") or "\0" in p for p in parts):
             return None
         if parts[0] == "attempts":
-            if parts[1] != str(self.attempt.number) or len(parts) < 3:
+            if parts[1] != str(self.attempt.number) or len(parts) < 3 or parts[2] in _OURS:
                 return None
             if parts[2] in _PER_NODE or len(parts) > 3 or (parts[2] == "usage.jsonl" and self.node):
                 parts.insert(2, f"node-{self.node}")
@@ -248,6 +316,16 @@ class Copy:
 
     # -- what comes
 
+    def _note_routed(self, trouble: str, count: int = 0) -> None:
+        """The same of the route, over which all comes."""
+        assert self.calls is not None
+        folder = jobfolder.private_folder(os.path.join(self.attempt.path, f"node-{self.node}"))
+        path = os.path.join(folder, ROUTED)
+        before = jobfolder.read_json(path)
+        now = {"route": self.calls.route.address, "trouble": trouble, "bytes": int(before.get("bytes") or 0) + count}
+        if now != before:
+            jobfolder.write_json(path, now, durable=False)
+
     def note_route(self, count: int, trouble: str) -> None:
         """Note, for those who look at the job, what went through the object store, or why it does not."""
         assert self.deposits is not None
@@ -272,7 +350,7 @@ class Copy:
         if path.startswith("attempts/") and not mirror.grows(path):
             self.changed()
 
-    async def _fetch(self, channel: Exec, offer: dict[str, Any], over: threading.Event) -> None:
+    async def _fetch(self, channel: Exec | Connection, offer: dict[str, Any], over: threading.Event) -> None:
         """Fetch a large file, and tell how much of it is here."""
         path, have = str(offer["offer"]), int(offer["size"])
         if self.place(path) is not None:
@@ -410,7 +488,7 @@ def _to_disk(path: str, sync: Callable[[int], None]) -> None:
             os.close(fd)
 
 
-async def _frames(channel: Exec) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+async def _frames(channel: Exec | Connection) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
     """Frames as they come."""
     held = bytearray()
     size = need = mirror.HEAD.size

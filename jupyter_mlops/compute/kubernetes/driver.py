@@ -34,17 +34,16 @@ from .admission import Admission
 from .copy import Copy
 from .images import Images
 from .leftovers import Leftovers
-from .manifests import MAIN, WORK, Names
+from .manifests import MAIN, NOTE, WORK, Names
 from .outlets import Outlets
 from .preview import preview
 from .queue import KueueWords
+from .route import Route, key_of
 from .store import ObjectStore, place_of
 from .watch import Pod, PodWatch, key, node_of
 
 log = logging.getLogger(__name__)
 
-#: What is noted of an attempt here, beside what its pods tell.
-NOTE = "cluster.json"
 #: Seconds between two looks at events of a pod that waits.
 EVENTS = 3.0
 #: Seconds between looks at wishes for the pods' folders: a stop, and what was delivered of them; and of how many such
@@ -64,19 +63,23 @@ class KubernetesCompute:
         kubeconfig: path; empty: see :class:`Kube`.
         images: what is known of images there.
         leftovers: where to note what could not be removed; None: nowhere.
+        certificate: where that of the route is kept, if there is one; None: there is none.
     """
 
     #: Seconds between looks at a job that simply runs: whatever moves it on is told.
     calm = 60.0
 
     def __init__(self, workspace: str, compute: str, spec: ComputeSpec, kubeconfig: str = "",
-                 images: Images | None = None, leftovers: Path | None = None) -> None:
+                 images: Images | None = None, leftovers: Path | None = None,
+                 certificate: Path | None = None) -> None:
         self.workspace = workspace
         self.spec = spec
         self.kube = Kube(compute, spec.context, spec.namespace, kubeconfig)
         self.images = images or Images()
         store = spec.training.store
         self.store = ObjectStore(self.kube, store, workspace) if store is not None and store.url else None
+        asked = spec.training.route
+        self.by = Route(asked, certificate) if asked is not None and certificate is not None else None
         self._readings: dict[tuple[str, int], shelf.Reading] = {}
         self._told: set[str] = set()
         self._admission = Admission(self.kube, spec, self.images)
@@ -113,10 +116,15 @@ class KubernetesCompute:
 
     def route(self) -> str:
         """Which way large files go to pods of the next job and come from them, in words."""
+        why = (self.by.trouble or self.by.pods) if self.by is not None else ""
+        if self.by is not None and not why:
+            return self.by.way
         if self.store is None:
-            return verdict.OVER_API
+            return f"{verdict.OVER_API}: {why}" if why else verdict.OVER_API
         trouble = self.store.trouble or self.store.pods
-        return f"{verdict.OVER_API}: {trouble}" if trouble else self.store.route
+        if trouble:
+            return f"{verdict.OVER_API}: {'; '.join(filter(None, (why, trouble)))}"
+        return f"{self.store.route}; {why}" if why else self.store.route
 
     def facts(self) -> dict[str, Any]:
         """What jobs may have of the cluster: as its spec says; the cluster itself decides what fits."""
@@ -135,7 +143,8 @@ class KubernetesCompute:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name=f"cluster-{self.kube.cluster}",
                                  daemon=True).start()
-                for work in (self._watch.run(), self._ask(), self._leftovers.run()):
+                for work in (self._watch.run(), self._ask(), self._leftovers.run(),
+                             *([self.by.run()] if self.by is not None else [])):
                     asyncio.run_coroutine_threadsafe(work, self._loop)
             return self._loop
 
@@ -198,7 +207,8 @@ class KubernetesCompute:
             if at in self._copies or not verdict.keeper_runs(pod):
                 continue
             copy = Copy(self.kube, self.spec.training.python, pod["metadata"]["name"], at[2], Path(folder.path),
-                        attempt, lambda: self._tell(job), self._outlets, pod["status"].get("podIP", ""), self.store)
+                        attempt, lambda: self._tell(job), self._outlets, pod["status"].get("podIP", ""), self.store,
+                        calls=self.by.calls(*at) if self.by is not None else None)
             self._copies[at] = (copy, asyncio.get_running_loop().create_task(copy.run()))
 
     def _want(self, job: JobRef, attempt: int) -> None:
@@ -206,6 +216,8 @@ class KubernetesCompute:
         at = (job.name, attempt)
         if at not in self._wanted:
             self._wanted[at] = JobFolder(job.folder)
+            if self.by is not None and (key := key_of(self._wanted[at].attempt(attempt))):
+                self.by.know(job.name, attempt, key)
             loop = self._running()
             loop.call_soon_threadsafe(self._follow, *at)
 
@@ -235,7 +247,8 @@ class KubernetesCompute:
         names = self._names(job, attempt)
         order = self._admission.order(values, grant.timeout)
         try:
-            note = making.make(self.kube, names, order, folder, place, env, self.images.recent(order.image) is None)
+            by = self.by.order(key_of(place, make=True)) if self.by is not None else None
+            note = making.make(self.kube, names, order, folder, place, env, self.images.recent(order.image) is None, by)
         except Refused:
             with contextlib.suppress(MlopsError):
                 if order.options.flavour == "trainjob":
@@ -252,7 +265,7 @@ class KubernetesCompute:
         seen = self._observe(job, attempt)
         if seen.phase != "absent":
             place = JobFolder(job.folder).attempt(attempt)
-            seen.route = verdict.route(place, int(_note(place).get("nodes") or 1), self.store)
+            seen.route = verdict.route(place, int(_note(place).get("nodes") or 1), self.store, self.by)
         return seen
 
     def _observe(self, job: JobRef, attempt: int) -> Observation:
@@ -390,6 +403,8 @@ class KubernetesCompute:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(task.cancel)
         self._wanted.pop(at, None)
+        if self.by is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.by.forget, *at)
         self._told.discard(os.path.join(JobFolder(job.folder).attempt(attempt).path, "node-0", "image.json"))
         self._last_pods.pop(at, None)
         self._parcels.forget(JobFolder(job.folder).path, attempt)

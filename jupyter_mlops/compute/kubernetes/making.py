@@ -20,12 +20,13 @@ from .manifests import Names, Order
 
 
 def make(kube: Kube, names: Names, order: Order, folder: JobFolder, place: Attempt, env: dict[str, str],
-         remarks: bool) -> dict[str, Any]:
+         remarks: bool, route: dict[str, Any] | None = None) -> dict[str, Any]:
     """Make the Job of an attempt, what it needs, and let it begin; may be repeated.
 
     Args:
         env: what the control plane gives to the ranks.
         remarks: whether its first pod is to say what in its image is not as here.
+        route: where its pods may call, see :mod:`jupyter_mlops.runtime.route`.
 
     Returns:
         what is noted of it here
@@ -49,7 +50,8 @@ def make(kube: Kube, names: Names, order: Order, folder: JobFolder, place: Attem
             "timeout": order.timeout, "nodes": order.nodes, "most": order.most if order.elastic else 0,
             "inputs": about, "image": order.image, "packages": manifests.packages(order),
             "compare": comparison(order.spec), "remarks": remarks,
-            "address": manifests.address(names, order) if order.most > 1 else "", "key": secrets.token_hex(32)}
+            "address": manifests.address(names, order) if order.most > 1 else "", "key": secrets.token_hex(32),
+            "route": route}
     data_of = [(manifests.boot_name(names), {
         "runtime.zip": packs.runtime_zip(), "cloudpickle.zip": packs.cloudpickle_zip(),
         "order.json": json.dumps(what).encode(),

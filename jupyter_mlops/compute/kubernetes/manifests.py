@@ -35,8 +35,10 @@ MOST = f"{DOMAIN}/most"
 COUNTS = ("batch.kubernetes.io/job-index-ignored-failure-count", "batch.kubernetes.io/job-index-failure-count")
 #: Left in a node's folder here when all of its pod has come.
 COPIED = "copied"
-#: Beside it: what came through an object store.
-ROUTE = "route.json"
+#: Beside it: what came through an object store, and over a route to here.
+ROUTE, ROUTED = "route.json", "routed.json"
+#: What is noted of an attempt here, beside what its pods tell; and the secret of pods that call.
+NOTE, CALL_KEY = "cluster.json", "call.key"
 #: What a rank asks for when the job does not say.
 CPU, MEMORY = "100m", "128Mi"
 KEEPER_RESOURCES = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": "256Mi"}}
@@ -209,12 +211,13 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     if order.parts:
         volumes.append(podspec.parts_volume(order.parts))
         own.insert(0, mount("parts", PARTS, True))
-    theirs, where = given.of_pod(spec, options, names.workspace)
+    theirs, mounts = given.of_pod(spec, options, names.workspace)
     volumes += theirs
-    own += where
+    own += mounts
     kept = _shelve(names, order, volumes, both)
+    where = [f"{SHELF}/{order.shelf}"] if kept else []
     keeper = {**_container(KEEPER, order, KEEPER_RESOURCES),
-              "command": _command(order, "hold", WORK, str(options.hold), *(f"{SHELF}/{order.shelf}" for _ in kept)),
+              "command": _command(order, "hold", BOOT, WORK, str(options.hold), *where),
               "restartPolicy": "Always",  # a native sidecar: it is there before the ranks, and after them
               "volumeMounts": [*both, *kept]}
     # SIGTERM, the job's own grace, then the keeper's: until all that is new has been copied.
@@ -242,7 +245,7 @@ def _pod(names: Names, order: Order) -> dict[str, Any]:
     if order.elastic:
         for name, annotation in zip(LOST, COUNTS, strict=True):
             field = {"fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
-            for container in (main, *before[1:]):
+            for container in (main, *before):
                 container["env"].append({"name": name, "valueFrom": field})
     if order.most > 1:
         result["subdomain"] = names.object

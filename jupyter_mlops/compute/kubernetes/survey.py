@@ -14,6 +14,7 @@ from ...kube.client import Kube
 from ...kube.errors import Absent, NotAllowed, from_answer
 from ...kube.quantity import count_of
 from . import cache, claims, priority, queue, trainjob, volumes
+from . import route as routes
 from .store import ObjectStore
 
 #: API group → what it brings.
@@ -26,16 +27,18 @@ _LEVEL = "pod-security.kubernetes.io/enforce"
 _SHOWN = 100
 
 
-def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dict[str, Any]:
+def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False, listening: bool = False) -> dict[str, Any]:
     """Ask a cluster for everything that matters to whoever attaches or uses it.
 
     Args:
         create_namespace: make the namespace when it is not there.
+        listening: whether this control plane listens at the route already.
 
     Returns:
         ``{"version", "namespace": {"name", "exists", "level"}, "missing", "role", "quotas", "nodes", "capacity",
         "free", "engines", "priorities": [{"name", "class", "value", "preempts"}], "package_cache",
-        "transfer": {"way", "why"}, "store": {"claim", "url", "trouble"}, "problems": [{"message", "hint", "fatal"}]}``;
+        "transfer": {"way", "why"}, "store": {"claim", "url", "trouble"}, "route": {"listen", "address", "trouble"},
+        "problems": [{"message", "hint", "fatal"}]}``;
         None for what these credentials may not see.
 
     Raises:
@@ -83,7 +86,20 @@ def survey(kube: Kube, spec: ComputeSpec, create_namespace: bool = False) -> dic
         "capacity": capacity, "free": free, "engines": engines, "priorities": classes, "problems": problems,
         "package_cache": packages, "transfer": _transfer(kube, spec) if training else None,
         "store": _store(kube, spec, problems) if training else None,
+        "route": _route(spec, listening, problems) if training else None,
     }
+
+
+def _route(spec: ComputeSpec, listening: bool, problems: list[dict[str, Any]]) -> dict[str, str] | None:
+    """Where pods may call; whether we can listen there. Whether pods get there turns out later."""
+    options = spec.training.route
+    if options is None:
+        return None
+    trouble = "" if listening else routes.check(options)
+    if trouble:
+        problems.append({"message": f"training.route cannot be used: {trouble}",
+                         "hint": "until then all goes over the cluster's API", "fatal": False})
+    return {"listen": options.listen, "address": options.address or options.listen, "trouble": trouble}
 
 
 def _store(kube: Kube, spec: ComputeSpec, problems: list[dict[str, Any]]) -> dict[str, Any] | None:

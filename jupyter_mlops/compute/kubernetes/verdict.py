@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 from ...kube import pods as words
 from ...runtime import jobfolder
 from ...runtime.jobfolder import TERMINAL, Attempt
+from ...runtime.route import NOTE as CALL
 from ...runtime.verdict import UNSAID, peer_went
 from ..base import Observation
 from ..state import observation
-from .manifests import COPIED, KEEPER, MAIN, PACKAGES, ROUTE
+from .manifests import COPIED, KEEPER, MAIN, PACKAGES, ROUTE, ROUTED
+from .route import key_of
 
 if TYPE_CHECKING:
     from .copy import Copy
+    from .route import Route
     from .store import ObjectStore
 
 Pod = dict[str, Any]
@@ -337,13 +340,30 @@ def _waits(note: dict[str, Any], pods: dict[int, Pod], events: Events) -> str:
     return "starting"
 
 
-def route(place: Attempt, nodes: int, store: ObjectStore | None) -> str:
-    """Which way large files of an attempt come, in words."""
+def route(place: Attempt, nodes: int, store: ObjectStore | None, by: Route | None = None) -> str:
+    """Which way files of an attempt come, in words."""
+    why = _off_route(place, nodes, by) if by is not None and key_of(place) else ""
+    if by is not None and why is None:
+        return by.way
     if store is None:
-        return OVER_API
+        return f"{OVER_API}: {why}"[:500] if why else OVER_API
     told = [jobfolder.read_json(os.path.join(place.path, f"node-{node}", ROUTE)) for node in range(nodes)]
     trouble = next((str(found["trouble"]) for found in told if found.get("trouble")), "")
-    return f"{OVER_API}: {trouble}"[:500] if trouble else store.route
+    if trouble:
+        return f"{OVER_API}: {'; '.join(filter(None, (why, trouble)))}"[:500]
+    return f"{store.route}; {why}"[:500] if why else store.route
+
+
+def _off_route(place: Attempt, nodes: int, by: Route) -> str | None:
+    """Why an attempt does not come by the route, as copies of its pods and the pods themselves say; None: it does."""
+    told = [(node, jobfolder.read_json(os.path.join(place.path, f"node-{node}", ROUTED))) for node in range(nodes)]
+    if not any(found for _, found in told):
+        return by.trouble or None
+    for node, found in told:
+        if found.get("trouble"):
+            said = jobfolder.read_json(os.path.join(place.path, f"node-{node}", CALL)).get("trouble")
+            return f"{found['trouble']}: {' '.join(str(said).split())[:300]}" if said else str(found["trouble"])
+    return None
 
 
 def state(seen: Observation) -> dict[str, Any]:

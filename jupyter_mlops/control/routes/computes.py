@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...core.errors import Refused
 from ...core.resources import ComputeSpec
@@ -12,6 +12,9 @@ from ...core.resources.base import Resource
 from .. import compute_schemas, schemas
 from ..operations import Answer, Call, operation
 from .common import deleting, getting, listing, putting
+
+if TYPE_CHECKING:
+    from ...compute.kubernetes.driver import KubernetesCompute
 
 _WS = "/workspaces/{ws}"
 
@@ -63,7 +66,8 @@ async def delete_compute(call: Call) -> Answer:
 async def check_compute(call: Call) -> Answer:
     """Whether it answers and accepts the credentials, which permissions are missing, what there is of quotas, nodes and
     extensions. Nothing is saved; with ``create_namespace`` the namespace is made when it is not there."""
-    return await _survey(call, call.body.spec, call.body.create_namespace)
+    return await _survey(call, call.body.spec, call.body.create_namespace,
+                         driver=call.plane.job_clusters.get(call.path["name"]))
 
 
 @operation(
@@ -74,19 +78,25 @@ async def survey_compute(call: Call) -> Answer:
     """The same of a compute that is there, as it is now."""
     found = await call.plane.store.read(lambda tx: tx.get("compute", call.path["name"]))
     driver = call.plane.job_clusters.get(call.path["name"])
-    answer = await _survey(call, ComputeSpec.model_validate(found.spec), images=driver.images.shown() if driver else [])
+    answer = await _survey(call, ComputeSpec.model_validate(found.spec), driver=driver)
+    if driver is not None:
+        answer.body.images = [compute_schemas.Image.model_validate(image) for image in driver.images.shown()]
+    if driver is not None and driver.by is not None and answer.body.route is not None:
+        answer.body.route.trouble = answer.body.route.trouble or driver.by.trouble or driver.by.pods
     if driver is not None and driver.store is not None and answer.body.store is not None:
         answer.body.store.trouble = answer.body.store.trouble or driver.store.pods
     return answer
 
 
 async def _survey(call: Call, spec: ComputeSpec, create_namespace: bool = False,
-                  images: list[dict[str, Any]] | None = None) -> Answer:
+                  driver: KubernetesCompute | None = None) -> Answer:
     if spec.type != "kubernetes":
         raise Refused(f"compute {call.path['name']!r} is of type {spec.type}: there is no cluster to ask")
     from ...compute.kubernetes.survey import survey
     from ...kube.client import Kube
 
     kube = Kube(call.path["name"], spec.context, spec.namespace)
-    found = await asyncio.to_thread(survey, kube, spec, create_namespace)
-    return Answer(body=compute_schemas.Survey.model_validate({**found, "images": images or []}))
+    asked, by = spec.training.route, driver.by if driver is not None else None
+    listening = asked is not None and by is not None and by.listening and by.options.listen == asked.listen
+    found = await asyncio.to_thread(survey, kube, spec, create_namespace, listening)
+    return Answer(body=compute_schemas.Survey.model_validate(found))

@@ -229,6 +229,47 @@ class StoreOptions(Model):
         return value
 
 
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]{2,60}\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?):([0-9]{1,5})")
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of ``HOST:PORT``, or of ``[HOST]:PORT`` where the host is an address of IPv6.
+
+    Raises:
+        ValueError: it is no such address.
+    """
+    match = _HOST_PORT.fullmatch(address)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise ValueError(f"{address!r} is no address such as 10.0.0.5:7443 or mlops.example:7443")
+    return match[1].strip("[]"), int(match[3])
+
+
+class RouteOptions(Model):
+    """Where the control plane listens for pods of jobs, which then bring everything by themselves: over TLS, past the
+    cluster's API.
+
+    ``listen``: ``HOST:PORT`` of the control plane's machine. ``address``: the same as pods see it, where that differs.
+    """
+
+    listen: str = Field(max_length=300)
+    address: str = Field(default="", max_length=300, description="empty: that of listen")
+
+    @field_validator("listen", "address")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        if value:
+            host_and_port(value)
+        return value
+
+    @model_validator(mode="after")
+    def _a_place(self) -> RouteOptions:
+        if not self.listen:
+            raise ValueError("listen is missing: HOST:PORT on the control plane's machine")
+        if not self.address and host_and_port(self.listen)[0] in ("0.0.0.0", "::"):
+            raise ValueError(f"who listens on {self.listen} has to say as address where pods find that")
+        return self
+
+
 class TrainingOptions(Model):
     """How jobs run on a cluster.
 
@@ -264,6 +305,7 @@ class TrainingOptions(Model):
         default_factory=list, max_length=20, description="Secrets whose keys become variables of jobs: credentials"
     )
     store: StoreOptions | None = Field(default=None, description="none: all goes over the cluster's API")
+    route: RouteOptions | None = Field(default=None, description="none: pods cannot call the control plane")
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[Toleration] = Field(default_factory=list, max_length=50)
     run_as_user: int = Field(default=1000, ge=0, le=2**31 - 1, description="0: the cluster or the image says")
