@@ -29,8 +29,8 @@ HELLO = 1024
 CONNECT, TAKEN = 5.0, 60.0
 #: Seconds without a word after which a connection counts as lost: the other side speaks oftener.
 SILENCE = 45.0
-#: Seconds between two calls, doubled up to the most.
-PAUSE, PAUSE_MOST = 0.4, 30.0
+#: Seconds between two calls, doubled up to the most: where none was ever taken, and where one was.
+PAUSE, PAUSE_MOST, PAUSE_KNOWN = 0.4, 30.0, 2.5
 #: Bytes that are read at once, and that may wait for the mirror.
 _PIECE = 256 * 1024
 #: Seconds for the mirror to end.
@@ -69,7 +69,7 @@ class Caller(threading.Thread):
         self._told = None
 
     def run(self):
-        pause = PAUSE
+        pause, most = PAUSE, PAUSE_MOST
         while True:
             try:
                 why = self._call()
@@ -79,9 +79,9 @@ class Caller(threading.Thread):
                 self.idle.set()
             if why:
                 self._note(why)
-                pause = min(pause * 2, PAUSE_MOST)
+                pause = min(pause * 2, most)
             else:
-                pause = PAUSE
+                pause, most = PAUSE, PAUSE_KNOWN
             time.sleep(pause * random.uniform(0.7, 1.0))
 
     def _call(self):

@@ -153,8 +153,8 @@ def test_an_address_that_is_taken(bench, server, monkeypatch):
         job = bench.cell("a", "print(1)")
         seen = bench.ended(job, 60)
         assert seen.phase == "completed" and bench.log(job) == "1\n"
-        assert seen.route.startswith(
-            f"over the cluster's API: the control plane cannot listen on {bench.options['listen']}: Address already in use")
+        trouble = f"the control plane cannot listen on {bench.options['listen']}: Address already in use"
+        assert seen.route == f"over the cluster's API: {trouble}"
         spec = bench.driver.spec
         server.put("namespaces", {"metadata": {"name": "team", "labels": {}}})
         found = survey(bench.driver.kube, spec)

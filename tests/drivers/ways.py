@@ -1,4 +1,4 @@
-"""A way that connections take through a network: one that can be cut, closed, opened again, or swallow what it carries."""
+"""A way that connections take through a network: it can be cut, closed, opened again, or swallow what it carries."""
 
 from __future__ import annotations
 

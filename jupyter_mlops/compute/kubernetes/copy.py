@@ -122,7 +122,7 @@ class Copy:
                 self.trouble = "the connection ended"
             except MlopsError as error:
                 self.trouble = error.message
-            except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+            except (OSError, ValueError, LookupError, TypeError, asyncio.IncompleteReadError) as error:
                 self.trouble = f"{type(error).__name__}: {error}"[:300]
                 log.warning("copying from pod %s: %s", self.pod, self.trouble)
             pause = RETRY if self.bytes > before else min(pause * 2, RETRY_MOST)
@@ -504,6 +504,8 @@ async def _frames(channel: Exec | Connection) -> AsyncIterator[tuple[dict[str, A
                 break
             at = begin + size
             header = json.loads(held[at:at + head])
+            if not isinstance(header, dict):
+                raise ValueError("the pod answers with something else than ours")
             with memoryview(held) as whole:
                 data = bytes(whole[at + head:begin + need])  # one copy; a slice of held itself would be two
             yield header, data

@@ -48,7 +48,8 @@ PING = 10.0
 LISTEN = 15.0
 #: Days for which a certificate is good.
 DAYS = 3650
-_PIECE = 1 << 20
+#: Bytes that are read at once, and about half of what is held of who is not read from.
+_PIECE, _HELD = 1 << 20, 1 << 18
 _NODES = 100_000
 
 
@@ -139,7 +140,7 @@ class Calls:
         self._came = asyncio.Event()
         self._rests = 0.0
         self._over = False
-        self._patience = FIRST
+        self._first, self._patience = True, FIRST
         #: Why none is taken, in words; None: as was said before.
         self.trouble: str | None = None
 
@@ -168,7 +169,7 @@ class Calls:
 
     async def take(self) -> Connection | None:
         """The one that waits, or comes in a moment; None: there is none."""
-        first = self._patience == FIRST
+        first, self._first = self._first, False
         if not self.waits and self._patience and self.route.awaited:
             await self.wait(self._patience)
             if first and not self.waits:
@@ -334,9 +335,9 @@ class Route:
     async def _greet(self, caller: socket.socket, context: ssl.SSLContext) -> None:
         """Hear who has called; who does not say it at once, or is not known, is nobody."""
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=_PIECE)
+        reader = asyncio.StreamReader(limit=_HELD)
         protocol = asyncio.StreamReaderProtocol(reader)
-        transport: asyncio.BaseTransport | None = None
+        transport: Any = None
         kept = False
         try:
             async with asyncio.timeout(GREETING):
@@ -345,7 +346,6 @@ class Route:
                 hello = await _hello(reader)
             calls = self._known(hello)
             if calls is not None and self._parked < WAITING:
-                assert isinstance(transport, asyncio.WriteTransport)
                 connection = Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
                 kept = calls.put(connection)
                 if kept:
@@ -354,7 +354,7 @@ class Route:
         except (OSError, ValueError, asyncio.IncompleteReadError):
             pass  # TimeoutError and all of TLS are among them
         finally:
-            if not kept and isinstance(transport, asyncio.WriteTransport):
+            if not kept and transport is not None:
                 transport.abort()
 
     def _expire(self, calls: Calls, connection: Connection) -> None:
