@@ -2,7 +2,7 @@
 
     KUBECONFIG=… [CLUSTER_IMAGE=…] [CLUSTER_JOBS=20] python benchmarks/clusters.py [WHAT…]
 
-WHAT: first, reasons, packages, points, output, store, cost; all without any.
+WHAT: first, reasons, packages, points, output, store, route, cost; all without any.
 
 The peer of the first lines is the cluster's own start of a bare pod of the same image, until its line can be read. Cost
 is that of the control plane alone, without MLflow, for CLUSTER_JOBS jobs, times what makes them a hundred.
@@ -12,7 +12,8 @@ until the job's status says so, as the CLI and the cell show it.
 
 ``packages`` installs a tiny wheel into a folder of the node before it measures, from an index on this machine: pods
 must reach it at CLUSTER_HOST, by default the address from which this machine reaches the API. ``store`` is the output
-through an S3 server there (moto, in Python, on the same cores).
+through an S3 server there (moto, in Python, on the same cores). ``route`` is the output by a connection that the pod
+makes to this machine, beside the same through the API's proxy.
 """
 
 from __future__ import annotations
@@ -191,6 +192,14 @@ class Bench:
                                                        "region": "us-east-1", "secret": "transfer"}}})
             yield "store"
 
+    def route(self) -> str:
+        """A compute whose pods call this machine; its name."""
+        with socket.create_server((self.address(), 0)) as free:
+            port = free.getsockname()[1]
+        self.plane.put("computes/routed", {"type": "kubernetes", "namespace": self.namespace, "training": {
+            "image": IMAGE, "hold": 120, "route": {"listen": f"{self.address()}:{port}"}}})
+        return "routed"
+
     def output(self, size: int, compute: str = "gpu") -> tuple[float, float]:
         """(MB a second from the file's end until it is here, MB by which the control plane grew)."""
         pid = int(self.plane.process.pid)
@@ -206,7 +215,8 @@ class Bench:
                            f"    for _ in range({size >> 20}):\n        f.write(piece)\nprint(time.time())",
                            compute, cpus=0.5)
         status = self.ended(name)
-        assert ("through" in status["route"]) is (compute == "store"), status["route"]
+        way = {"store": "through", "routed": "by the route"}.get(compute, "over")
+        assert status["route"].startswith(way), status["route"]
         done = time.time()
         over.set()
         thread.join()
@@ -332,7 +342,7 @@ def main() -> int:
     if not os.environ.get("KUBECONFIG"):
         print("no KUBECONFIG: nothing is measured", file=sys.stderr)
         return 0
-    wanted = sys.argv[1:] or ["first", "reasons", "packages", "points", "output", "store", "cost"]
+    wanted = sys.argv[1:] or ["first", "reasons", "packages", "points", "output", "store", "route", "cost"]
     bench = Bench()
     try:
         if "first" in wanted:
@@ -369,6 +379,14 @@ def main() -> int:
             with bench.store() as compute:
                 found = [bench.output(1 << 30, compute) for _ in range(min(REPEAT, 3))]
             report("output of 1 GB back through an object store", "MB/s", [f[0] for f in found], None, 50,
+                   lower_is_better=False)
+            report("growth of the control plane meanwhile", "MB", [f[1] for f in found], None, 50)
+        if "route" in wanted:
+            compute, found, peers = bench.route(), [], []
+            for _ in range(min(REPEAT, 3)):
+                found.append(bench.output(1 << 30, compute))
+                peers.append(bench.output(1 << 30)[0])
+            report("output of 1 GB back by a route; peer the API's proxy", "MB/s", [f[0] for f in found], peers, 50,
                    lower_is_better=False)
             report("growth of the control plane meanwhile", "MB", [f[1] for f in found], None, 50)
         if "cost" in wanted:

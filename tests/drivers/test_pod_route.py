@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import ssl
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -218,6 +219,43 @@ def test_another_control_plane_takes_the_call(bench, server):
     assert lines[0] == "here" and lines[1:-1] == [f"line {i}" for i in range(LINES)]
     found = (job.folder / "outputs" / "model.bin").read_bytes()
     assert hashlib.sha256(found).hexdigest() == lines[-1]
+
+
+#: A control plane as far as its driver is concerned: it starts a job and looks at it.
+OTHER = """
+import json, sys, time
+from pathlib import Path
+from jupyter_mlops.compute.base import JobRef
+from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
+from jupyter_mlops.core.resources.compute import ComputeSpec
+spec, kubeconfig, certificate, name, folder = json.loads(sys.argv[1])
+driver = KubernetesCompute("w", "gpu", ComputeSpec.model_validate(spec), kubeconfig, certificate=Path(certificate))
+job = JobRef(name, Path(folder))
+driver.start(job, 1, {})
+while True:
+    driver.observe(job, 1)
+    time.sleep(0.1)
+"""
+
+
+def test_a_control_plane_that_was_killed(bench, server, tmp_path):
+    """In the middle of all; the pod calls on, and the next one takes it."""
+    job = bench.job("a", cell={"source": "import time\nprint('here', flush=True)\ntime.sleep(4)\n" + WRITES})
+    given = [bench.driver.spec.model_dump(), bench.driver.kube.kubeconfig, str(bench.driver.by.certificate), "a",
+             str(job.folder)]
+    other = subprocess.Popen([sys.executable, "-c", OTHER, json.dumps(given)])
+    try:
+        log = Path(JobFolder(job.folder).attempt(1).log_path(0))
+        wait_for(lambda: log.exists() and b"here" in log.read_bytes(), 60)
+        assert noted(job) == {"route": bench.options["listen"], "trouble": "", "bytes": 0}
+    finally:
+        other.kill()
+        other.wait()
+    seen = bench.ended(job, 60)
+    assert seen.phase == "completed" and seen.route.startswith("by the route"), seen
+    lines = bench.log(job).splitlines()
+    assert lines[0] == "here" and lines[1:-1] == [f"line {i}" for i in range(LINES)] and executions(server) == 0
+    assert hashlib.sha256((job.folder / "outputs" / "model.bin").read_bytes()).hexdigest() == lines[-1]
 
 
 def test_pods_speak_only_with_the_certificate_they_were_told_of(bench, server, tmp_path, monkeypatch):

@@ -8,13 +8,13 @@ import threading
 
 
 class Way:
-    """From an own port of loopback to another address.
+    """From an own port, of loopback by default, to another address.
 
     ``cut_after``: a connection is cut when so many bytes came back from whoever calls; once, or each time if ``again``.
     ``swallow``: nothing is carried any more, and nothing is closed.
     """
 
-    def __init__(self, to: str) -> None:
+    def __init__(self, to: str, at: str = "127.0.0.1") -> None:
         host, _, port = to.rpartition(":")
         self.to = host, int(port)
         self.cut_after = 0
@@ -22,9 +22,9 @@ class Way:
         self.cuts = 0
         self.swallow = False
         self._open: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((at, 0))
         self._where = self._listener.getsockname()
-        self.address = f"127.0.0.1:{self._where[1]}"
+        self.address = f"{at}:{self._where[1]}"
         self._start()
 
     def _start(self) -> None:
