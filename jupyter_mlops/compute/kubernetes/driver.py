@@ -116,15 +116,9 @@ class KubernetesCompute:
 
     def route(self) -> str:
         """Which way large files go to pods of the next job and come from them, in words."""
-        why = (self.by.trouble or self.by.pods) if self.by is not None else ""
-        if self.by is not None and not why:
-            return self.by.way
-        if self.store is None:
-            return f"{verdict.OVER_API}: {why}" if why else verdict.OVER_API
-        trouble = self.store.trouble or self.store.pods
-        if trouble:
-            return f"{verdict.OVER_API}: {'; '.join(filter(None, (why, trouble)))}"
-        return f"{self.store.route}; {why}" if why else self.store.route
+        off = (self.by.trouble or self.by.pods) if self.by is not None else ""
+        trouble = (self.store.trouble or self.store.pods) if self.store is not None else ""
+        return verdict.way(self.by, off, self.store, trouble)
 
     def facts(self) -> dict[str, Any]:
         """What jobs may have of the cluster: as its spec says; the cluster itself decides what fits."""

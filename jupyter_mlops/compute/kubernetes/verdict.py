@@ -342,28 +342,37 @@ def _waits(note: dict[str, Any], pods: dict[int, Pod], events: Events) -> str:
 
 def route(place: Attempt, nodes: int, store: ObjectStore | None, by: Route | None = None) -> str:
     """Which way files of an attempt come, in words."""
-    why = _off_route(place, nodes, by) if by is not None and key_of(place) else ""
-    if by is not None and why is None:
-        return by.way
-    if store is None:
-        return f"{OVER_API}: {why}"[:500] if why else OVER_API
+    by = by if key_of(place) else None  # its pods were told of none
     told = [jobfolder.read_json(os.path.join(place.path, f"node-{node}", ROUTE)) for node in range(nodes)]
     trouble = next((str(found["trouble"]) for found in told if found.get("trouble")), "")
-    if trouble:
-        return f"{OVER_API}: {'; '.join(filter(None, (why, trouble)))}"[:500]
-    return f"{store.route}; {why}"[:500] if why else store.route
+    return way(by, _off_route(place, nodes, by) if by is not None else "", store, trouble if store is not None else "")
 
 
-def _off_route(place: Attempt, nodes: int, by: Route) -> str | None:
-    """Why an attempt does not come by the route, as copies of its pods and the pods themselves say; None: it does."""
+def way(by: Route | None, off: str, store: ObjectStore | None, trouble: str) -> str:
+    """The way of files in words.
+
+    Args:
+        off: why it is not by the route; empty: it is, or there is none.
+        trouble: why it is not through the store.
+    """
+    if by is not None and not off:
+        return by.way
+    if store is not None and not trouble:
+        return f"{store.route}; {off}"[:500] if off else store.route
+    why = "; ".join(filter(None, (off, trouble)))
+    return f"{OVER_API}: {why}"[:500] if why else OVER_API
+
+
+def _off_route(place: Attempt, nodes: int, by: Route) -> str:
+    """Why an attempt does not come by the route, as copies of its pods and the pods themselves say; empty: it does."""
     told = [(node, jobfolder.read_json(os.path.join(place.path, f"node-{node}", ROUTED))) for node in range(nodes)]
     if not any(found for _, found in told):
-        return by.trouble or None
+        return by.trouble
     for node, found in told:
         if found.get("trouble"):
             said = jobfolder.read_json(os.path.join(place.path, f"node-{node}", CALL)).get("trouble")
             return f"{found['trouble']}: {' '.join(str(said).split())[:300]}" if said else str(found["trouble"])
-    return None
+    return ""
 
 
 def state(seen: Observation) -> dict[str, Any]:
