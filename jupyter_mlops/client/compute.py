@@ -103,7 +103,7 @@ class Survey(Report):
             ("nodes", None if data.get("nodes") is None else _nodes(data["nodes"])),
             ("there is also", ", ".join(engines) or None),
             ("packages of jobs", _cache(data.get("package_cache"))),
-            ("jobs' data", _route(data.get("route"))),
+            ("jobs' data", _route(data)),
             ("large files", _large(data)),
             ("folders of jobs", _folders(data.get("store"))),
         ], title or f"Compute {name}", "Failed" if self.fatal else "warning" if problems else "Ready")
@@ -127,10 +127,11 @@ class Survey(Report):
             self.table(["", "there is", "free"], rows, "Capacity")
 
 
-def _route(route: dict[str, str] | None) -> str | None:
+def _route(data: dict[str, Any]) -> str | None:
     """Which way all comes that jobs have to tell."""
+    route = data.get("route")
     if route is None:
-        return "over the API"
+        return "over the API" if data.get("transfer") else None
     return f"over the API: {route['trouble']}" if route["trouble"] else f"by the route {route['address']}"
 
 

@@ -21,6 +21,7 @@ from jupyter_mlops.magics.parser import parse, split
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     server = PodServer().start()
+    server.allowed = lambda asked: True
     server.put("namespaces", {"metadata": {"name": "team", "labels": {}}})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_MLOPS_KUBECONFIG", server.kubeconfig(tmp_path_factory.mktemp("kube")))
@@ -62,11 +63,8 @@ def test_what_is_shown_of_it(served):
     """To whoever looks at the compute and at a job; a second compute that wants the same port is told so."""
     _, plane, address = served
 
-    def say(line: str) -> str:
-        context = Context("cli", {}, where=plane.place)
-        return repr(commands.run(parse(split(line), "cli"), context))
-
-    assert f"by the route {address}" in say("compute show gpu")
+    shown = commands.run(parse(split("compute show gpu"), "cli"), Context("cli", {}, where=plane.place))
+    assert f"by the route {address}" in shown.text()
     found = plane.get("computes/gpu/survey")
     assert found["route"] == {"listen": address, "address": address, "trouble": ""} and not [
         p for p in found["problems"] if "route" in p["message"]], "it listens there itself"
