@@ -22,8 +22,8 @@ from pod_server import PodServer
 from test_pods import PodBench
 from ways import Way
 
+from jupyter_mlops.compute.kubernetes import calls, watch
 from jupyter_mlops.compute.kubernetes import route as routes
-from jupyter_mlops.compute.kubernetes import watch
 from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.compute.kubernetes.survey import survey
 from jupyter_mlops.core.resources.compute import ComputeSpec
@@ -137,7 +137,7 @@ def test_several_nodes_call_each_for_itself(bench, server):
 
 def test_a_pod_that_does_not_reach_it(bench, server, way, monkeypatch):
     """The copy goes over the API, the job says why; the next one does not wait."""
-    monkeypatch.setattr(routes, "FIRST", 0.5)
+    monkeypatch.setattr(calls, "FIRST", 0.5)
     way.close()
     job = bench.cell("a", WRITES)
     seen = bench.ended(job, 60)
@@ -259,7 +259,7 @@ def test_a_control_plane_that_was_killed(bench, server, tmp_path):
 
 
 def test_pods_speak_only_with_the_certificate_they_were_told_of(bench, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(routes, "FIRST", 0.5)
+    monkeypatch.setattr(calls, "FIRST", 0.5)
     order = routes.Route.order
     monkeypatch.setattr(routes.Route, "order", lambda self, key: {**order(self, key), "fingerprint": "0" * 64})
     job = bench.cell("a", "print(1)")
@@ -310,7 +310,7 @@ def test_who_does_not_know_the_token_is_nobody(bench, server, monkeypatch):
 
 def test_a_pod_that_falls_silent_is_not_waited_for(bench, server, way, monkeypatch):
     """The connection stays open, and nothing comes any more."""
-    monkeypatch.setattr(routes, "PING", 0.7)
+    monkeypatch.setattr(calls, "PING", 0.7)
     job = bench.cell("a", "import time\nprint('here', flush=True)\ntime.sleep(3)\nprint('there', flush=True)")
     bench.says(job, "here")
     time.sleep(2.0)

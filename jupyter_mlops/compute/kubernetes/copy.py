@@ -27,10 +27,10 @@ from ...kube.exec import Exec
 from ...runtime import jobfolder, logfile, mirror
 from ...runtime.berth import FOLDER, PARCEL
 from ...runtime.route import NOTE as CALL
+from .calls import Calls, Connection
 from .deposits import Deposits
 from .manifests import CALL_KEY, COPIED, KEEPER, NOTE, ROUTE, ROUTED, WORK
 from .outlets import Outlets
-from .route import Calls, Connection
 from .store import ObjectStore
 
 log = logging.getLogger(__name__)

@@ -31,6 +31,7 @@ from ..base import NOTHING, Grant, JobRef, LogChunk, Observation
 from ..state import observation
 from . import making, parcels, shelf, trainjob, verdict
 from .admission import Admission
+from .calls import key_of
 from .copy import Copy
 from .images import Images
 from .leftovers import Leftovers
@@ -38,7 +39,7 @@ from .manifests import MAIN, NOTE, WORK, Names
 from .outlets import Outlets
 from .preview import preview
 from .queue import KueueWords
-from .route import Route, key_of
+from .route import Route
 from .store import ObjectStore, place_of
 from .watch import Pod, PodWatch, key, node_of
 

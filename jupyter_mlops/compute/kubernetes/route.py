@@ -8,27 +8,21 @@ pod, see :mod:`jupyter_mlops.runtime.route`; nothing is ever asked of this side.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
-import ipaddress
 import json
 import logging
-import os
 import secrets
 import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import BackendTimeout
 from ...core.resources.compute import RouteOptions, host_and_port
-from ...runtime import jobfolder, route
-from ...runtime.jobfolder import Attempt
-from .manifests import CALL_KEY
+from ...runtime import route
+from . import certificate as certificates
+from .calls import PIECE, Calls, Connection
 
 log = logging.getLogger(__name__)
 
@@ -36,173 +30,13 @@ log = logging.getLogger(__name__)
 GREETING, STRANGERS = 5.0, 32
 #: Connections of known callers that may wait to be taken, of all jobs, and seconds for which each may.
 WAITING, WAITS = 1000, 40.0
-#: Seconds for which a pod's first call is awaited, and a further one after its connection broke.
-FIRST, AGAIN = 3.0, 2.0
 #: Seconds for which no call is awaited after a pod did not reach us.
 RESPITE = 300.0
-#: Seconds for which a pod's calls are not taken after a connection of it brought nothing.
-REST = 60.0
-#: Seconds of silence after which the other side is asked whether it is there; after as many again it is not.
-PING = 10.0
 #: Seconds between tries to listen.
 LISTEN = 15.0
-#: Days for which a certificate is good.
-DAYS = 3650
-#: Bytes that are read at once, and about half of what is held of who is not read from.
-_PIECE, _HELD = 1 << 20, 1 << 18
+#: About half of the bytes that are held of who is not read from.
+_HELD = PIECE // 4
 _NODES = 100_000
-
-
-def key_of(place: Attempt, make: bool = False) -> str:
-    """The secret of the pods of an attempt; empty: they do not call.
-
-    Args:
-        make: it is made when there is none. A control plane that comes later finds it.
-    """
-    path = os.path.join(place.path, CALL_KEY)
-    with contextlib.suppress(OSError), open(path, encoding="ascii") as f:
-        return f.read().strip()
-    if not make:
-        return ""
-    key = secrets.token_hex(32)
-    jobfolder.write_file(path, key.encode())
-    return key
-
-
-class Connection:
-    """A pod has called. It is spoken with as with an :class:`~jupyter_mlops.kube.exec.Exec`."""
-
-    stderr = b""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @property
-    def alive(self) -> bool:
-        """As far as is known without asking."""
-        return not self._writer.is_closing() and not self._reader.at_eof()
-
-    async def __aenter__(self) -> Connection:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._writer.close()
-
-    async def send(self, data: bytes) -> None:
-        """Write to the mirror there."""
-        self._writer.write(data)
-        try:
-            async with asyncio.timeout(2 * PING):
-                await self._writer.drain()
-        except TimeoutError:
-            raise BackendTimeout(f"the pod took nothing for {2 * PING:g} s") from None
-
-    async def hang_up(self) -> None:
-        """End it; whoever reads from it sees an end."""
-        self.drop()
-
-    def drop(self) -> None:
-        """The same."""
-        self._writer.transport.abort()
-
-    async def output(self) -> AsyncIterator[bytes]:
-        """What the mirror there says, as it comes.
-
-        Raises:
-            BackendTimeout: nothing came, not even an answer to whether anybody is there.
-        """
-        asked = False
-        while True:
-            try:
-                async with asyncio.timeout(PING):
-                    data = await self._reader.read(_PIECE)
-            except TimeoutError:
-                if asked:
-                    raise BackendTimeout(f"the pod said nothing for {2 * PING:g} s") from None
-                asked = True
-                await self.send(b'{"ping": true}\n')
-                continue
-            if not data:
-                return
-            asked = False
-            yield data
-
-
-class Calls:
-    """Those of one pod: the newest counts."""
-
-    def __init__(self, route: Route) -> None:
-        self.route = route
-        #: Called when one has come.
-        self.ring: Callable[[], None] | None = None
-        self._newest: Connection | None = None
-        self._came = asyncio.Event()
-        self._rests = 0.0
-        self._over = False
-        self._first, self._patience = True, FIRST
-        #: Why none is taken, in words; None: as was said before.
-        self.trouble: str | None = None
-
-    @property
-    def waits(self) -> bool:
-        """Whether a call waits to be taken."""
-        return self._newest is not None and self._newest.alive
-
-    def put(self, connection: Connection) -> bool:
-        """One has come; False when it is not wanted."""
-        if self._over or time.monotonic() < self._rests:
-            return False
-        if self._newest is not None:
-            self._newest.drop()
-        self._newest = connection
-        self._came.set()
-        if self.ring is not None:
-            self.ring()
-        return True
-
-    async def wait(self, seconds: float) -> None:
-        """Until one comes, at most for so long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._came.wait()
-
-    async def take(self) -> Connection | None:
-        """The one that waits, or comes in a moment; None: there is none."""
-        first, self._first = self._first, False
-        if not self.waits and self._patience and self.route.awaited:
-            await self.wait(self._patience)
-            if first and not self.waits:
-                self.route.missed()
-        self._patience = 0.0
-        found, self._newest = self._newest, None
-        self._came.clear()
-        if found is not None and found.alive:
-            self.route.took()
-            return found
-        self.trouble = self.route.trouble or (self.route.pods if first else None)
-        return None
-
-    def broke(self, moved: bool) -> None:
-        """A connection that was taken has ended too early; ``moved``: something had come over it."""
-        self._patience = AGAIN
-        if not moved:
-            self._rests = time.monotonic() + REST
-            self._patience = 0.0
-
-    def expire(self, connection: Connection) -> None:
-        """Drop one if nobody has taken it."""
-        if self._newest is connection:
-            self._newest = None
-            self._came.clear()
-            connection.drop()
-
-    def end(self) -> None:
-        """No further ones."""
-        self._over = True
-        self.ring = None
-        if self._newest is not None:
-            self.expire(self._newest)
 
 
 class Route:
@@ -267,9 +101,7 @@ class Route:
         """TLS of our side, and the fingerprint of its certificate; from any thread."""
         with self._lock:
             if self._own is None:
-                context = context_of(self.certificate, self.address)
-                der = ssl.PEM_cert_to_DER_cert(_certificate(self.certificate.read_text("ascii")))
-                self._own = context, route.fingerprint(der)
+                self._own = certificates.load(self.certificate, self.address)
             return self._own
 
     # -- who may call
@@ -429,55 +261,3 @@ def check(options: RouteOptions) -> str:
     except OSError as error:
         return cannot(options.listen, error)
     return ""
-
-
-# -- the certificate
-
-def context_of(path: Path, address: str) -> ssl.SSLContext:
-    """TLS of our side; the certificate is made when there is none that can be read.
-
-    Raises:
-        OSError: it cannot be kept.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(path)
-    except (OSError, ssl.SSLError):
-        jobfolder.private_folder(str(path.parent))
-        jobfolder.write_file(str(path), make_certificate(address))
-        context.load_cert_chain(path)
-    return context
-
-
-def make_certificate(address: str) -> bytes:
-    """A key and a certificate that nobody has signed, as PEM."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "jupyter-mlops")])
-    host, _ = host_and_port(address)
-    try:
-        alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        alternative = x509.DNSName(host)
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=DAYS))
-        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256()))
-    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                                serialization.NoEncryption())
-    return private + certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _certificate(pem: str) -> str:
-    """The certificate of a file that has the key too."""
-    begin = pem.index("-----BEGIN CERTIFICATE-----")
-    return pem[begin:]

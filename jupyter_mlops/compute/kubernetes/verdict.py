@@ -14,8 +14,8 @@ from ...runtime.route import NOTE as CALL
 from ...runtime.verdict import UNSAID, peer_went
 from ..base import Observation
 from ..state import observation
+from .calls import key_of
 from .manifests import COPIED, KEEPER, MAIN, PACKAGES, ROUTE, ROUTED
-from .route import key_of
 
 if TYPE_CHECKING:
     from .copy import Copy
