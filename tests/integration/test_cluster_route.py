@@ -23,20 +23,21 @@ def served(tmp_path_factory):
     server = PodServer().start()
     server.allowed = lambda asked: True
     server.put("namespaces", {"metadata": {"name": "team", "labels": {}}})
+    server.config = server.kubeconfig(tmp_path_factory.mktemp("kube"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_MLOPS_KUBECONFIG", server.kubeconfig(tmp_path_factory.mktemp("kube")))
+        patch.setenv("JUPYTER_MLOPS_KUBECONFIG", server.config)
         plane = Plane(make_home()).start().mlflow_ready()
-        address = f"127.0.0.1:{_free_port()}"
-        plane.put("computes/gpu", {"type": "kubernetes", "namespace": "team", "context": "emulated", "training": {
-            "image": "image:1", "hold": 60, "route": {"listen": address}}})
-        yield server, plane, address
-        plane.stop()
+    address = f"127.0.0.1:{_free_port()}"
+    plane.put("computes/gpu", {"type": "kubernetes", "namespace": "team", "context": "emulated", "training": {
+        "image": "image:1", "hold": 60, "route": {"listen": address}}})
+    yield server, plane, address
+    plane.stop()
     server.stop()
 
 
-def test_a_control_plane_that_is_killed_and_comes_back(served):
+def test_a_control_plane_that_is_killed_and_comes_back(served, monkeypatch):
     """The pod's call is taken by the next one, and all that was logged meanwhile comes by it, once."""
-    _, plane, address = served
+    server, plane, address = served
     plane.put("jobs/long", {"compute": "gpu", "cell": {"source": """
 import os, time
 from jupyter_mlops import log
@@ -50,6 +51,7 @@ open("big", "wb").write(os.urandom(20_000_000))
     wait_for(lambda: path.exists() and "step 5\n" in path.read_text(), 60)
     assert plane.get("jobs/long")["status"]["route"] == f"by the route {address}"
     plane.kill()
+    monkeypatch.setenv("JUPYTER_MLOPS_KUBECONFIG", server.config)
     plane.start().mlflow_ready()
     status = plane.wait_job("long", 90)["status"]
     assert status["phase"] == "Completed" and status["route"] == f"by the route {address}", status
