@@ -174,7 +174,7 @@ async def test_a_connection_that_breaks_goes_on_where_it_was(pair):
     got = files(here)
     assert got["outputs/big"] == data and got["journal/1-0.bin"] == data
     assert len(Pipe.made) == 6
-    assert copy.bytes < len(data) * 2 + 5 * 1_000_000, "nearly nothing came twice"
+    assert copy.landing.bytes < len(data) * 2 + 5 * 1_000_000, "nearly nothing came twice"
     assert not os.listdir(os.path.join(here.attempt(1).path, "node-0", "incoming"))
 
 
@@ -188,7 +188,7 @@ async def test_what_was_there_is_not_asked_for_again(pair):
     await finish(copier(there, here))
     again = copier(there, here)  # a control plane that was started again
     await finish(again)
-    assert again.complete and again.bytes == 0
+    assert again.complete and again.landing.bytes == 0
 
 
 async def until(condition, timeout=20):
@@ -245,7 +245,7 @@ async def test_nodes_do_not_overwrite_each_other(pair, tmp_path):
         assert json.loads(got[f"attempts/1/node-{node}/state.json"])["phase"] == "completed"
         again = copier((there, other)[node], here, node)
         await finish(again)
-        assert again.bytes == 0
+        assert again.landing.bytes == 0
 
 
 async def test_a_long_log_has_its_hole_here_too(pair):
@@ -260,7 +260,7 @@ async def test_a_long_log_has_its_hole_here_too(pair):
     copy = copier(there, here)
     await finish(copy)
     mine = here.attempt(1).log_path(0)
-    assert os.path.getsize(mine) == size and copy.bytes < 5 << 20
+    assert os.path.getsize(mine) == size and copy.landing.bytes < 5 << 20
     assert logfile.hole(mine) == logfile.hole(log)
     assert logfile.read(mine, 0, 100) == logfile.read(log, 0, 100)
     assert logfile.read(mine, -100, 100) == logfile.read(log, -100, 100)
@@ -274,15 +274,15 @@ async def test_a_long_log_has_its_hole_here_too(pair):
 async def test_a_hostile_pod_reaches_nothing_else(pair, path):
     there, here = pair
     copy = copier(there, here)
-    assert copy.place(path) is None
-    await copy.take({"file": path, "at": 0, "size": 1, "mtime": 0, "crc": 0x8CDC1683}, b"x")
+    assert copy.landing.place(path) is None
+    await copy.landing.take({"file": path, "at": 0, "size": 1, "mtime": 0, "crc": 0x8CDC1683}, b"x")
     assert not files(here)
 
 
 async def test_a_damaged_piece_is_refused(pair):
     there, here = pair
     with pytest.raises(ValueError, match="damaged"):
-        await copier(there, here).take({"file": "outputs/x", "at": 0, "size": 1, "mtime": 0, "crc": 1}, b"x")
+        await copier(there, here).landing.take({"file": "outputs/x", "at": 0, "size": 1, "mtime": 0, "crc": 1}, b"x")
 
 
 async def test_a_pod_that_ends_without_a_word(pair):
@@ -303,11 +303,11 @@ async def test_a_heartbeat_alone_is_not_worth_a_frame(pair):
     task = asyncio.ensure_future(copy.run())
     place = os.path.join(here.attempt(1).path, "node-0", "state.json")
     await asyncio.to_thread(wait_for, lambda: os.path.exists(place))
-    before = copy.bytes
+    before = copy.landing.bytes
     for beat in range(3):
         await asyncio.sleep(0.4)
         there.attempt(1).write_state(dict(state, heartbeat=2.0 + beat))
-    assert copy.bytes == before
+    assert copy.landing.bytes == before
     there.attempt(1).write_state({"phase": "failed", "ranks": []})
     async with asyncio.timeout(20):
         await task

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.errors import MlopsError
 from ...kube.exec import Exec
+from .manifests import ROUTE
 from .store import GOOD, LEAST, PIECE, ObjectStore, place_of
 
 if TYPE_CHECKING:
-    from .copy import Copy
+    from .landing import Landing
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,12 @@ class Deposits:
 
     Args:
         store: where they are.
-        copy: takes what came.
+        landing: takes what came.
     """
 
-    def __init__(self, store: ObjectStore, copy: Copy) -> None:
+    def __init__(self, store: ObjectStore, landing: Landing) -> None:
         self.store = store
-        self.copy = copy
+        self.landing = landing
         self._keys: set[str] = set()
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._room = asyncio.Event()
@@ -91,7 +92,7 @@ class Deposits:
 
     def addresses(self, count: int) -> dict[str, Any]:
         """Keys and addresses of so many objects, and for how many seconds they are good (blocking)."""
-        attempt = self.copy.attempt
+        attempt = self.landing.attempt
         try:
             keys = [self.store.key(place_of(os.path.basename(attempt.job.path), attempt.number)) for _ in range(count)]
             urls = [[key, self.store.put_address(key)] for key in keys]
@@ -110,7 +111,7 @@ class Deposits:
                 if "store" in header:
                     trouble = " ".join(str(header["store"]).split())[:300]
                     self.store.took(trouble)
-                    self.copy.note_route(0, trouble)
+                    self._note(0, trouble)
                 else:
                     await self.take(header)
             except (MlopsError, OSError, ValueError) as error:
@@ -137,7 +138,7 @@ class Deposits:
         if key not in self._keys or not 0 < count <= PIECE:
             raise ValueError("the pod tells of an object that is none of its own")
         data = await asyncio.to_thread(self.store.take, key, count)
-        writing = asyncio.ensure_future(self.copy.take(header, data))
+        writing = asyncio.ensure_future(self.landing.take(header, data))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -145,6 +146,10 @@ class Deposits:
             raise
         self._keys.discard(key)
         self.store.took("")
-        self.copy.note_route(count, "")
+        self._note(count, "")
         with contextlib.suppress(MlopsError):  # it goes with the attempt
             await asyncio.to_thread(self.store.remove, key)
+
+    def _note(self, count: int, trouble: str) -> None:
+        """Note what came through the store, or why nothing does."""
+        self.landing.note_way(ROUTE, {"store": self.store.options.url, "trouble": trouble}, count)

@@ -189,7 +189,7 @@ class Reading:
                 ended = await self._ended(copies)
                 if ended:
                     return
-                came = sum(copy.bytes for copy in copies)
+                came = sum(copy.landing.bytes for copy in copies)
                 if came > last or ended is None:
                     last, since = came, time.monotonic()
                 elif time.monotonic() - since > patience:
@@ -214,7 +214,7 @@ class Reading:
         if phase == "Succeeded":  # the word that all has come may still be on its way
             await asyncio.sleep(LOOK)
             for copy in copies:
-                await asyncio.to_thread(copy.note)
+                await asyncio.to_thread(copy.landing.note)
             return True
         return False
 
