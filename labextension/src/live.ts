@@ -78,6 +78,8 @@ export interface IJobView {
   incomplete: boolean;
   queue: IQueuePlace | null;
   deletedAt: string;
+  /** Which way large files come from a cluster, in words. */
+  route: string;
 }
 
 /** Attempts as the status tells them: those that have ended, then the one that runs or was the last. */
@@ -198,7 +200,8 @@ export class LiveJob implements IDisposable {
         delivery: null,
         incomplete: false,
         queue: null,
-        deletedAt: ''
+        deletedAt: '',
+        route: ''
       };
     }
     const { spec, status } = job;
@@ -226,7 +229,8 @@ export class LiveJob implements IDisposable {
       delivery: status.delivery ?? null,
       incomplete: status.metrics_incomplete ?? false,
       queue: status.queue ?? null,
-      deletedAt: status.deleted_at ?? ''
+      deletedAt: status.deleted_at ?? '',
+      route: status.route ?? ''
     };
   }
 

@@ -120,6 +120,8 @@ export interface IJobStatus {
   metrics_incomplete?: boolean;
   queue?: IQueuePlace | null;
   deleted_at?: string;
+  /** Which way large files come from a cluster, in words. */
+  route?: string;
 }
 
 /** How many ranks a job has, on all its nodes together. */
@@ -183,6 +185,38 @@ export type Compute = IResource<IComputeSpec, IComputeStatus>;
 /** A cluster to be attached. */
 export type IClusterSpec = IComputeSpec & { type: 'kubernetes'; namespace: string };
 
+/** Where packages stay that jobs have installed: in each pod alone, in a claim, or in a folder of each node. */
+export interface IPackageCache {
+  kind: 'pod' | 'claim' | 'host_path';
+  name: string;
+  /** Above this the least recently used go. */
+  size: string;
+  access_modes: string[];
+}
+
+/** How large files come back from pods: through the API's proxy, or over execution streams, and why so. */
+export interface ITransfer {
+  way: 'proxy' | 'exec';
+  why: string;
+}
+
+/** A claim in which the folders of jobs lie, and an object store that large files go through; empty: none. */
+export interface IStore {
+  claim: string;
+  url: string;
+  /** Why the object store is not used; empty: it is. */
+  trouble: string;
+}
+
+/** Where pods of jobs may call the control plane. */
+export interface IRoute {
+  listen: string;
+  /** The same as pods see it. */
+  address: string;
+  /** Why it is not used; empty: it is. */
+  trouble: string;
+}
+
 /** What is true of a cluster; null is what its credentials may not see. Amounts are CPUs, bytes and devices. */
 export interface ISurvey {
   version: string;
@@ -194,7 +228,10 @@ export interface ISurvey {
   capacity: Record<string, number> | null;
   free: Record<string, number> | null;
   engines: Record<string, boolean>;
-  transfer?: { way: 'proxy' | 'exec'; why: string } | null;
+  package_cache?: IPackageCache | null;
+  transfer?: ITransfer | null;
+  store?: IStore | null;
+  route?: IRoute | null;
   problems: { message: string; hint: string; fatal: boolean }[];
 }
 

@@ -483,6 +483,37 @@ describe('MlopsPanel', () => {
       expect(room).toContain('1 of 4 free');
       expect(room).toContain('2 of 4 free');
       expect(row.querySelector('[role=meter]')!.getAttribute('aria-valuenow')).toBe('75');
+      expect(find(row, 'mlops-ways')).toBeNull();
+    });
+
+    it('say which ways the data of jobs take, and what is so when asked again', async () => {
+      const address = '10.0.0.5:7443';
+      api.allComputes.push({
+        ...api.allComputes[0],
+        name: 'gpu',
+        spec: { type: 'kubernetes', namespace: 'models', training: { image: 'i:1' } }
+      });
+      api.surveyed = {
+        ...api.surveyed,
+        transfer: { way: 'proxy', why: '' },
+        store: { claim: 'folders', url: '', trouble: '' },
+        route: { listen: address, address, trouble: '' }
+      };
+      await show();
+      const row = () => rows('computes').find(one => one.dataset.name === 'gpu')!;
+      await drawn(() => find(row(), 'mlops-expand')!.click());
+      await settle();
+      const told = () =>
+        [...find(row(), 'mlops-ways')!.children].map(child => child.textContent).join('|');
+      expect(told()).toBe(`Jobs' data|by the route ${address}|Folders of jobs|in claim folders`);
+      api.surveyed.route!.trouble = 'pods do not reach it';
+      await drawn(() => find(row(), 'mlops-expand')!.click());
+      await drawn(() => find(row(), 'mlops-expand')!.click());
+      await settle();
+      expect(told()).toBe(
+        "Jobs' data|over the API: pods do not reach it|Large files|through the API's proxy|" +
+          'Folders of jobs|in claim folders'
+      );
     });
   });
 });

@@ -265,10 +265,14 @@ describe('JobRenderer', () => {
       damaged: 0,
       message: 'MLflow is away'
     };
-    api.allJobs = [job('a', 'Finalizing', { delivery })];
+    expect(get(widget, 'mlops-live-route')).toBeNull();
+    api.allJobs = [job('a', 'Finalizing', { delivery, route: 'by the route 10.0.0.5:7443' })];
     await settle(1500);
     expect(get(widget, 'mlops-live-delivery')!.textContent).toBe(
       '2.0 KB not yet in MLflow · MLflow is away'
+    );
+    expect(get(widget, 'mlops-live-route')!.textContent).toBe(
+      'Large files: by the route 10.0.0.5:7443'
     );
     expect(get(widget, 'mlops-live-incomplete')).toBeNull();
     api.allJobs = [

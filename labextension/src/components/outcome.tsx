@@ -1,4 +1,7 @@
-/** How a job stands or ended: what it waits for, why it failed, its earlier attempts, what is still delivered. */
+/**
+ * How a job stands or ended: what it waits for, why it failed, its earlier attempts, what is still delivered, and which
+ * way its files come.
+ */
 import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
 
@@ -164,6 +167,11 @@ export function Outcome(props: { view: IJobView; trans: TranslationBundle }): JS
         </div>
       )}
       <Delivery view={view} trans={trans} />
+      {view.route && (
+        <div className="jp-Mlops-liveReason" data-testid="mlops-live-route">
+          {trans.__('Large files: %1', view.route)}
+        </div>
+      )}
       <Attempts view={view} trans={trans} />
     </>
   );

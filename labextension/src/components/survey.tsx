@@ -4,6 +4,7 @@ import React from 'react';
 
 import { formatBytes } from '../format';
 import type { ISurvey } from '../resources';
+import { waysOf } from '../ways';
 import { CopyButton, Message } from './common';
 
 /** The order of what everybody asks for; devices follow. */
@@ -74,6 +75,21 @@ export function Room(props: { survey: ISurvey; trans: TranslationBundle }): JSX.
   );
 }
 
+/** Which ways data of jobs take. */
+function Ways(props: { survey: ISurvey; trans: TranslationBundle }): JSX.Element | null {
+  const ways = waysOf(props.survey, props.trans);
+  return ways.length ? (
+    <dl className="jp-Mlops-room" data-testid="mlops-ways">
+      {ways.map(([name, text]) => (
+        <React.Fragment key={name}>
+          <dt>{name}</dt>
+          <dd>{text}</dd>
+        </React.Fragment>
+      ))}
+    </dl>
+  ) : null;
+}
+
 export function SurveyView(props: { survey: ISurvey; trans: TranslationBundle }): JSX.Element {
   const { survey, trans } = props;
   const { namespace } = survey;
@@ -92,10 +108,7 @@ export function SurveyView(props: { survey: ISurvey; trans: TranslationBundle })
         ? trans._n('%1 node', '%1 nodes', nodes.length)
         : trans.__('%1 of %2 nodes take pods', usable, nodes.length)
       : '',
-    engines.length ? trans.__('has %1', engines.join(', ')) : '',
-    survey.transfer?.way === 'exec'
-      ? trans.__('large files come over execution streams, which is slower')
-      : ''
+    engines.length ? trans.__('has %1', engines.join(', ')) : ''
   ].filter(Boolean);
   return (
     <div className="jp-Mlops-survey" data-testid="mlops-survey">
@@ -122,6 +135,7 @@ export function SurveyView(props: { survey: ISurvey; trans: TranslationBundle })
         </p>
       )}
       <Room survey={survey} trans={trans} />
+      <Ways survey={survey} trans={trans} />
       {(survey.quotas ?? []).length > 0 && (
         <table className="jp-Mlops-table">
           <caption>{trans.__('Quotas')}</caption>
