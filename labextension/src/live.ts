@@ -11,19 +11,16 @@ import { ISignal, Signal } from '@lumino/signaling';
 import {
   ApiError,
   IApi,
-  IChange,
   IAttemptStatus,
-  IDelivery,
-  IProgress,
-  IQueuePlace,
+  IChange,
   IRun,
   ISeries,
   IUsage,
   Job,
   JobPhase
 } from './api';
+import { IJobView, jobFacts, storedFacts } from './jobfacts';
 import { Ask, JobLog } from './joblog';
-import { ranksOf } from './resources';
 import { readHistory } from './series';
 import { IJobOutput, ISnapshot, isTerminal } from './snapshot';
 
@@ -47,61 +44,6 @@ export type Connection = 'connecting' | 'live' | 'retrying' | 'static';
 
 /** Why only the snapshot is shown; the view has the words. */
 export type Notice = '' | 'deleted' | 'replaced' | 'no_server' | 'refused';
-
-/** What is shown, wherever it comes from. */
-export interface IJobView {
-  name: string;
-  title: string;
-  phase: JobPhase | '';
-  reason: string;
-  queuedAt: string;
-  startedAt: string;
-  endedAt: string;
-  exitCode: number | null;
-  failedRank: number | null;
-  processes: number;
-  runId: string;
-  experimentId: string;
-  progress: IProgress | null;
-  metrics: Record<string, ISeries>;
-  experiment: string;
-  priority: string;
-  /** All attempts, also the one that runs. */
-  attempts: readonly IAttemptStatus[];
-  traceback: readonly string[];
-  /** The last lines of the failing rank. */
-  logTail: readonly string[];
-  /** When the next attempt is due, as an RFC 3339 time. */
-  retryAt: string;
-  delivery: IDelivery | null;
-  /** Whether metrics were lost with a node. */
-  incomplete: boolean;
-  queue: IQueuePlace | null;
-  deletedAt: string;
-  /** Which way large files come from a cluster, in words. */
-  route: string;
-}
-
-/** Attempts as the status tells them: those that have ended, then the one that runs or was the last. */
-export function attemptsOf(status: Job['status']): IAttemptStatus[] {
-  const attempts: IAttemptStatus[] = [...(status.attempts ?? [])];
-  const last = attempts[attempts.length - 1];
-  if (status.attempt > (last?.attempt ?? 0) && status.started_at) {
-    // The job has started with its first attempt; a later one has not begun before the one before it ended.
-    const started_at =
-      last && last.ended_at > status.started_at ? last.ended_at : status.started_at;
-    attempts.push({
-      attempt: status.attempt,
-      phase: status.phase,
-      reason: status.reason,
-      started_at,
-      ended_at: status.ended_at,
-      exit_code: status.exit_code,
-      failed_rank: status.failed_rank
-    });
-  }
-  return attempts;
-}
 
 export namespace LiveJob {
   export interface IOptions {
@@ -173,65 +115,11 @@ export class LiveJob implements IDisposable {
   }
 
   get view(): IJobView {
-    const job = this._job;
-    const stored = this._stored?.snapshot;
-    if (!job) {
-      return {
-        name: this.name,
-        title: this.name,
-        phase: stored?.phase ?? '',
-        reason: stored?.reason ?? '',
-        queuedAt: stored?.queued_at ?? '',
-        startedAt: stored?.started_at ?? '',
-        endedAt: stored?.ended_at ?? '',
-        exitCode: stored?.exit_code ?? null,
-        failedRank: null,
-        processes: stored?.processes ?? 1,
-        runId: this._runId,
-        experimentId: this._stored?.experiment_id ?? '',
-        progress: stored?.progress ?? null,
-        metrics: this._metrics ?? stored?.metrics ?? {},
-        experiment: '',
-        priority: '',
-        attempts: [],
-        traceback: [],
-        logTail: [],
-        retryAt: '',
-        delivery: null,
-        incomplete: false,
-        queue: null,
-        deletedAt: '',
-        route: ''
-      };
-    }
-    const { spec, status } = job;
-    return {
-      name: job.name,
-      title: job.name,
-      phase: status.phase,
-      reason: status.reason ?? '',
-      queuedAt: status.queued_at || job.created_at,
-      startedAt: status.started_at,
-      endedAt: status.ended_at,
-      exitCode: status.exit_code,
-      failedRank: status.failed_rank,
-      processes: ranksOf(spec),
-      runId: status.run_id || this._runId,
-      experimentId: status.experiment_id || this._stored?.experiment_id || '',
-      progress: status.progress ?? this._run?.progress ?? stored?.progress ?? null,
-      metrics: this._metrics ?? stored?.metrics ?? {},
-      experiment: this._run?.experiment_name ?? spec.experiment_name ?? '',
-      priority: spec.queue_settings?.priority ?? '',
-      attempts: attemptsOf(status),
-      traceback: status.traceback ?? [],
-      logTail: status.log_tail ?? [],
-      retryAt: status.retry_at ?? '',
-      delivery: status.delivery ?? null,
-      incomplete: status.metrics_incomplete ?? false,
-      queue: status.queue ?? null,
-      deletedAt: status.deleted_at ?? '',
-      route: status.route ?? ''
-    };
+    const known = { name: this.name, runId: this._runId, stored: this._stored };
+    const metrics = this._metrics ?? this._stored?.snapshot.metrics ?? {};
+    return this._job
+      ? jobFacts(this._job, this._run, { ...known, metrics })
+      : storedFacts({ ...known, metrics });
   }
 
   /** All attempts, also the one that runs. */

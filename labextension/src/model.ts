@@ -16,28 +16,19 @@ import {
   IChange,
   IExperiment,
   IModel,
-  IProgress,
   IRun,
   IServed,
   IServerStatus,
   IWorkspace,
   Job
 } from './api';
+import { JobProgress } from './jobprogress';
 import { ListModel, toApiError } from './listmodel';
+import { IProblem, problemOfError, problemOfVersion } from './problem';
+import { Gatherer, Part, SectionName, SECTIONS } from './sections';
 import { DEFAULTS, ISettings } from './settings';
 import { isTerminal } from './snapshot';
 import { StatsWatch } from './statswatch';
-import { compatible } from './version';
-
-export const SECTIONS = ['runs', 'jobs', 'models', 'endpoints', 'computes'] as const;
-export type SectionName = (typeof SECTIONS)[number];
-
-/** Why the panel cannot show anything at all. */
-export interface IProblem {
-  kind: 'missing' | 'version' | 'refused' | 'unreachable';
-  /** The server's version for `version`, what it said for `refused`. */
-  detail: string;
-}
 
 /** `connecting`: nothing known yet. `reconnecting`: it was there before and is not now. */
 export type Link = 'connecting' | 'up' | 'starting' | 'reconnecting';
@@ -46,25 +37,8 @@ const BUSY_INTERVAL = 2000;
 const STATUS_INTERVAL = 30_000;
 const MAX_INTERVAL = 30_000;
 const MAX_STATUS_INTERVAL = 300_000;
-/** Milliseconds that changes are gathered before lists are read. */
-const GATHER = 250;
-/** Reading takes at most one part in so many of the time, however fast changes come. */
-const REST = 4;
 /** The filter for jobs that can still be restored. */
 export const DELETED = 'Deleted';
-/** Running jobs whose progress is asked for. */
-const MAX_PROGRESS = 10;
-
-const TOUCHED: Record<string, SectionName[]> = {
-  run: ['runs'],
-  job: ['jobs', 'computes'],
-  model: ['models'],
-  endpoint: ['endpoints'],
-  deployment: ['endpoints'],
-  compute: ['computes'],
-  // Anything may have changed.
-  workspace: [...SECTIONS]
-};
 
 /** The part of Jupyter's event manager that is used. */
 export interface IEventSource {
@@ -76,12 +50,13 @@ export class WorkspaceModel implements IDisposable {
     readonly api: IApi,
     events: IEventSource | null = null
   ) {
+    this.progress = new JobProgress(api);
     this.runs = new ListModel<IRun>(query =>
       api.runs({ ...query, experiment: this._experiment || undefined })
     );
     this.jobs = new ListModel<Job>(async query => {
       const page = await api.jobs({ ...query, phase: this._jobPhase || undefined });
-      await this._readProgress(page.items);
+      await this.progress.read(page.items);
       return page;
     });
     this.models = new ListModel<IModel>(query => api.models(query));
@@ -94,6 +69,7 @@ export class WorkspaceModel implements IDisposable {
       read: name => api.serving.stats(name),
       isVisible: () => this._visible && this._expanded.has('endpoints')
     });
+    this._gatherer = new Gatherer(touched => this._refreshTouched(touched));
     this._events = events;
     events?.stream.connect(this._onEvent, this);
     this._poll = new Poll({
@@ -126,7 +102,7 @@ export class WorkspaceModel implements IDisposable {
   link: Link = 'connecting';
   experiments: readonly IExperiment[] = [];
   /** Progress of running jobs, by job name. */
-  readonly progress = new Map<string, IProgress>();
+  readonly progress: JobProgress;
   /** When the lists were last read without an error; milliseconds since the epoch, 0: never. */
   updatedAt = 0;
   refreshing = false;
@@ -246,7 +222,7 @@ export class WorkspaceModel implements IDisposable {
     this._poll.dispose();
     this._statusPoll.dispose();
     this.stats.dispose();
-    window.clearTimeout(this._timer);
+    this._gatherer.dispose();
     for (const name of SECTIONS) {
       this[name].dispose();
     }
@@ -277,9 +253,7 @@ export class WorkspaceModel implements IDisposable {
       this._setDown(status.state === 'down');
       this.status = status;
       this.api.workspaceName = status.workspace || this.api.workspaceName;
-      this.problem = compatible(status.version)
-        ? null
-        : { kind: 'version', detail: status.version };
+      this.problem = problemOfVersion(status.version);
       if (status.state !== 'up') {
         this.link = this.workspace ? 'reconnecting' : 'starting';
       }
@@ -288,12 +262,9 @@ export class WorkspaceModel implements IDisposable {
         return;
       }
       const error = toApiError(reason);
-      if (error.code === 'not_installed') {
-        this.problem = { kind: 'missing', detail: '' };
-      } else if (!error.transient) {
-        this.problem = { kind: 'refused', detail: error.message };
-      } else if (!this.status) {
-        this.problem = { kind: 'unreachable', detail: error.message };
+      const problem = problemOfError(error, this.status !== null);
+      if (problem) {
+        this.problem = problem;
       } else {
         this.link = 'reconnecting';
       }
@@ -331,29 +302,6 @@ export class WorkspaceModel implements IDisposable {
     } catch {
       // The choice of experiments is a convenience: the list of runs tells what is wrong.
     }
-  }
-
-  private async _readProgress(jobs: readonly Job[]): Promise<void> {
-    const running = jobs.filter(
-      ({ status }) => !isTerminal(status.phase) && status.phase !== 'Queued' && status.run_id
-    );
-    const found = await Promise.all(
-      running.slice(0, MAX_PROGRESS).map(async job => {
-        if (job.status.progress) {
-          return job.status.progress;
-        }
-        return this.api.run(job.status.run_id).then(
-          run => run.progress,
-          () => this.progress.get(job.name) ?? null
-        );
-      })
-    );
-    this.progress.clear();
-    found.forEach((progress, i) => {
-      if (progress) {
-        this.progress.set(running[i].name, progress);
-      }
-    });
   }
 
   private async _tick(): Promise<void> {
@@ -400,43 +348,17 @@ export class WorkspaceModel implements IDisposable {
         // What the old message said is over; the next status has the new one.
         this.status = { ...this.status, state, message: '' };
         this.link = state === 'up' ? this.link : this.workspace ? 'reconnecting' : 'starting';
-        this._touched.add('workspace');
+        this._gatherer.add('workspace');
         this._changed.emit();
       }
     }
-    for (const item of items) {
-      this._touched.add('workspace');
-      for (const section of TOUCHED[item.kind] ?? []) {
-        this._touched.add(section);
-      }
-    }
+    this._gatherer.take(items);
     if (items.length) {
       this._changes.emit(items);
     }
-    if (this._touched.size) {
-      this._schedule();
-    }
   }
 
-  /** Read what has changed soon; while a thousand jobs come and go, as often as reading leaves time for. */
-  private _schedule(): void {
-    if (!this._timer && !this.isDisposed) {
-      const wait = Math.max(GATHER, this._pause);
-      this._timer = window.setTimeout(async () => {
-        const start = performance.now();
-        await this._refreshTouched().catch(() => undefined);
-        this._pause = REST * (performance.now() - start);
-        this._timer = 0;
-        if (this._touched.size) {
-          this._schedule();
-        }
-      }, wait);
-    }
-  }
-
-  private async _refreshTouched(): Promise<void> {
-    const touched = this._touched;
-    this._touched = new Set();
+  private async _refreshTouched(touched: ReadonlySet<Part>): Promise<void> {
     if (!this._visible || document.hidden || this.problem || this.isDisposed) {
       // Everything is read anyway when the panel comes into sight.
       if (touched.has('workspace') && !this.isDisposed) {
@@ -461,17 +383,15 @@ export class WorkspaceModel implements IDisposable {
   }
 
   private readonly _events: IEventSource | null;
+  private readonly _gatherer: Gatherer;
   private readonly _poll: Poll;
   private readonly _statusPoll: Poll;
   private readonly _changed = new Signal<this, void>(this);
   private readonly _changes = new Signal<this, IChange[]>(this);
   private readonly _expanded = new Set<SectionName>();
-  private _touched = new Set<SectionName | 'workspace'>();
   private _settings: ISettings = DEFAULTS;
   private _experiment = '';
   private _jobPhase = '';
-  private _timer = 0;
-  private _pause = 0;
   private _visible = false;
   private _isDisposed = false;
 }

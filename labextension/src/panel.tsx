@@ -11,7 +11,8 @@ import { Header } from './components/header';
 import { SECTION_VIEWS } from './components/sections';
 import { mlopsIcon } from './icons';
 import { CommandIDs, PANEL_ID } from './ids';
-import { SectionName, SECTIONS, WorkspaceModel } from './model';
+import { WorkspaceModel } from './model';
+import { SectionName, SECTIONS } from './sections';
 
 /** The share of the height that a section has at first. */
 const SHARES: Record<SectionName, number> = {

@@ -13,7 +13,7 @@ import {
   throughput,
   valueAt
 } from '../src/curves';
-import { attemptsOf } from '../src/live';
+import { attemptsOf } from '../src/jobfacts';
 import { differences, MAX_RUNS, RunSet } from '../src/runset';
 import { total, usageCharts } from '../src/usage';
 import { FakeApi, job, run } from './fakes';

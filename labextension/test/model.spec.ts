@@ -122,7 +122,7 @@ describe('WorkspaceModel', () => {
     model.setVisible(true);
     await settle(10);
     expect(model.progress.get('a')).toEqual({ done: 3, total: 6 });
-    expect(model.progress.has('b')).toBe(false);
+    expect(model.progress.get('b')).toBeUndefined();
     const before = api.count('jobs');
     await settle(9000);
     expect(api.count('jobs') - before).toBeGreaterThanOrEqual(4);

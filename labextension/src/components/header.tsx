@@ -4,7 +4,8 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
 
 import { relativeTime } from '../format';
-import type { IProblem, WorkspaceModel } from '../model';
+import type { WorkspaceModel } from '../model';
+import type { IProblem } from '../problem';
 import { VERSION } from '../version';
 import { IconButton, Message, NextStep, useNow, useSignal } from './common';
 

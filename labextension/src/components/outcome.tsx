@@ -6,7 +6,7 @@ import { TranslationBundle } from '@jupyterlab/translation';
 import React from 'react';
 
 import { elapsed, formatBytes, formatDuration } from '../format';
-import type { IJobView } from '../live';
+import type { IJobView } from '../jobfacts';
 import { isTerminal } from '../snapshot';
 import { CopyButton, Message } from './common';
 import { Status } from './status';

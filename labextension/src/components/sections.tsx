@@ -6,7 +6,7 @@ import type { IModel } from '../api';
 import { relativeTime } from '../format';
 import { CommandIDs } from '../ids';
 import { mlopsIcon } from '../icons';
-import type { SectionName } from '../model';
+import type { SectionName } from '../sections';
 import { IconButton, useNow, useSignal } from './common';
 import { Computes } from './computes';
 import { Endpoints } from './endpoints';
