@@ -100,8 +100,9 @@ def test_the_ways_of_a_cluster(open_page, address, dark):
     told = {}
     for name in ("gpu", "plain"):
         row = page.locator(f'[data-testid="mlops-row"][data-kind="compute"][data-name="{name}"]')
-        row.scroll_into_view_if_needed()
-        row.locator('[data-testid="mlops-expand"]').click()
+        row.wait_for(timeout=20_000)
+        row.focus()
+        page.keyboard.press("Enter")
         ways = row.locator('[data-testid="mlops-ways"]')
         ways.wait_for(timeout=20_000)
         told[name] = dict(zip(ways.locator("dt").all_inner_texts(), ways.locator("dd").all_inner_texts(), strict=True))

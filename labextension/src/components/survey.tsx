@@ -79,7 +79,7 @@ export function Room(props: { survey: ISurvey; trans: TranslationBundle }): JSX.
 function Ways(props: { survey: ISurvey; trans: TranslationBundle }): JSX.Element | null {
   const ways = waysOf(props.survey, props.trans);
   return ways.length ? (
-    <dl className="jp-Mlops-room" data-testid="mlops-ways">
+    <dl className="jp-Mlops-ways" data-testid="mlops-ways">
       {ways.map(([name, text]) => (
         <React.Fragment key={name}>
           <dt>{name}</dt>
