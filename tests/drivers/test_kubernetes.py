@@ -43,7 +43,7 @@ class ClusterBench(Bench):
         async def ask() -> str:
             said = b""
             command = ["python3", "-c", code, *arguments]
-            for pod in [p for p in driver._watch.pods.values() if main_runs(p)]:
+            for pod in [p for p in driver.follower.watch.pods.values() if main_runs(p)]:
                 with contextlib.suppress(MlopsError):
                     async with Exec(driver.kube, pod["metadata"]["name"], MAIN, command) as channel:
                         async for data in channel.output():

@@ -126,7 +126,7 @@ def test_what_breaks_off_goes_on_where_it_ended(bench, server):
 def test_without_the_proxy_they_come_over_the_stream(bench, server, code):
     server.refuses = code
     came_whole(bench, job_with_output(bench))
-    assert sum("/proxy/" in path for _, path in server.calls) == 1 and not bench.driver._outlets.usable
+    assert sum("/proxy/" in path for _, path in server.calls) == 1 and not bench.driver.follower.outlets.usable
 
 
 @pytest.mark.parametrize("bench", [{"transfer": "exec"}], indirect=True)

@@ -193,7 +193,7 @@ def test_another_jobs_objects_are_not_taken(bench, server, tmp_path):
     key = there.key("other/1")
     there.put(key, b"of somebody else")
     one = copy.Copy(bench.driver.kube, "python3", "pod", 0, tmp_path / "jobs" / "a", 1, lambda: None,
-                    bench.driver._outlets, "", there).deposits
+                    bench.driver.follower.outlets, "", there).deposits
     header = {"file": "outputs/x", "at": 0, "size": 16, "mtime": 1, "crc": 0, "key": key, "bytes": 16}
 
     async def ask():

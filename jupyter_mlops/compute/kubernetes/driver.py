@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,7 @@ from ...core.resources.compute import ComputeSpec
 from ...core.resources.job import JobSpec, parse_bytes
 from ...kube.client import KINDS, Kube
 from ...kube.exec import Exec
-from ...kube.names import ours, owner
+from ...kube.names import owner
 from ...runtime import jobfolder, logfile
 from ...runtime.berth import FOLDER, PARCEL
 from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
@@ -32,24 +30,19 @@ from ..state import observation
 from . import making, parcels, shelf, trainjob, verdict
 from .admission import Admission
 from .calls import key_of
-from .copy import Copy
+from .events import Events
+from .follower import Follower
 from .images import Images
 from .leftovers import Leftovers
 from .manifests import MAIN, NOTE, WORK, Names
-from .outlets import Outlets
 from .preview import preview
 from .queue import KueueWords
 from .route import Route
 from .store import ObjectStore, place_of
-from .watch import Pod, PodWatch, key, node_of
+from .watch import Pod
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at events of a pod that waits.
-EVENTS = 3.0
-#: Seconds between looks at wishes for the pods' folders: a stop, and what was delivered of them; and of how many such
-#: looks one is at all pods. A stop is handed on at once by whoever asks for it here.
-ASK, ASK_ALL = 1.0, 10
 #: Seconds after which an attempt whose Job was made has pods, or somebody took them away.
 APPEAR = 30.0
 
@@ -85,19 +78,10 @@ class KubernetesCompute:
         self._told: set[str] = set()
         self._admission = Admission(self.kube, spec, self.images)
         self._kueue = KueueWords(self.kube)
-        self._changed: list[Callable[[str], None]] = []
-        self._watch = PodWatch(self.kube, {**ours(workspace), "app.kubernetes.io/component": "job"}, self._pod_changed,
-                               self._troubled)
-        self._outlets = Outlets(self.kube, spec.training.transfer == "auto")
         self._leftovers = Leftovers(self.kube, leftovers)
-        self._copies: dict[tuple[str, int, int], tuple[Copy, asyncio.Task[None]]] = {}
-        self._wanted: dict[tuple[str, int], JobFolder] = {}
-        self._last_pods: dict[tuple[str, int], dict[int, Pod]] = {}
-        self._events: dict[str, tuple[float, list[dict[str, Any]]]] = {}
-        self._parcels = parcels.Parcels(self.kube, spec.training.python, self._watch, self.store)
-        self._asking: set[asyncio.Task[None]] = set()
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.follower = Follower(self.kube, workspace, spec.training, self.store, self.by, self._leftovers.run)
+        self._events = Events(self.kube)
+        self._parcels = parcels.Parcels(self.kube, spec.training.python, self.follower.watch, self.store)
 
     # -- before ----------------------------------------------------------------------------------------------------
 
@@ -128,93 +112,16 @@ class KubernetesCompute:
 
     def subscribe(self, changed: Callable[[str], None]) -> None:
         """Have ``changed(job name)`` called when a pod changed, or something came out of one."""
-        self._changed.append(changed)
-
-    # -- the loop on which watch and copies run ------------------------------------------------------------------------
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name=f"cluster-{self.kube.cluster}",
-                                 daemon=True).start()
-                for work in (self._watch.run(), self._ask(), self._leftovers.run(),
-                             *([self.by.run()] if self.by is not None else [])):
-                    asyncio.run_coroutine_threadsafe(work, self._loop)
-            return self._loop
+        self.follower.changed.append(changed)
 
     def tidy(self) -> None:
         """Go on removing what an earlier control plane could not."""
         if self._leftovers:
-            self._running()
-
-    async def _ask(self) -> None:
-        """Hand wishes on to all pods that have a copy: one timer for all of them."""
-        for turn in itertools.count():
-            for copy, _ in list(self._copies.values()):
-                if copy.owes or turn % ASK_ALL == 0:
-                    await copy.ask()
-            await asyncio.sleep(ASK)
+            self.follower.loop()
 
     def close(self) -> None:
         """End watch and copies; what runs on the cluster goes on."""
-        with self._lock:
-            loop, self._loop = self._loop, None
-        if loop is not None:
-            async def end() -> None:
-                tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-            with contextlib.suppress(Exception):
-                asyncio.run_coroutine_threadsafe(end(), loop).result(5)
-            loop.call_soon_threadsafe(loop.stop)
-        self._outlets.close()
-        self._copies.clear()
-
-    def _pod_changed(self, pod: Pod, gone: bool) -> None:
-        job, attempt = key(pod)
-        if not job or not attempt.isdigit():
-            return
-        at = (job, int(attempt))
-        if at not in self._wanted:
-            return  # its pods are read when somebody asks
-        self._last_pods.setdefault(at, {})[node_of(pod)] = {**pod, "gone": True} if gone else pod
-        self._follow(*at)
-        self._tell(job)
-
-    def _troubled(self) -> None:
-        for job, _ in list(self._wanted):
-            self._tell(job)
-
-    def _tell(self, job: str) -> None:
-        for changed in self._changed:
-            changed(job)
-
-    def _follow(self, job: str, attempt: int) -> None:
-        """Have a copy of each pod that has a keeper; on the loop."""
-        folder = self._wanted.get((job, attempt))
-        if folder is None:
-            return
-        for pod in self._watch.of(job, attempt):
-            at = (job, attempt, node_of(pod))
-            if at in self._copies or not verdict.keeper_runs(pod):
-                continue
-            copy = Copy(self.kube, self.spec.training.python, pod["metadata"]["name"], at[2], Path(folder.path),
-                        attempt, lambda: self._tell(job), self._outlets, pod["status"].get("podIP", ""), self.store,
-                        calls=self.by.calls(*at) if self.by is not None else None)
-            self._copies[at] = (copy, asyncio.get_running_loop().create_task(copy.run()))
-
-    def _want(self, job: JobRef, attempt: int) -> None:
-        """Follow an attempt from now on."""
-        at = (job.name, attempt)
-        if at not in self._wanted:
-            self._wanted[at] = JobFolder(job.folder)
-            if self.by is not None and (key := key_of(self._wanted[at].attempt(attempt))):
-                self.by.know(job.name, attempt, key)
-            loop = self._running()
-            loop.call_soon_threadsafe(self._follow, *at)
+        self.follower.close()
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -253,7 +160,7 @@ class KubernetesCompute:
                     self.kube.delete("Job", names.object)
             raise
         jobfolder.write_json(os.path.join(place.path, NOTE), note)
-        self._want(job, attempt)
+        self.follower.follow(job, attempt)
 
     def observe(self, job: JobRef, attempt: int) -> Observation:
         """What is so now: as the copies of the pods' folders say, and where they say nothing, the pods' status."""
@@ -275,14 +182,15 @@ class KubernetesCompute:
             return Observation("absent", attempt=attempt)
         if note.get("lost"):
             return self._read(job, place, note)
-        self._want(job, attempt)
-        if not self._watch.seen:
-            return verdict.running(place, note, {}, {}, self._watch.trouble)
-        pods = {node_of(p): p for p in self._watch.of(job.name, attempt)}
-        last = {**self._last_pods.get((job.name, attempt), {}), **pods}
-        copies = {at[2]: copy for at, (copy, _) in list(self._copies.items()) if at[:2] == (job.name, attempt)}
+        self.follower.follow(job, attempt)
+        watch = self.follower.watch
+        if not watch.seen:
+            return verdict.running(place, note, {}, {}, watch.trouble)
+        pods = self.follower.pods(job.name, attempt)
+        last = {**self.follower.last(job.name, attempt), **pods}
+        copies = self.follower.copies(job.name, attempt)
         if note.get("bring"):
-            self._parcels.bring(place, pods, self._running())
+            self._parcels.bring(place, pods, self.follower.loop())
         self._learn(place, last)
         seen = verdict.ended(place, note, last, copies)
         if seen is None and not last and time.time() - float(note.get("time") or 0) > APPEAR:
@@ -299,8 +207,8 @@ class KubernetesCompute:
             self._end(place, seen)
             self._collect(job, attempt, note)
             return seen
-        trouble = self._watch.trouble and f"{self._watch.trouble}; the job goes on"
-        seen = verdict.running(place, note, pods, copies, trouble, self._look_at_events)
+        trouble = watch.trouble and f"{watch.trouble}; the job goes on"
+        seen = verdict.running(place, note, pods, copies, trouble, self._events.of)
         if note.get("queue") and not pods and not trouble and seen.phase == "starting":
             seen.reason = self._kueue.told(str(note["queue"]), str(note.get("uid"))) or seen.reason
         return seen
@@ -317,9 +225,9 @@ class KubernetesCompute:
             mine = owner({"apiVersion": KINDS[_kind(note)][0], "kind": _kind(note),
                           "metadata": {"name": note["job"], "uid": note["uid"]}})
             reading = shelf.Reading(self.kube, self._names(job, place.number), order, mine, job.folder, nodes,
-                                    lambda: self._tell(job.name), self._outlets, self.store)
+                                    lambda: self.follower.tell(job.name), self.follower.outlets, self.store)
             self._readings[at] = reading
-            asyncio.run_coroutine_threadsafe(reading.run(), self._running())
+            asyncio.run_coroutine_threadsafe(reading.run(), self.follower.loop())
         if not reading.over:
             return Observation("running", f"{note['lost'].get('reason')}; what it left in claim '{claim}' is copied: "
                                           f"{reading.reason}", place.number)
@@ -356,7 +264,7 @@ class KubernetesCompute:
                                cause="preempted", ended_at=time.time(), incomplete=verdict.uncopied(place, note))
         conditions = (found.get("status") or {}).get("conditions") or []
         over = [c for c in conditions if c.get("type") in ("Failed", "Complete") and c.get("status") == "True"]
-        if over and not self._watch.of(place.job.name, place.number):
+        if over and not self.follower.watch.of(place.job.name, place.number):
             why = " ".join(str(over[0].get("message") or over[0].get("reason") or "").split())[:200]
             return Observation("failed", f"its pods are gone, and what was not copied with them: {why}", place.number,
                                cause="lost", ended_at=time.time(), incomplete=verdict.uncopied(place, note))
@@ -371,20 +279,6 @@ class KubernetesCompute:
         self.kube.delete(_kind(note), note["job"])
         return Observation("canceled", "stopped before it started", place.number, ended_at=time.time())
 
-    def _look_at_events(self, kind: str, name: str) -> list[dict[str, Any]]:
-        """The events of an object, oldest first; asked for every few seconds at most."""
-        at, found = self._events.get(name, (0.0, []))
-        if time.monotonic() - at > EVENTS:
-            try:
-                found = self.kube.list("Event", fields=f"involvedObject.kind={kind},involvedObject.name={name}")
-            except MlopsError:
-                found = []  # not allowed to: then the status has to do
-            found.sort(key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""))
-            while len(self._events) > 500:
-                self._events.pop(next(iter(self._events)))
-            self._events[name] = (time.monotonic(), found)
-        return found
-
     def _end(self, place: Attempt, seen: Observation) -> None:
         """Note how it ended, where everybody looks for it."""
         jobfolder.private_folder(place.path)
@@ -392,16 +286,8 @@ class KubernetesCompute:
 
     def _forget(self, job: JobRef, attempt: int) -> None:
         """Follow the pods of an attempt no more."""
-        at = (job.name, attempt)
-        for where in [w for w in self._copies if w[:2] == at]:
-            _, task = self._copies.pop(where)
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(task.cancel)
-        self._wanted.pop(at, None)
-        if self.by is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self.by.forget, *at)
+        self.follower.forget(job, attempt)
         self._told.discard(os.path.join(JobFolder(job.folder).attempt(attempt).path, "node-0", "image.json"))
-        self._last_pods.pop(at, None)
         self._parcels.forget(JobFolder(job.folder).path, attempt)
 
     def _collect(self, job: JobRef, attempt: int, note: dict[str, Any]) -> None:
@@ -416,7 +302,7 @@ class KubernetesCompute:
             log.warning("job %s: its objects on '%s' are not removed yet: %s", job.name, self.kube.cluster,
                         error.message)
             self._leftovers.add(note["job"], str(note.get("uid") or ""), _kind(note))
-            self._running()
+            self.follower.loop()
             return
         if self.store is not None and self.store.usable:
             try:
@@ -436,16 +322,8 @@ class KubernetesCompute:
             return
         if folder.stop_wish(attempt) is None:
             folder.ask_stop(attempt, grace)
-        self._tell(job.name)
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._ask_now, job.name, attempt)
-
-    def _ask_now(self, job: str, attempt: int) -> None:
-        for at, (copy, _) in list(self._copies.items()):
-            if at[:2] == (job, attempt):
-                task = asyncio.ensure_future(copy.ask())
-                self._asking.add(task)
-                task.add_done_callback(self._asking.discard)
+        self.follower.tell(job.name)
+        self.follower.ask(job.name, attempt)
 
     # -- a look inside ---------------------------------------------------------------------------------------------
 
@@ -473,13 +351,13 @@ class KubernetesCompute:
         node = rank // spec.processes
         if JobFolder(job.folder).attempt(attempt).state().get("phase") in TERMINAL:
             raise Conflict(f"rank {rank} of job {job.name} has ended", "its log: %mlops logs " + job.name)
-        for pod in self._watch.of(job.name, attempt):
-            if node_of(pod) == node:
-                if verdict.main_runs(pod):
-                    return str(pod["metadata"]["name"])
-                raise Conflict(f"rank {rank} of job {job.name} does not run: its container has not begun, or has ended",
-                               "see why: %mlops jobs " + job.name)
-        raise Conflict(f"rank {rank} of job {job.name} has no pod now", "see why: %mlops jobs " + job.name)
+        pod = self.follower.pods(job.name, attempt).get(node)
+        if pod is None:
+            raise Conflict(f"rank {rank} of job {job.name} has no pod now", "see why: %mlops jobs " + job.name)
+        if not verdict.main_runs(pod):
+            raise Conflict(f"rank {rank} of job {job.name} does not run: its container has not begun, or has ended",
+                           "see why: %mlops jobs " + job.name)
+        return str(pod["metadata"]["name"])
 
     def read_log(self, job: JobRef, attempt: int, rank: int, offset: int, limit: int) -> LogChunk:
         """Bytes of a rank's log, as far as they have come."""
