@@ -47,7 +47,7 @@ FAULTS_REPEAT ?= 3
 test-faults: setup
 	FAULTS_REPEAT=$(FAULTS_REPEAT) FAULTS_TABLE=docs/reliability.md \
 	$(BIN)/python -m pytest -n 2 -m "faults or not faults" tests/faults
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m faults tests/integration
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m faults tests/integration tests/drivers
 
 # Against the cluster that KUBECONFIG names, in namespaces of its own. Its nodes have, or can pull, the images:
 # CLUSTER_IMAGE with any Python 3.11 or later, CLUSTER_MODELS_IMAGE with scikit-learn, pandas and skops as well (the tests

@@ -225,6 +225,8 @@ def test_a_quota_holds_it_back(plane, cluster, fresh_namespace):
                                                                                                "hold": 10}})
     for name in ("fits", "waits"):
         plane.put(f"jobs/{name}", {"compute": "small", "cell": {"source": "import time\ntime.sleep(8)"}})
+        if name == "fits":  # else which of both gets the one pod is chance
+            wait_for(lambda: plane.get("jobs/fits")["status"]["phase"] == "Running", 60)
     reason = wait_for(lambda: "quota" in (r := plane.get("jobs/waits")["status"]["reason"]) and r, 30)
     assert "the quota 'small' of the namespace is used up" in reason
     assert ended(plane, "fits")["phase"] == "Completed" and ended(plane, "waits", 120)["phase"] == "Completed"

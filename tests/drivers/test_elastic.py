@@ -68,6 +68,7 @@ def test_it_begins_with_the_least_and_ends_with_them(bench, server):
     wait_for(lambda: not server.objects, 20)
 
 
+@pytest.mark.faults
 def test_a_node_joins_and_one_is_taken_and_its_place_is_filled(bench, server):
     """One, then two, then one, then two again; no step is missing, and none is counted twice."""
     server.room = 1
@@ -103,6 +104,7 @@ def test_an_error_of_its_own_ends_all(bench, server):
     assert bench.log(job, 1).count("begin") == 1, "it is not tried again"
 
 
+@pytest.mark.faults
 def test_the_first_node_holds_all_together(bench, server):
     job = elastic(bench, "first", steps=1000, least=2, most=3)
     wait_for(lambda: "begin" in bench.log(job), 120)

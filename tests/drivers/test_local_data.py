@@ -71,7 +71,7 @@ def test_a_folder_of_a_bucket_is_read_from_the_disk_the_second_time(bench, s3):
     s3.rm("data/train/a.txt")
     _, log = run(bench, "four", inputs=given)
     assert "read a.txt" not in log, "what is gone there is not seen here"
-    assert not os.listdir(bench.home / "cache" / "jobs"), "jobs that have ended hold nothing"
+    wait_for(lambda: not os.listdir(bench.home / "cache" / "jobs"))  # jobs that have ended hold nothing
     for job in bench.jobs:
         for folder, _, names in os.walk(job.folder):
             for name in names:

@@ -118,6 +118,7 @@ def test_a_claim_is_copied_to_the_node_when_that_is_asked_for(bench, server, tmp
     assert "read a.txt other" in run(bench, "three", inputs=given)
 
 
+@pytest.mark.faults
 def test_nodes_of_a_job_share_what_their_machine_has(bench, site):
     pytest.importorskip("torch")
     site.pages["/x.txt"] = (b"hello", '"1"')

@@ -35,6 +35,7 @@ def served(tmp_path_factory):
     server.stop()
 
 
+@pytest.mark.faults
 def test_a_control_plane_that_is_killed_and_comes_back(served, monkeypatch):
     """The pod's call is taken by the next one, and all that was logged meanwhile comes by it, once."""
     server, plane, address = served
