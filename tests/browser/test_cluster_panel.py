@@ -81,8 +81,7 @@ def test_the_way_of_a_job(lab, open_page, address):
     page = view.open("lab?reset")
     row = view.panel().locator('[data-testid="mlops-row"][data-kind="job"][data-name="routed"]')
     row.wait_for(timeout=20_000)
-    row.focus()
-    page.keyboard.press("Enter")
+    row.press("Enter")  # one call: the list may be drawn anew between two
     live = page.locator('[data-testid="mlops-live"]')
     live.get_by_text(f"Large files: by the route {address}").wait_for(timeout=30_000)
     live.locator('[data-testid="mlops-live-chart"]').first.wait_for(timeout=30_000)
@@ -101,8 +100,7 @@ def test_the_ways_of_a_cluster(open_page, address, dark):
     for name in ("gpu", "plain"):
         row = page.locator(f'[data-testid="mlops-row"][data-kind="compute"][data-name="{name}"]')
         row.wait_for(timeout=20_000)
-        row.focus()
-        page.keyboard.press("Enter")
+        row.press("Enter")  # one call: the list may be drawn anew between two
         ways = row.locator('[data-testid="mlops-ways"]')
         ways.wait_for(timeout=20_000)
         told[name] = dict(zip(ways.locator("dt").all_inner_texts(), ways.locator("dd").all_inner_texts(), strict=True))

@@ -131,8 +131,7 @@ def test_open_job_shows_its_live_view(open_page):
     page = view.open("lab?reset")
     row = view.panel().locator('[data-testid="mlops-row"][data-kind="job"][data-name="digits-ddp"]')
     row.wait_for(timeout=20_000)
-    row.focus()
-    page.keyboard.press("Enter")
+    row.press("Enter")  # one call: the list may be drawn anew between two
     live = page.locator('[data-testid="mlops-live"]')
     live.wait_for(timeout=20_000)
     live.locator('[data-testid="mlops-live-chart"]').first.wait_for(timeout=20_000)
@@ -158,8 +157,7 @@ def test_endpoint_in_a_tab(open_page, lab):
     page = view.open("lab?reset")
     row = view.panel().locator('[data-testid="mlops-row"][data-kind="endpoint"][data-name="digits"]')
     row.wait_for(timeout=20_000)
-    row.focus()
-    page.keyboard.press("Enter")
+    row.press("Enter")  # one call: the list may be drawn anew between two
     tab = page.locator('[data-testid="mlops-endpoint"][data-state="live"]')
 
     def part(name: str, within: str = ""):
