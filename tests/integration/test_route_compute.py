@@ -65,7 +65,8 @@ open("big", "wb").write(os.urandom(20_000_000))
 def test_what_is_shown_of_it(served):
     """To whoever looks at the compute and at a job; a second compute that wants the same port is told so."""
     _, plane, address = served
-
+    plane.put("jobs/short", {"compute": "gpu", "cell": {"source": "1"}})  # with the first one the control plane listens
+    plane.wait_job("short", 90)
     shown = commands.run(parse(split("compute show gpu"), "cli"), Context("cli", {}, where=plane.place))
     assert f"by the route {address}" in shown.text()
     found = plane.get("computes/gpu/survey")
