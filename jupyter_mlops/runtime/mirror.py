@@ -126,11 +126,22 @@ class Mirror:
 
     def listen(self, lines):
         """Take what the other side says, until it hangs up."""
+        try:
+            self._hear(lines)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            # Who does not listen must not speak on: the connection is made anew, and all is said again.
+            sys.stderr.write("%s: %s\n" % (type(error).__name__, error))
+            sys.stderr.flush()
+        finally:
+            with self.changed:
+                self.closed = True
+                self.changed.notify_all()
+
+    def _hear(self, lines):
         for line in lines:
-            try:
-                word = json.loads(line)
-            except ValueError:
-                break
+            word = json.loads(line)
+            if not isinstance(word, dict):
+                raise ValueError("what is said is no object: %.100r" % line)
             with self.changed:
                 if "got" in word:
                     self.got = max(self.got, int(word["got"]))
@@ -142,6 +153,7 @@ class Mirror:
                     self._fetched(word["fetched"], int(word["bytes"]), bool(word.get("again")))
                 self.changed.notify_all()
             if "put" in word and word["put"] == "stop":
+                jobfolder.private_folder(self.job.path)  # it may come before all else
                 jobfolder.write_file(os.path.join(self.job.path, "stop"), word["text"].encode())
             elif "gone" in word and word["gone"].startswith("spool/") and ".." not in word["gone"]:
                 shutil.rmtree(os.path.join(self.job.path, *word["gone"].split("/")[:2]), ignore_errors=True)
@@ -152,10 +164,7 @@ class Mirror:
                 jobfolder.write_file(os.path.join(self.job.path, DRAINED), b"")
                 self._write({"bye": True})
                 self._flush()
-                break
-        with self.changed:
-            self.closed = True
-            self.changed.notify_all()
+                return
 
     # -- what is told
 

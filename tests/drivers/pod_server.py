@@ -345,14 +345,18 @@ class PodServer(PodMounts, KubeServer):
     def lose_node(self, name: str) -> None:
         """A pod's node is gone with all that was on it."""
         def lose() -> None:
-            pod = self.objects.pop(("pods", name), None)
+            family = []
             for process in self._processes.get(name, {}).values():
-                with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                    # Ranks have sessions of their own, and would live for a while.
-                    for child in psutil.Process(process.pid).children(recursive=True):
-                        child.kill()
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    root = psutil.Process(process.pid)
+                    for one in (root, *root.children(recursive=True)):  # ranks have sessions of their own
+                        family.append(one)
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            one.suspend()  # all at once: nobody there sees another one go
+            for one in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            pod = self.objects.pop(("pods", name), None)
             if pod is not None:
                 pod["status"]["conditions"] = [
                     {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": ""}]
