@@ -359,29 +359,33 @@ class Mirror:
         """Tell large files, one after the other; in a thread."""
         while not self.closed:
             path, at = self._large.get()
-            size, mtime = self._offered[path]
-            try:
-                fd = os.open(os.path.join(self.job.path, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    info = os.fstat(fd)
-                    same = (info.st_size, info.st_mtime_ns) == (size, mtime)
-                    while same and at < size and not self.closed:
-                        data = os.pread(fd, min(PIECE, size - at), at)
-                        if not data:
-                            break
-                        self._frame({"file": path, "at": at, "size": size, "mtime": mtime, "crc": zlib.crc32(data)},
-                                    data)
-                        at += len(data)
-                    self._flush()
-                finally:
-                    os.close(fd)
-            except OSError:
-                pass  # it is gone, or nobody listens any more
-            self._told_large(path, at)
+            self._tell_aside(path, at, self._tell_pieces)
 
-    def _told_large(self, path, at):
-        """A large file was told up to an offset: the rest is looked at again."""
+    def _tell_pieces(self, fd, path, at, size, mtime):
+        """Tell a file over this connection; yields up to where it was told."""
+        while at < size and not self.closed:
+            data = os.pread(fd, min(PIECE, size - at), at)
+            if not data:
+                break
+            self._frame({"file": path, "at": at, "size": size, "mtime": mtime, "crc": zlib.crc32(data)}, data)
+            at += len(data)
+            yield at
+        self._flush()
+
+    def _tell_aside(self, path, at, tell):
+        """Tell a large file with ``tell(fd, path, at, size, mtime)``; what it does not tell is looked at again."""
         size, mtime = self._offered[path]
+        try:
+            fd = os.open(os.path.join(self.job.path, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                info = os.fstat(fd)
+                if (info.st_size, info.st_mtime_ns) == (size, mtime):
+                    for told in tell(fd, path, at, size, mtime):
+                        at = told  # it counts also when the rest breaks off
+            finally:
+                os.close(fd)
+        except OSError:
+            pass  # it is gone, or nobody listens any more
         with self.changed:
             if at >= size:
                 self.have[path] = [size, mtime]
@@ -392,25 +396,20 @@ class Mirror:
 
     def _store(self, path, at):
         """Let a large file go through the object store, while other things are told; in a thread."""
-        size, mtime = self._offered[path]
-        try:
-            fd = os.open(os.path.join(self.job.path, path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                info = os.fstat(fd)
-                if (info.st_size, info.st_mtime_ns) == (size, mtime) and self.depot.takes(size - at):
-                    for begin, count, crc, key in self.depot.pieces(fd, at, size):
-                        self._frame({"file": path, "at": begin, "size": size, "mtime": mtime, "crc": crc, "key": key,
-                                     "bytes": count})
-                        self._flush()
-                        at = begin + count
-                    if self.depot.trouble:
-                        self._frame({"store": self.depot.trouble})
-                        self._flush()
-            finally:
-                os.close(fd)
-        except OSError:
-            pass  # it is gone, or nobody listens any more
-        self._told_large(path, at)
+        self._tell_aside(path, at, self._store_pieces)
+
+    def _store_pieces(self, fd, path, at, size, mtime):
+        """Put a file into the object store, and tell what is there; yields up to where it was told."""
+        if not self.depot.takes(size - at):
+            return
+        for begin, count, crc, key in self.depot.pieces(fd, at, size):
+            self._frame({"file": path, "at": begin, "size": size, "mtime": mtime, "crc": crc, "key": key,
+                         "bytes": count})
+            self._flush()
+            yield begin + count
+        if self.depot.trouble:
+            self._frame({"store": self.depot.trouble})
+            self._flush()
 
     def address(self):
         """A key and a signed address for one object, from any thread; ("", why) when there is none."""

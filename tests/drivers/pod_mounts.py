@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
+
+from conftest import free_port
 
 from jupyter_mlops.compute.kubernetes.manifests import BOOT, PARTS, WORK
 
@@ -89,12 +90,6 @@ class PodMounts:
         """Host names of pods do not resolve here."""
         value = json.loads(order)
         if value.get("address"):
-            port = self.__dict__.setdefault("_ports", {}).setdefault(value["address"], _free_port())
+            port = self.__dict__.setdefault("_ports", {}).setdefault(value["address"], free_port())
             value["address"] = f"127.0.2.%d:{port}"
         return json.dumps(value).encode()
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import channels
 from conformance import wait_for
-from pod_server import PodServer
-from test_pods import PodBench
+from test_pods import PodBench, server
 from wheels import wheel
 
 from jupyter_mlops.compute.kubernetes import watch
@@ -30,6 +29,8 @@ from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.core.errors import Refused
 from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.runtime import conda, packagecache
+
+__all__ = ["server"]
 
 REAL = conda.tool()
 MINOR = ".".join(platform.python_version_tuple()[:2])
@@ -58,13 +59,6 @@ def tool(request, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     return folder
-
-
-@pytest.fixture
-def server():
-    server = PodServer().start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

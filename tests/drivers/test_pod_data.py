@@ -13,10 +13,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
-from pod_server import PodServer
 from stores import KEYS, s3, s3_server, site
 from test_local_data import READ
-from test_pods import PodBench
+from test_pods import PodBench, server
 
 from jupyter_mlops.client.inputs import Packed
 from jupyter_mlops.compute.kubernetes import watch
@@ -26,15 +25,8 @@ from jupyter_mlops.core.errors import Refused
 from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.runtime import parcel
 
-__all__ = ["s3", "s3_server", "site"]
+__all__ = ["s3", "s3_server", "server", "site"]
 RULES = ["datasets", {"name": "results-*", "writable": True}]
-
-
-@pytest.fixture
-def server():
-    server = PodServer().start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

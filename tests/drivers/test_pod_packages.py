@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conformance import wait_for
-from pod_server import PodServer
-from test_pods import PodBench
+from test_pods import PodBench, server
 from wheels import wheel
 
 from jupyter_mlops.compute.kubernetes import watch
@@ -28,16 +27,11 @@ from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.core.resources.job import AttemptStatus, JobSpec
 from jupyter_mlops.runtime import packagecache
 
+__all__ = ["server"]
+
 LOOK = "import mlops_tiny, sys\nprint(mlops_tiny.VERSION, sys.prefix != sys.base_prefix)\nimport numpy"
 #: A package whose building says when it began, and waits until it may go on.
 SLOW = "import os, time\nopen({began!r}, 'w').close()\nwhile not os.path.exists({go!r}):\n    time.sleep(0.05)\n"
-
-
-@pytest.fixture
-def server():
-    server = PodServer().start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 from conformance import wait_for
+from conftest import free_port
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
-from pod_mounts import _free_port
-from pod_server import PodServer
-from test_pods import PodBench
+from test_pods import PodBench, server
 from ways import Way
 
 from jupyter_mlops.compute.kubernetes import calls, watch
@@ -30,6 +29,7 @@ from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.runtime import jobfolder, route
 from jupyter_mlops.runtime.jobfolder import JobFolder
 
+__all__ = ["server"]
 SIZE = 30_000_000
 LINES = 400
 #: A large file whose hash the job tells, and a log that grows meanwhile.
@@ -43,13 +43,6 @@ for i in range({LINES}):
     time.sleep(0.005)
 print(hashlib.sha256(data).hexdigest())
 """
-
-
-@pytest.fixture
-def server():
-    server = PodServer().start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture
@@ -67,7 +60,7 @@ def bench(server, tmp_path, monkeypatch):
 
     bench = PodBench.__new__(PodBench)
     bench.drivers, bench.server = [], server
-    bench.options = {"listen": f"127.0.0.1:{_free_port()}"}
+    bench.options = {"listen": f"127.0.0.1:{free_port()}"}
     bench.__init__(make, tmp_path / "home")
     yield bench
     bench.close()

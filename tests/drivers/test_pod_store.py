@@ -16,9 +16,8 @@ from conformance import wait_for
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
-from pod_server import PodServer
 from stores import KEYS, s3, s3_server
-from test_pods import PodBench
+from test_pods import PodBench, server
 
 from jupyter_mlops.compute.kubernetes import copy, store, watch
 from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
@@ -28,7 +27,7 @@ from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.runtime import jobfolder
 from jupyter_mlops.runtime.jobfolder import JobFolder
 
-__all__ = ["s3", "s3_server"]
+__all__ = ["s3", "s3_server", "server"]
 SIZE = 30_000_000
 #: Bytes that no compression makes small, and whose hash the job tells.
 WRITES = f"""
@@ -38,13 +37,6 @@ open("model.bin", "wb").write(data)
 open("small.txt", "w").write("small")
 print(hashlib.sha256(data).hexdigest())
 """
-
-
-@pytest.fixture
-def server():
-    server = PodServer().start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

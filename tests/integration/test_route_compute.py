@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Plane, make_home, wait_for
+from conftest import Plane, free_port, make_home, wait_for
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "drivers"))
 
-from pod_mounts import _free_port
 from pod_server import PodServer
 
 from jupyter_mlops.magics import commands
@@ -27,7 +26,7 @@ def served(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_MLOPS_KUBECONFIG", server.config)
         plane = Plane(make_home()).start().mlflow_ready()
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     plane.put("computes/gpu", {"type": "kubernetes", "namespace": "team", "context": "emulated", "training": {
         "image": "image:1", "hold": 60, "route": {"listen": address}}})
     yield server, plane, address
