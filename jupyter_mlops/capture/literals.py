@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 
+from ..core import syntax
 from ..runtime import redact
 
 #: Line and cell magics, shell lines and help, which Python cannot read.
@@ -42,7 +43,8 @@ def parse(source: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.parse("\n".join(plain))
+            tree: ast.Module = syntax.parse("\n".join(plain))
+            return tree
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import syntax
 from ..core.errors import NotFound, ParameterError, Refused
 from ..shipping.modules import imports
 
@@ -49,7 +50,7 @@ def of_script(path: str | os.PathLike[str]) -> list[tuple[str, Path]]:
 def check_script(path: Path) -> None:
     """Raises ParameterError when a file is no Python, or has no ``run`` at its top."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = syntax.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError, OSError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
         raise ParameterError(f"{path.name} is no Python{line}: {str(error).splitlines()[0]}") from None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core import syntax
 from ..core.errors import ParameterError
 from .flavour import PYTORCH, Flavour
 
@@ -202,7 +203,7 @@ def _columns(sample: Sample) -> None:
 def _base(source: str) -> str:
     """The variable at the beginning of an expression, or empty."""
     try:
-        node: Any = ast.parse(source, mode="eval").body
+        node: Any = syntax.parse(source, mode="eval").body
     except (SyntaxError, ValueError):
         return ""
     while isinstance(node, (ast.Subscript, ast.Attribute, ast.Call)):

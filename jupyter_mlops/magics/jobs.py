@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..capture.submission import attach as record_context
 from ..client import code, render, requirements
 from ..client.inputs import Packed
+from ..core import syntax
 from ..core.errors import ParameterError, Refused
 from ..runtime import data
 from ..runtime import sources as data_sources
@@ -318,7 +318,7 @@ def check_script(script: str, cwd: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(path.read_bytes(), str(path))
+            syntax.parse(path.read_bytes(), str(path))
     except SyntaxError as error:
         raise ParameterError(
             f"syntax error in line {error.lineno} of {script}: {error.msg}", (error.text or "").strip()[:120]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from ..core import syntax
 from ..core.errors import ParameterError
 from .names import FreeName
 
@@ -44,7 +45,7 @@ def parse_cell(source: str, first_line: int = 1) -> ast.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+            tree: ast.Module = syntax.parse(source)
             compile(source, "<cell>", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         return tree
     except SyntaxError as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from ..core import syntax
 from ..core.errors import Refused
 
 #: Files of a local package that is sent whole, and bytes of one that is no source.
@@ -155,7 +156,7 @@ def _pruned(folder: str, name: str) -> bool:
 def imports(source: bytes) -> list[str]:
     """Names of the modules that source imports; none where it is no Python."""
     try:
-        tree = ast.parse(source)
+        tree = syntax.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return []
     names = []
