@@ -25,9 +25,7 @@ from test_pods import PodBench, server
 from wheels import wheel
 
 from jupyter_mlops.compute.kubernetes import watch
-from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.core.errors import Refused
-from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.runtime import conda, packagecache
 
 __all__ = ["server"]
@@ -84,23 +82,12 @@ def cache(tmp_path):
 @pytest.fixture
 def make_bench(server, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "RETRY", 0.1)
-    kubeconfig = server.kubeconfig(tmp_path)
     benches = []
 
     def make(**training):
         given = {"channel_alias": (tmp_path / "channels").as_uri(), **training.pop("conda", {})}
-        spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated", training={
-            "image": "image:1", "hold": 30, "conda": given, **training})
-
-        def driver():
-            bench.drivers.append(KubernetesCompute("w", "gpu", spec, kubeconfig))
-            return bench.drivers[-1]
-
-        bench = PodBench.__new__(PodBench)
-        bench.drivers, bench.server = [], server
-        bench.__init__(driver, tmp_path / f"home-{len(benches)}")
-        benches.append(bench)
-        return bench
+        benches.append(PodBench(server, tmp_path, f"home-{len(benches)}", conda=given, **training))
+        return benches[-1]
 
     yield make
     for bench in benches:

@@ -19,7 +19,6 @@ from test_pods import PodBench, server
 
 from jupyter_mlops.client.inputs import Packed
 from jupyter_mlops.compute.kubernetes import watch
-from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.compute.kubernetes.survey import survey
 from jupyter_mlops.core.errors import Refused
 from jupyter_mlops.core.resources.compute import ComputeSpec
@@ -32,20 +31,10 @@ RULES = ["datasets", {"name": "results-*", "writable": True}]
 @pytest.fixture
 def bench(server, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "RETRY", 0.1)
-    kubeconfig = server.kubeconfig(tmp_path)
-
-    def make(workspace="w"):
-        training = {"image": "image:1", "hold": 30, "claims": RULES, "secrets": ["store"],
-                    "cache": {"host_path": str(tmp_path / "node"), "size": "1Gi"}}
-        spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated", training=training)
-        bench.drivers.append(KubernetesCompute(workspace, "gpu", spec, kubeconfig))
-        return bench.drivers[-1]
-
     (tmp_path / "node").mkdir()
     server.put("secrets", {"metadata": {"name": "store"}, "data": {}})
-    bench = PodBench.__new__(PodBench)
-    bench.drivers, bench.server = [], server
-    bench.__init__(make, tmp_path / "home")
+    bench = PodBench(server, tmp_path, claims=RULES, secrets=["store"],
+                     cache={"host_path": str(tmp_path / "node"), "size": "1Gi"})
     yield bench
     bench.close()
 

@@ -20,8 +20,6 @@ from pod_server import PodServer
 from test_pods import PodBench
 
 from jupyter_mlops.compute.kubernetes import watch
-from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
-from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.runtime import outlet
 
 SIZE = 24_000_000
@@ -79,17 +77,7 @@ def server():
 @pytest.fixture
 def bench(server, tmp_path, monkeypatch, request):
     monkeypatch.setattr(watch, "RETRY", 0.1)
-    spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated",
-                       training={"image": "image:1", "hold": 30, **getattr(request, "param", {})})
-    kubeconfig = server.kubeconfig(tmp_path)
-
-    def make():
-        bench.drivers.append(KubernetesCompute("w", "gpu", spec, kubeconfig))
-        return bench.drivers[-1]
-
-    bench = PodBench.__new__(PodBench)
-    bench.drivers, bench.server = [], server
-    bench.__init__(make, tmp_path / "home")
+    bench = PodBench(server, tmp_path, **getattr(request, "param", {}))
     yield bench
     bench.close()
 

@@ -20,10 +20,8 @@ from test_pods import PodBench, server
 from wheels import wheel
 
 from jupyter_mlops.compute.kubernetes import watch
-from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.core.controllers.attempts import retry_pause
 from jupyter_mlops.core.errors import Refused
-from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.core.resources.job import AttemptStatus, JobSpec
 from jupyter_mlops.runtime import packagecache
 
@@ -52,23 +50,12 @@ def cache(tmp_path):
 @pytest.fixture
 def make_bench(server, index, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "RETRY", 0.1)
-    kubeconfig = server.kubeconfig(tmp_path)
     benches = []
 
     def make(**training):
         pip = {"index_url": index.as_uri(), **training.get("pip", {})}
-        spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated", training={
-            "image": "image:1", "hold": 30, **training, "pip": pip})
-
-        def driver():
-            bench.drivers.append(KubernetesCompute("w", "gpu", spec, kubeconfig))
-            return bench.drivers[-1]
-
-        bench = PodBench.__new__(PodBench)
-        bench.drivers, bench.server = [], server
-        bench.__init__(driver, tmp_path / f"home-{len(benches)}")
-        benches.append(bench)
-        return bench
+        benches.append(PodBench(server, tmp_path, f"home-{len(benches)}", **{**training, "pip": pip}))
+        return benches[-1]
 
     yield make
     for bench in benches:

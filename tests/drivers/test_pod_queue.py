@@ -8,21 +8,16 @@ from test_pods import bench as pod_bench
 from test_pods import server
 
 from jupyter_mlops.compute.kubernetes import queue
-from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
-from jupyter_mlops.core.resources.compute import ComputeSpec
 
 __all__ = ["pod_bench", "server"]
 FULL = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 1 more needed"
 
 
 @pytest.fixture
-def bench(pod_bench, server, tmp_path, monkeypatch):
+def bench(pod_bench, server, monkeypatch):
     monkeypatch.setattr(queue, "AGAIN", 0.1)
     server.groups.add(queue.GROUP)
-    spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated",
-                       training={"image": "image:1", "hold": 30, "queue": "team-queue"})
-    pod_bench.driver = KubernetesCompute("w", "gpu", spec, server.kubeconfig(tmp_path))
-    pod_bench.drivers.append(pod_bench.driver)
+    pod_bench.driver = pod_bench.another(queue="team-queue")
     return pod_bench
 
 

@@ -23,7 +23,6 @@ from ways import Way
 
 from jupyter_mlops.compute.kubernetes import calls, watch
 from jupyter_mlops.compute.kubernetes import route as routes
-from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.compute.kubernetes.survey import survey
 from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.runtime import jobfolder, route
@@ -49,19 +48,9 @@ print(hashlib.sha256(data).hexdigest())
 def bench(server, tmp_path, monkeypatch):
     """``bench.options``: what the compute says of its route."""
     monkeypatch.setattr(watch, "RETRY", 0.1)
-    kubeconfig = server.kubeconfig(tmp_path)
-
-    def make():
-        spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated", training={
-            "image": "image:1", "hold": 30, "route": bench.options})
-        bench.drivers.append(KubernetesCompute("w", "gpu", spec, kubeconfig,
-                                               certificate=tmp_path / "computes" / "gpu-route.pem"))
-        return bench.drivers[-1]
-
-    bench = PodBench.__new__(PodBench)
-    bench.drivers, bench.server = [], server
-    bench.options = {"listen": f"127.0.0.1:{free_port()}"}
-    bench.__init__(make, tmp_path / "home")
+    options = {"listen": f"127.0.0.1:{free_port()}"}
+    bench = PodBench(server, tmp_path, certificate=tmp_path / "computes" / "gpu-route.pem", route=options)
+    bench.options = options
     yield bench
     bench.close()
 

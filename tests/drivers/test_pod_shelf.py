@@ -18,11 +18,9 @@ from pod_server import PodServer
 from test_pods import PodBench, objects
 
 from jupyter_mlops.compute.kubernetes import shelf, watch
-from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.compute.kubernetes.manifests import Names
 from jupyter_mlops.compute.kubernetes.survey import survey
 from jupyter_mlops.core.errors import Refused
-from jupyter_mlops.core.resources.compute import ComputeSpec
 from jupyter_mlops.runtime import shelf as there
 
 #: Writes a checkpoint and goes on saying steps until it is ended.
@@ -40,17 +38,7 @@ def server():
 @pytest.fixture
 def bench(server, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "RETRY", 0.1)
-    kubeconfig = server.kubeconfig(tmp_path)
-
-    def make(hold=30):
-        spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated", training={
-            "image": "image:1", "hold": hold, "store": {"claim": "folders"}})
-        bench.drivers.append(KubernetesCompute("w", "gpu", spec, kubeconfig))
-        return bench.drivers[-1]
-
-    bench = PodBench.__new__(PodBench)
-    bench.drivers, bench.server, bench.make = [], server, make
-    bench.__init__(make, tmp_path / "home")
+    bench = PodBench(server, tmp_path, store={"claim": "folders"})
     yield bench
     bench.close()
 

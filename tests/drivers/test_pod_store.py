@@ -20,7 +20,6 @@ from stores import KEYS, s3, s3_server
 from test_pods import PodBench, server
 
 from jupyter_mlops.compute.kubernetes import copy, store, watch
-from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.compute.kubernetes.survey import survey
 from jupyter_mlops.core.errors import BackendUnreachable
 from jupyter_mlops.core.resources.compute import ComputeSpec
@@ -48,19 +47,9 @@ def bench(server, tmp_path, monkeypatch, s3, s3_server):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     server.put("secrets", {"metadata": {"name": "store"},
                            "data": {k: base64.b64encode(v.encode()).decode() for k, v in KEYS.items()}})
-    kubeconfig = server.kubeconfig(tmp_path)
-
-    def make():
-        spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated", training={
-            "image": "image:1", "hold": 30, "store": bench.store})
-        bench.drivers.append(KubernetesCompute("w", "gpu", spec, kubeconfig))
-        return bench.drivers[-1]
-
-    bench = PodBench.__new__(PodBench)
-    bench.drivers, bench.server = [], server
-    bench.store = {"url": "s3://data/mlops", "endpoint_url": s3_server, "region": "us-east-1", "secret": "store"}
-    bench.__init__(make, tmp_path / "home")
-    bench.make = make
+    store = {"url": "s3://data/mlops", "endpoint_url": s3_server, "region": "us-east-1", "secret": "store"}
+    bench = PodBench(server, tmp_path, store=store)
+    bench.store = store
     yield bench
     bench.close()
 

@@ -12,20 +12,15 @@ from test_pods import bench as pod_bench
 from test_pods import server
 
 from jupyter_mlops.compute.kubernetes import trainjob
-from jupyter_mlops.compute.kubernetes.driver import KubernetesCompute
 from jupyter_mlops.compute.kubernetes.survey import survey
 from jupyter_mlops.core.errors import Refused
-from jupyter_mlops.core.resources.compute import ComputeSpec
 
 __all__ = ["pod_bench", "server"]
 
 
 @pytest.fixture
-def bench(pod_bench, server, tmp_path):
-    spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated",
-                       training={"image": "image:1", "hold": 30, "flavour": "trainjob"})
-    pod_bench.driver = KubernetesCompute("w", "gpu", spec, server.kubeconfig(tmp_path))
-    pod_bench.drivers.append(pod_bench.driver)
+def bench(pod_bench):
+    pod_bench.driver = pod_bench.another(flavour="trainjob")
     return pod_bench
 
 

@@ -34,7 +34,19 @@ from jupyter_mlops.runtime.jobfolder import JobFolder
 class PodBench(Bench):
     """Jobs whose processes belong to pods here."""
 
-    server: PodServer
+    def __init__(self, server: PodServer, folder: Path, home: str = "home", certificate: Path | None = None,
+                 **training: object) -> None:
+        self.server, self.drivers = server, []
+        self.training = {"image": "image:1", "hold": 30, **training}
+        self._kubeconfig, self._certificate = server.kubeconfig(folder), certificate
+        super().__init__(self.another, folder / home)
+
+    def another(self, workspace: str = "w", **training: object) -> KubernetesCompute:
+        """The driver of a further control plane; ``training``: what it is told otherwise than the first."""
+        spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated",
+                           training={**self.training, **training})
+        self.drivers.append(KubernetesCompute(workspace, "gpu", spec, self._kubeconfig, certificate=self._certificate))
+        return self.drivers[-1]
 
     def family(self, job: JobRef) -> list[int]:
         found: list[int] = []
@@ -57,17 +69,7 @@ def server():
 @pytest.fixture
 def bench(server, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "RETRY", 0.1)
-    spec = ComputeSpec(type="kubernetes", namespace="team", context="emulated",
-                       training={"image": "image:1", "hold": 30})
-    kubeconfig = server.kubeconfig(tmp_path)
-
-    def make():
-        bench.drivers.append(KubernetesCompute("w", "gpu", spec, kubeconfig))
-        return bench.drivers[-1]
-
-    bench = PodBench.__new__(PodBench)
-    bench.drivers, bench.server = [], server
-    bench.__init__(make, tmp_path / "home")
+    bench = PodBench(server, tmp_path)
     yield bench
     bench.close()
 

@@ -1,27 +1,23 @@
-"""What is said of the way that the data of jobs take."""
+"""What is said of the ways that the data of jobs take."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import pytest
 
 from jupyter_mlops.client.compute import Survey
 
-PROXY = {"way": "proxy", "why": ""}
+#: Those of the panel, too: it says what ``%mlops compute show`` says.
+CASES = json.loads((Path(__file__).parents[2] / "labextension" / "test" / "ways.json").read_text())
+NAMES = ("packages of jobs", "jobs' data", "large files", "folders of jobs")
 
 
-def told(**given) -> str:
-    data = {"version": "v1.36.2", "namespace": {"name": "team", "exists": True, "level": ""}, "missing": [], **given}
-    return Survey("gpu", data).text()
-
-
-@pytest.mark.parametrize(("given", "words", "others"), [
-    ({"transfer": PROXY}, ["over the API", "through the API's proxy"], ["by the route"]),
-    ({"transfer": None}, [], ["jobs' data", "large files"]),
-    ({"transfer": PROXY, "route": {"listen": "a:1", "address": "b:2", "trouble": ""}}, ["by the route b:2"],
-     ["proxy", "over the API"]),
-    ({"transfer": PROXY, "route": {"listen": "a:1", "address": "b:2", "trouble": "pods do not reach it"}},
-     ["over the API: pods do not reach it", "through the API's proxy"], ["by the route"]),
-])
-def test_the_way_is_shown(given, words, others):
-    text = told(**given)
-    assert all(word in text for word in words) and not any(word in text for word in others), text
+@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(case["survey"]))
+def test_the_ways_are_shown_as_in_the_panel(case):
+    data = {"version": "v1.36.2", "namespace": {"name": "team", "exists": True, "level": ""}, "missing": []}
+    lines = Survey("gpu", data | case["survey"]).text().splitlines()
+    shown = {name: " ".join(line.split()).removeprefix(f"{name} ") for line in lines for name in NAMES
+             if line.strip().startswith(name)}
+    assert shown == {name.lower(): text for name, text in case["ways"].items()}
