@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ...core.resources.base import Resource
-from .. import schemas
+from .. import job_schemas, schemas
 from ..operations import Answer, Call
 
 
@@ -61,7 +61,7 @@ async def deleting(call: Call, kind: str, name: str, parent: str = "") -> Answer
     return Answer(204 if gone else 202, None if gone else schemas.Nothing())
 
 
-def log_part(chunk: Any, rank: int, attempt: int, ended: bool) -> schemas.LogPart:
+def log_part(chunk: Any, rank: int, attempt: int, ended: bool) -> job_schemas.LogPart:
     """A chunk of bytes as text, cut so that no character is torn."""
     data = chunk.data
     next_offset = chunk.next_offset
@@ -75,7 +75,7 @@ def log_part(chunk: Any, rank: int, attempt: int, ended: bool) -> schemas.LogPar
             if need > back and back < len(data):
                 data, next_offset = data[:-back], next_offset - back
             break
-    return schemas.LogPart(
+    return job_schemas.LogPart(
         rank=rank, attempt=attempt, offset=chunk.offset, next_offset=next_offset, size=chunk.size,
         text=data.decode("utf-8", "replace"), complete=ended and next_offset >= chunk.size,
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ...core.resources import TERMINAL
-from .. import schemas
+from .. import job_schemas, schemas
 from ..operations import Answer, Call, operation
 from .common import getting
 
 
 @operation(
     "POST", "/workspaces/{ws}/jobs/{name}/actions/flush", "Wait until what a job has logged is in MLflow", "jobs/flush",
-    body=schemas.Flush, responses={200: schemas.Job}, errors=(504,),
+    body=job_schemas.Flush, responses={200: schemas.Job}, errors=(504,),
 )
 async def flush_job(call: Call) -> Answer:
     """Answers when all that was journalled and spooled before this call is in MLflow, or refused by it for good."""

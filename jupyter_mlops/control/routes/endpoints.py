@@ -9,7 +9,7 @@ from ...core import policy
 from ...core.errors import Unavailable
 from ...core.resources import CanarySpec, DeploymentSpec, EndpointSpec
 from ...core.resources.base import Resource
-from .. import endpoint_schemas, schemas
+from .. import endpoint_schemas, job_schemas, schemas
 from ..operations import Answer, Call, operation
 from .common import deleting, etag, getting, listing, log_part, putting
 
@@ -260,7 +260,7 @@ async def delete_deployment(call: Call) -> Answer:
 
 @operation(
     "GET", _DEPLOYMENTS + "/{deployment}/logs", "Read a scorer's log", "deployments/read",
-    query=endpoint_schemas.DeploymentLogQuery, responses={200: schemas.LogPart},
+    query=endpoint_schemas.DeploymentLogQuery, responses={200: job_schemas.LogPart},
 )
 async def get_deployment_log(call: Call) -> Answer:
     name, deployment = call.path["name"], call.path["deployment"]

@@ -6,7 +6,7 @@ from functools import partial
 
 from ...core.resources import JobSpec
 from ...core.resources.base import Resource
-from .. import schemas
+from .. import job_schemas, schemas
 from ..operations import Answer, Call, operation
 from .common import deleting, etag, getting, listing, putting
 
@@ -22,7 +22,7 @@ def _as_seen(call: Call, job: Resource) -> Resource:
     return job
 
 
-@operation("GET", _WS + "/jobs", "List jobs", "jobs/read", query=schemas.JobQuery, responses={200: schemas.JobList})
+@operation("GET", _WS + "/jobs", "List jobs", "jobs/read", query=job_schemas.JobQuery, responses={200: schemas.JobList})
 async def list_jobs(call: Call) -> Answer:
     """Newest first."""
     phases = [call.query.phase] if call.query.phase else None
@@ -54,13 +54,13 @@ async def delete_job(call: Call) -> Answer:
 
 @operation(
     "POST", _WS + "/jobs/{name}/actions/preview", "Ask whether a job would run", "jobs/write", body=JobSpec,
-    responses={200: schemas.Preview}, errors=(422, 502, 504),
+    responses={200: job_schemas.Preview}, errors=(422, 502, 504),
 )
 async def preview_job(call: Call) -> Answer:
     """Whether it fits, which limit is in the way, what it costs, and the manifest that a cluster would get, which the
     cluster's API has checked. Nothing is started."""
     found = await call.plane.jobs.preview(call.path["name"], call.body)
-    return Answer(body=schemas.Preview.model_validate(found))
+    return Answer(body=job_schemas.Preview.model_validate(found))
 
 
 @operation(

@@ -12,7 +12,7 @@ from ...core.resources import TERMINAL, JobSpec
 from ...core.resources.base import Resource
 from ...runtime import usage
 from ...runtime.jobfolder import JobFolder
-from .. import schemas
+from .. import job_schemas
 from ..operations import Answer, Call, operation
 from ..search import Expression, Words, search
 from .common import log_part
@@ -62,8 +62,8 @@ def _kept(job: Resource) -> None:
 
 
 @operation(
-    "GET", _WS + "/jobs/{name}/logs/{rank}", "Read a rank's log", "jobs/read", query=schemas.LogQuery,
-    responses={200: schemas.LogPart},
+    "GET", _WS + "/jobs/{name}/logs/{rank}", "Read a rank's log", "jobs/read", query=job_schemas.LogQuery,
+    responses={200: job_schemas.LogPart},
 )
 async def get_job_log(call: Call) -> Answer:
     """Offsets are bytes; follow by asking again with ``next_offset`` until ``complete``."""
@@ -78,21 +78,23 @@ async def get_job_log(call: Call) -> Answer:
 
 
 @operation(
-    "GET", _WS + "/jobs/{name}/logs/{rank}/search", "Search in a rank's log", "jobs/read", query=schemas.SearchQuery,
-    responses={200: schemas.SearchResult},
+    "GET", _WS + "/jobs/{name}/logs/{rank}/search", "Search in a rank's log", "jobs/read",
+    query=job_schemas.SearchQuery, responses={200: job_schemas.SearchResult},
 )
 async def search_job_log(call: Call) -> Answer:
     """Looks at a stretch; ask again with ``next_offset`` and ``next_line`` until ``complete``."""
     log = _Log(call, await call.plane.workspace.get(call.identity, "job", call.path["name"]))
     query = call.query
 
-    def work() -> schemas.SearchResult:
+    def work() -> job_schemas.SearchResult:
         finder = Expression(query.q, query.case) if query.regex else Words(query.q, query.case)
         try:
             found = search(log.read, finder, query.offset, query.line, query.limit, log.ended)
         finally:
             finder.close()
-        return schemas.SearchResult(rank=log.rank, attempt=log.attempt, last_attempt=log.last_attempt, **vars(found))
+        return job_schemas.SearchResult(
+            rank=log.rank, attempt=log.attempt, last_attempt=log.last_attempt, **vars(found)
+        )
 
     if not query.regex:
         return Answer(body=await asyncio.to_thread(work))
@@ -101,8 +103,8 @@ async def search_job_log(call: Call) -> Answer:
 
 
 @operation(
-    "GET", _WS + "/jobs/{name}/usage", "What a job's ranks use", "jobs/read", query=schemas.UsageQuery,
-    responses={200: schemas.Usage},
+    "GET", _WS + "/jobs/{name}/usage", "What a job's ranks use", "jobs/read", query=job_schemas.UsageQuery,
+    responses={200: job_schemas.Usage},
 )
 async def get_job_usage(call: Call) -> Answer:
     """CPU, memory and GPU of each rank over time, of all attempts; at most ``max_points`` of each attempt."""
@@ -112,24 +114,24 @@ async def get_job_usage(call: Call) -> Answer:
     last = int(job.status.get("attempt") or 0)
     most = call.query.max_points
 
-    def work() -> schemas.Usage:
+    def work() -> job_schemas.Usage:
         attempts = []
         # A job that was tried very often: the newest of them.
         for number in range(max(1, last - 19), last + 1):
             attempt = folder.attempt(number)
             state = attempt.state()
-            attempts.append(schemas.AttemptUsage(
+            attempts.append(job_schemas.AttemptUsage(
                 attempt=number, started_at=_moment(state.get("started_at")), ended_at=_moment(state.get("ended_at")),
                 samples=_samples(attempt.usage_paths(), most),
             ))
         here = job.spec.get("compute", "local") == "local"
-        return schemas.Usage(name=job.name, cpus=machine.cpus() if here else 0,
+        return job_schemas.Usage(name=job.name, cpus=machine.cpus() if here else 0,
                              memory_bytes=machine.memory_bytes() if here else 0, attempts=attempts)
 
     return Answer(body=await asyncio.to_thread(work))
 
 
-def _samples(paths: dict[int, str], most: int) -> schemas.UsageSamples:
+def _samples(paths: dict[int, str], most: int) -> job_schemas.UsageSamples:
     """What the ranks of all machines used, at most ``most`` rows."""
     read = {node: usage.read(path) for node, path in paths.items()}
     thinned = {node: usage.thin(rows, most) for node, (rows, _) in read.items()}
@@ -138,7 +140,7 @@ def _samples(paths: dict[int, str], most: int) -> schemas.UsageSamples:
     found = usage.series(usage.thin(usage.together(list(thinned.values()), wide), most))
     for rank in found["ranks"]:
         rank["node"] = node_of.get(rank["rank"], 0)
-    return schemas.UsageSamples.model_validate(found)
+    return job_schemas.UsageSamples.model_validate(found)
 
 
 def _moment(seconds: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...core.errors import Conflict, ParameterError
-from .. import schemas
+from .. import schemas, tracking_schemas
 from ..operations import Answer, Call, operation
 
 _WS = "/workspaces/{ws}"
@@ -19,19 +19,19 @@ async def _unused(call: Call, name: str, version: str | None = None) -> None:
 
 @operation(
     "GET", _WS + "/models", "List registered models", "models/read", query=schemas.Page,
-    responses={200: schemas.ModelList}, errors=_BACKEND,
+    responses={200: tracking_schemas.ModelList}, errors=_BACKEND,
 )
 async def list_models(call: Call) -> Answer:
     page = await call.plane.views.models(limit=call.query.limit, page_token=call.query.page_token)
-    return Answer(body=schemas.ModelList.model_validate(page))
+    return Answer(body=tracking_schemas.ModelList.model_validate(page))
 
 
 @operation(
-    "GET", _WS + "/models/{model}", "Get a model with its versions", "models/read", responses={200: schemas.Model},
-    errors=_BACKEND,
+    "GET", _WS + "/models/{model}", "Get a model with its versions", "models/read",
+    responses={200: tracking_schemas.Model}, errors=_BACKEND,
 )
 async def get_model(call: Call) -> Answer:
-    return Answer(body=schemas.Model.model_validate(await call.plane.views.model(call.path["model"])))
+    return Answer(body=tracking_schemas.Model.model_validate(await call.plane.views.model(call.path["model"])))
 
 
 @operation(
@@ -49,8 +49,8 @@ async def delete_model(call: Call) -> Answer:
 
 
 @operation(
-    "POST", _WS + "/models/{model}/versions", "Register a version", "models/write", body=schemas.Register,
-    responses={201: schemas.ModelVersion}, errors=_BACKEND,
+    "POST", _WS + "/models/{model}/versions", "Register a version", "models/write", body=tracking_schemas.Register,
+    responses={201: tracking_schemas.ModelVersion}, errors=_BACKEND,
 )
 async def register_model(call: Call) -> Answer:
     """From a run's logged model; the model is created when it is not there yet."""
@@ -61,16 +61,16 @@ async def register_model(call: Call) -> Answer:
         call.identity, "models/write", f"models/{name}", body.model_dump(exclude_none=True),
         call.plane.views.register(name, **body.model_dump()), "model",
     )
-    return Answer(201, schemas.ModelVersion.model_validate(version))
+    return Answer(201, tracking_schemas.ModelVersion.model_validate(version))
 
 
 @operation(
     "GET", _WS + "/models/{model}/versions/{version}", "Get a model version", "models/read",
-    responses={200: schemas.ModelVersion}, errors=_BACKEND,
+    responses={200: tracking_schemas.ModelVersion}, errors=_BACKEND,
 )
 async def get_model_version(call: Call) -> Answer:
     version = await call.plane.views.version(call.path["model"], call.path["version"])
-    return Answer(body=schemas.ModelVersion.model_validate(version))
+    return Answer(body=tracking_schemas.ModelVersion.model_validate(version))
 
 
 @operation(
@@ -90,7 +90,7 @@ async def delete_model_version(call: Call) -> Answer:
 
 @operation(
     "PUT", _WS + "/models/{model}/aliases/{alias}", "Point an alias at a version", "models/write",
-    body=schemas.Alias, responses={200: schemas.ModelVersion}, errors=_BACKEND,
+    body=tracking_schemas.Alias, responses={200: tracking_schemas.ModelVersion}, errors=_BACKEND,
 )
 async def put_alias(call: Call) -> Answer:
     name, alias, version = call.path["model"], call.path["alias"], call.body.version
@@ -98,7 +98,7 @@ async def put_alias(call: Call) -> Answer:
         call.identity, "models/write", f"models/{name}@{alias}", {"version": version},
         call.plane.views.set_alias(name, alias, version), "model",
     )
-    return Answer(body=schemas.ModelVersion.model_validate(await call.plane.views.version(name, version)))
+    return Answer(body=tracking_schemas.ModelVersion.model_validate(await call.plane.views.version(name, version)))
 
 
 @operation(

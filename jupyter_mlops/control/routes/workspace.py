@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from ...core.errors import ParameterError
-from .. import schemas
+from .. import schemas, tracking_schemas
 from ..openapi import document
 from ..operations import TABLE, Answer, Call, operation
 
 _WS = "/workspaces/{ws}"
 
 
-@operation("GET", "/openapi.json", "This document", "workspaces/read", responses={200: schemas.View})
+@operation("GET", "/openapi.json", "This document", "workspaces/read", responses={200: tracking_schemas.View})
 async def get_openapi(call: Call) -> Answer:
     return Answer(body=document(TABLE, call.plane.version))
 
