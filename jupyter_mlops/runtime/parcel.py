@@ -23,6 +23,7 @@ import shutil
 import stat
 import struct
 import sys
+import time
 import zipfile
 
 RECORD = struct.Struct(">QI32s")
@@ -31,6 +32,8 @@ PIECE = 1 << 20
 PART = "part-%05d"
 #: Seconds without a byte after which a download is given up.
 SILENCE = 20.0
+#: Seconds before each further try of a download.
+PAUSES = (0.5, 2.0)
 
 
 class ParcelError(Exception):
@@ -199,17 +202,36 @@ def receive(stream, say, target, wanted, size):
 
 
 def fetch(url, say, target, wanted, size):
-    """Download a parcel.
+    """Download a parcel; what passes by itself (an inner error of the store, an answer that is cut) is tried again.
 
     Args:
         say: called with each answer, a dictionary; the last says ``done``, or ``why`` not.
     """
-    from urllib.request import urlopen
-
     if os.path.exists(target):
         say({"done": True})
         return
     part = target + ".fetched"
+    try:
+        for pause in (0.0, *PAUSES):
+            time.sleep(pause)
+            why, passing = _download(url, say, part, wanted, size)
+            if not passing:
+                break
+            say({"have": 0})
+        if not why:
+            os.replace(part, target)
+        say({"why": why} if why else {"done": True})
+    except OSError as error:
+        say({"why": str(error)})
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+
+
+def _download(url, say, part, wanted, size):
+    """One try; returns why it failed, empty when the parcel is there, and whether another may succeed."""
+    from urllib.request import urlopen
+
     digest, have, told = hashlib.sha256(), 0, 0
     try:
         with urlopen(url, timeout=SILENCE) as answer, open(part, "wb") as f:
@@ -222,16 +244,13 @@ def fetch(url, say, target, wanted, size):
                 if have - told >= 16 * PIECE:
                     told = have
                     say({"have": have})
-        if digest.hexdigest() != wanted:
-            say({"why": "what is there is another one, or not whole"})
-            return
-        os.replace(part, target)
-        say({"done": True})
+        if digest.hexdigest() == wanted:
+            return "", False
+        return "what is there is another one, or not whole", have < size
     except Exception as error:  # whatever a proxy or TLS may come up with
-        say({"why": " ".join(str(getattr(error, "reason", None) or error).split())[:300]})
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
+        code = getattr(error, "code", 0)
+        passing = code >= 500 or code == 429 if isinstance(code, int) and code else have > 0
+        return " ".join(str(getattr(error, "reason", None) or error).split())[:300] or repr(error), passing
 
 
 def _exactly(stream, size):

@@ -8,7 +8,9 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -105,3 +107,57 @@ def test_the_receiving_end_as_it_is_executed(tmp_path):
         [sys.executable, "-m", "jupyter_mlops.runtime.parcel", "--into", str(tmp_path / "got"), "--sha256", "0" * 64,
          "--size", str(len(data))], input=b"".join(parcel.records(str(tmp_path / "p"), 0)), capture_output=True)
     assert done.returncode == 1 and b"another one" in done.stdout and not list(tmp_path.glob("got*"))
+
+
+@pytest.fixture
+def store():
+    """An object store that answers as ``answers`` says: a status, and how many of its bytes come; then whole."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked += 1
+            status, count = self.server.answers.pop(0) if self.server.answers else (200, len(DATA))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(DATA)))
+            self.end_headers()
+            self.wfile.write(DATA[:count])
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.answers = 0, []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+DATA = random.Random(2).randbytes(3_000_000)
+
+
+@pytest.mark.parametrize(("answers", "asked", "why"), [
+    ([], 1, ""),
+    ([(500, 0)], 2, ""),
+    ([(429, 0), (503, 0)], 3, ""),
+    ([(200, 1_500_000)], 2, ""),
+    ([(503, 0)] * 3, 3, "Service Unavailable"),
+    ([(403, 0)], 1, "Forbidden"),
+])
+def test_a_download_is_tried_again_when_its_trouble_may_pass(tmp_path, monkeypatch, store, answers, asked, why):
+    monkeypatch.setattr(parcel, "PAUSES", (0.0, 0.0))
+    store.answers = answers
+    said, target = [], tmp_path / "got"
+    parcel.fetch(f"http://127.0.0.1:{store.server_port}/p", said.append, str(target), hashlib.sha256(DATA).hexdigest(),
+                 len(DATA))
+    assert store.asked == asked and said[-1] == ({"why": why} if why else {"done": True})
+    assert (not target.exists() if why else target.read_bytes() == DATA) and not list(tmp_path.glob("*.fetched"))
+
+
+def test_another_parcel_is_not_asked_for_again(tmp_path, store):
+    said = []
+    parcel.fetch(f"http://127.0.0.1:{store.server_port}/p", said.append, str(tmp_path / "got"), "0" * 64, len(DATA))
+    assert store.asked == 1 and said[-1] == {"why": "what is there is another one, or not whole"}
+    assert not list(tmp_path.iterdir())
