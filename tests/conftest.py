@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import faulthandler
+import functools
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ from pathlib import Path
 import pytest
 from _pytest.runner import runtestprotocol
 
+from jupyter_mlops.core.syntax import without_collections
 from jupyter_mlops.runtime import locate
 
 pytest_plugins = ["pages", "fault_bench", "fault_table"]  # fixtures of browser and fault tests
@@ -28,6 +31,11 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 REPO = Path(__file__).resolve().parent.parent
+
+plain_parse = ast.parse
+if sys.version_info < (3, 11, 8):
+    # What parses here (hypothesis, inspect) does so beside servers in other threads: see jupyter_mlops/core/syntax.py.
+    ast.parse = without_collections(plain_parse)
 
 #: Files that take longest, the longest first: begun last, one of them would leave all workers but one without work.
 LONGEST = (
@@ -152,8 +160,23 @@ def _clean_environment(monkeypatch):
 
 
 def make_home() -> Path:
-    """A private workspace folder with a short path (sockets lie below a folder of their own anyway)."""
-    return Path(tempfile.mkdtemp(prefix="mlops-test-"))
+    """A private workspace folder with a short path (sockets lie below a folder of their own anyway).
+
+    MLflow's tables are there: to make them takes a second of each start, and is the subject of other tests.
+    """
+    home = Path(tempfile.mkdtemp(prefix="mlops-test-"))
+    (home / "mlflow.db").touch(0o600)
+    (home / "mlflow.db").write_bytes(_tables())
+    return home
+
+
+@functools.cache
+def _tables() -> bytes:
+    """An empty database as MLflow's child makes it."""
+    with tempfile.TemporaryDirectory(prefix="mlops-tables-") as folder:
+        subprocess.run([sys.executable, "-m", "jupyter_mlops.tracking.database", "mlflow.db", sys.executable, "-c", ""],
+                       cwd=folder, env={**os.environ, "PYTHONPATH": str(REPO)}, check=True, timeout=200)
+        return Path(folder, "mlflow.db").read_bytes()
 
 
 def processes_of(home: Path) -> list[int]:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import ast
+import functools
 import gc
+from collections.abc import Callable
 from typing import Any
 
 
-def parse(source: str | bytes, filename: str = "<unknown>", mode: str = "exec") -> Any:
-    """``ast.parse``, which before Python 3.11.8 fails by chance (SystemError) where several threads parse.
+def without_collections(parse: Callable[..., Any]) -> Callable[..., Any]:
+    """``parse``, during which no garbage is collected.
 
-    Python counts the depth of the tree for all threads together there, and a garbage collection in the middle lets
-    another thread run (CPython issue 106905). Without a collection no other runs, as nothing else gives way.
-
-    Raises:
-        SyntaxError, ValueError, RecursionError, MemoryError: as ``ast.parse`` does.
+    Before 3.11.8 Python counts the depth of a tree that it makes for all threads together, and a collection in the
+    middle lets another thread run that makes one, too: each may then fail, with a SystemError (CPython issue 106905).
+    Nothing else gives way to others in there.
     """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return ast.parse(source, filename, mode)
-    finally:
-        if collecting:
-            gc.enable()
+
+    @functools.wraps(parse)
+    def whole(*args: Any, **options: Any) -> Any:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return parse(*args, **options)
+        finally:
+            if collecting:
+                gc.enable()
+
+    return whole
+
+
+#: ``ast.parse``, which cannot fail by chance beside other threads.
+parse = without_collections(ast.parse)

@@ -14,7 +14,7 @@ import pytest
 from conftest import REPO, wait_for
 from pages import Page, keep_screenshot, run_all
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.story]
 WS = "jupyter-mlops/api/v1/workspaces/default"
 
 

@@ -20,6 +20,8 @@ from sklearn.linear_model import LogisticRegression
 
 from jupyter_mlops.serving import collector, extract, keys, segments
 
+pytestmark = pytest.mark.story
+
 #: Looked for byte by byte in everything that is written.
 SECRET = 1234.5678901234
 COLUMNS = ("a", "secret", "c")

@@ -22,6 +22,8 @@ from jupyter_mlops.serving.places import Places
 from jupyter_mlops.serving.recorder import Recorder
 from jupyter_mlops.serving.signature import from_document
 
+pytestmark = pytest.mark.story
+
 SIGNATURE = {"inputs": [{"name": "age", "type": "double", "required": True},
                         {"name": "name", "type": "string", "required": True}],
              "outputs": [{"type": "tensor", "tensor-spec": {"dtype": "int64", "shape": [-1]}}]}

@@ -10,6 +10,8 @@ from conftest import wait_for
 from jupyter import run
 from jupyter_client.manager import start_new_kernel
 
+pytestmark = pytest.mark.story
+
 _WHERE = ("cell", "marked", "remote", "diff", "module", "argument", "environment", "job")
 PLANTED = [f"planted-{where}-4f7x" for where in _WHERE]
 CELL, MARKED, REMOTE, DIFF, MODULE, ARGUMENT, ENVIRONMENT, JOB = PLANTED

@@ -18,6 +18,8 @@ from jupyter_mlops.magics.context import Context
 from jupyter_mlops.magics.expand import expand
 from jupyter_mlops.magics.parser import parse, split
 
+pytestmark = pytest.mark.story
+
 RNG = np.random.default_rng(0)
 X = pd.DataFrame({"height": RNG.normal(1.7, 0.1, 60), "width": RNG.normal(0.5, 0.1, 60)})
 X["age"] = RNG.integers(1, 90, 60)

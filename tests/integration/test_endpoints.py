@@ -27,6 +27,8 @@ from endpoint_models import (
     registered,
 )
 
+pytestmark = pytest.mark.story
+
 ROWS = {"inputs": [[1.0, 0.0], [2.0, 0.0]]}
 LATER = {"inputs": [[99.0, 0.0]]}
 

@@ -26,6 +26,8 @@ from jupyter_mlops.magics.context import Context
 from jupyter_mlops.runtime.parcel import sha256
 from jupyter_mlops.serving import keys, manifest, merge
 
+pytestmark = pytest.mark.story
+
 MLMODEL = """\
 flavors:
   python_function: {loader_module: mlflow.sklearn, model_path: model.pkl, predict_fn: predict, env: {}}

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from jupyter_client.manager import KernelManager
 
+pytestmark = pytest.mark.story
+
 REPO = Path(__file__).resolve().parents[2]
 MIME = "application/vnd.jupyter-mlops.job+json"
 

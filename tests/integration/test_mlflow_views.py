@@ -11,6 +11,8 @@ from jupyter_mlops.tracking.child import MlflowChild
 from jupyter_mlops.tracking.shape import progress, quoted, thin
 from jupyter_mlops.tracking.views import MlflowViews
 
+pytestmark = pytest.mark.story
+
 API = "/mlflow/api/2.0/mlflow/"
 ARTIFACTS = "/mlflow/api/2.0/mlflow-artifacts/artifacts"
 MLMODEL = "flavors:\n  python_function:\n    loader_module: mlflow.sklearn\n"

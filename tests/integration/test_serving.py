@@ -32,6 +32,8 @@ from jupyter_mlops.runtime.processes import alive
 from jupyter_mlops.serving import keys
 from jupyter_mlops.serving.local import LocalServing
 
+pytestmark = pytest.mark.story
+
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "hush-1", "HF_TOKEN": "hush-2", "MLFLOW_TRACKING_TOKEN": "hush-3",
            "JUPYTERHUB_API_TOKEN": "hush-4", "MLFLOW_TRACKING_URI": "http://elsewhere"}
 

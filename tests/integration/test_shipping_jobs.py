@@ -16,6 +16,8 @@ from jupyter_mlops.client.sync import Client
 from jupyter_mlops.core.errors import Conflict, NotFound, ParameterError, Refused
 from jupyter_mlops.shipping import prepare
 
+pytestmark = pytest.mark.story
+
 SECRET = "hush-" + "hush"
 
 
