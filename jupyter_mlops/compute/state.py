@@ -7,8 +7,8 @@ from typing import Any
 from ..runtime.jobfolder import TERMINAL
 from .base import Observation, RankObservation
 
-#: Most ranks that are told of one attempt.
-_RANKS = 4096
+#: Most ranks that are told of one attempt, and the highest number of one.
+_RANKS, _HIGHEST = 4096, 1_000_000
 
 
 def observation(attempt: int, state: dict[str, Any]) -> Observation:
@@ -16,10 +16,10 @@ def observation(attempt: int, state: dict[str, Any]) -> Observation:
     ended = state["phase"] in TERMINAL
     ranks = state.get("ranks")
     return Observation(
-        phase=state["phase"], reason=str(state.get("reason") or "")[:2000], attempt=attempt,
-        exit_code=_int(state.get("exit_code")), failed_rank=_int(state.get("failed_rank")),
-        started_at=_time(state.get("started_at")), ended_at=_time(state.get("ended_at")),
-        seconds=_time(state.get("seconds")) or 0.0, cause=_word(state.get("cause")),
+        phase=state["phase"], reason=text(state.get("reason") or "", 2000), attempt=attempt,
+        exit_code=_int(state.get("exit_code")), failed_rank=_rank(state.get("failed_rank")),
+        started_at=seconds(state.get("started_at")), ended_at=seconds(state.get("ended_at")),
+        seconds=seconds(state.get("seconds")) or 0.0, cause=_word(state.get("cause")),
         traceback=_lines(state.get("traceback")), incomplete=state.get("incomplete") is True,
         ranks=[
             RankObservation(
@@ -27,17 +27,33 @@ def observation(attempt: int, state: dict[str, Any]) -> Observation:
                 running=not ended and rank.get("exit_code") is None,
             )
             for rank in (ranks if isinstance(ranks, list) else [])[:_RANKS]
-            if isinstance(rank, dict) and _int(rank.get("rank")) is not None
+            if isinstance(rank, dict) and _rank(rank.get("rank")) is not None
         ],
     )
 
 
+def text(value: Any, most: int) -> str:
+    """Text that can be stored and sent: Python's has halves of characters too, as in names that are no UTF-8."""
+    return str(value)[:most].encode("utf-8", "replace").decode()
+
+
+def line(value: Any, most: int) -> str:
+    """The same on one line."""
+    return text(" ".join(str(value).split()), most)
+
+
+def seconds(value: Any) -> float | None:
+    """A time, or how long something took; None for what is neither."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and 0 <= value < 1 << 33 else None
+
+
+def _rank(value: Any) -> int | None:
+    return value if _int(value) is not None and 0 <= value <= _HIGHEST else None
+
+
 def _int(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 31 else None
-
-
-def _time(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and 0 <= value < 1 << 33 else None
 
 
 def _word(value: Any) -> str:
@@ -45,4 +61,4 @@ def _word(value: Any) -> str:
 
 
 def _lines(value: Any) -> list[str]:
-    return [line for line in value if isinstance(line, str)][-100:] if isinstance(value, list) else []
+    return [text(one, 2000) for one in value if isinstance(one, str)][-100:] if isinstance(value, list) else []

@@ -38,7 +38,9 @@ def private_folder(path):
 
 def write_file(path, data, durable=True):
     """Replace a file atomically, mode 0600; ``durable`` also waits until it would survive a loss of power."""
-    temporary = "%s.%d.%d.tmp" % (path, os.getpid(), get_ident())
+    folder, name = os.path.split(path)
+    # Of a long name the beginning: the whole one is perhaps as long as a name can be.
+    temporary = os.path.join(folder, "%s.%d.%d.tmp" % (name[:50], os.getpid(), get_ident()))
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
     fd = os.open(temporary, flags, 0o600)
     try:
@@ -59,7 +61,7 @@ def write_file(path, data, durable=True):
         raise
     if durable:
         try:
-            fd = os.open(os.path.dirname(path), os.O_RDONLY)
+            fd = os.open(folder or ".", os.O_RDONLY)
         except OSError:
             return
         try:

@@ -63,7 +63,7 @@ def pack(target, entries):
         ``{"sha256", "size"}``; the size is that of the zip in bytes.
 
     Raises:
-        ParcelError: a folder has links or special files in it.
+        ParcelError: a folder has links or special files in it, or names that no zip can have.
     """
     new = "%s.%d" % (target, os.getpid())
     try:
@@ -104,7 +104,12 @@ def _files(source):
             path = os.path.join(folder, name)
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 raise ParcelError("%r is not a plain file" % os.path.relpath(path, source))
-            yield "/" + os.path.relpath(path, source).replace(os.sep, "/"), path
+            try:
+                relative = "/" + os.path.relpath(path, source).replace(os.sep, "/")
+                relative.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ParcelError("the name %r is not UTF-8" % os.path.relpath(path, source)) from None
+            yield relative, path
         for name in folders:
             if os.path.islink(os.path.join(folder, name)):
                 raise ParcelError("%r is a link" % os.path.relpath(os.path.join(folder, name), source))

@@ -18,7 +18,7 @@ from jupyter_mlops.core.resources.compute import ComputeSpec, InstanceType, Trai
 from jupyter_mlops.core.resources.job import JobSpec
 from jupyter_mlops.kube import access
 from jupyter_mlops.kube.errors import NotAllowed
-from jupyter_mlops.runtime.jobfolder import JobFolder, private_folder, write_json
+from jupyter_mlops.runtime.jobfolder import TERMINAL, JobFolder, private_folder, write_file, write_json
 
 NAMES = Names("default", "digits", 2)
 OPTIONS = TrainingOptions(
@@ -121,8 +121,11 @@ def place(tmp_path):
     return attempt
 
 
-def tell(place, node, **state):
+def tell(place, node, whole=True, **state):
+    """What a supervisor says; at its end ``whole``: all that its pod left is here."""
     private_folder(f"{place.path}/node-{node}")
+    if whole and state["phase"] in TERMINAL:
+        write_file(f"{place.path}/node-{node}/{manifests.COPIED}", b"")
     write_json(f"{place.path}/node-{node}/state.json", {"schema": 1, "ranks": [], **state})
 
 
@@ -141,16 +144,24 @@ def test_an_attempt_has_ended_when_all_its_nodes_have(place):
 
 def test_an_end_counts_when_all_that_belongs_to_it_is_here(place):
     class Copy:
-        complete = False
+        complete = landed = False
+        trouble = "no room"
 
-    tell(place, 0, phase="completed")
+    tell(place, 0, whole=False, phase="completed")
     assert verdict.ended(place, {"nodes": 1}, {0: pod()}, {0: Copy}) is None
     assert verdict.ended(place, {"nodes": 1}, {0: pod()}, {}) is None, "after a restart no copy has been begun yet"
     Copy.complete = True
     assert verdict.ended(place, {"nodes": 1}, {0: pod()}, {0: Copy}).phase == "completed"
     Copy.complete = False
     gone = {**pod(), "gone": True}
-    assert verdict.ended(place, {"nodes": 1}, {0: gone}, {0: Copy}).phase == "completed", "nothing more will come"
+    seen = verdict.ended(place, {"nodes": 1}, {0: gone}, {0: Copy})
+    assert seen.phase == "completed" and not seen.incomplete, "nothing more will come, and all that was logged is here"
+    assert seen.reason == "its pod ended before all outputs had been copied: no room"
+    Copy.landed = True
+    assert verdict.ended(place, {"nodes": 1}, {0: gone}, {0: Copy}).reason == "", "all is here; they do not know"
+    write_json(f"{place.path}/node-0/left.json", {"count": 3, "paths": [["outputs/x", "File name too long"]]})
+    assert verdict.ended(place, {"nodes": 1}, {0: gone}, {0: Copy}).reason == (
+        "outputs/x could not be kept here: File name too long; nor could 2 other files")
 
 
 def test_the_node_that_failed_first_speaks_for_all(place):

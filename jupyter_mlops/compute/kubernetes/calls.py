@@ -125,6 +125,11 @@ class Calls:
         """Whether a call waits to be taken."""
         return self._newest is not None and self._newest.alive
 
+    @property
+    def early(self) -> bool:
+        """Whether nobody here knows of that pod yet."""
+        return self.ring is None and not self._over
+
     def put(self, connection: Connection) -> bool:
         """One has come; False when it is not wanted."""
         if self._over or time.monotonic() < self._rests:

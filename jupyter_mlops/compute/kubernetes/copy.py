@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from ...runtime import jobfolder, mirror
 from ...runtime.berth import FOLDER
 from .calls import Calls, Connection
 from .deposits import Deposits
-from .landing import Landing
+from .landing import Landing, number
 from .manifests import KEEPER, ROUTED, WORK
 from .outlets import Outlets
 from .store import ObjectStore
@@ -37,6 +38,8 @@ SILENCE = 20.0
 #: Frames that are taken before it is told: a part of those that may be on their way.
 _TELL = mirror.WINDOW // 2
 _HEADER_LIMIT = 64 * 1024
+#: Large files that are fetched, or wait for it, until a pod is heard further.
+_OFFERS = 1000
 
 
 class Copy:
@@ -67,8 +70,8 @@ class Copy:
         self.address = address
         self.deposits = Deposits(store, self.landing) if store is not None else None
         self.there = there
-        #: Whether all is here that will ever be.
-        self.complete = False
+        #: Whether all is here that will ever be, and whether that is known there.
+        self.landed = self.complete = False
         #: Why there is no connection, in one line; empty while there is one.
         self.trouble = "connecting"
         self._channel: Exec | Connection | None = None
@@ -91,16 +94,18 @@ class Copy:
     async def _run(self) -> None:
         pause = RETRY
         while not self.complete:
-            before = self.landing.bytes
+            before, full = self.landing.bytes, False
             try:
                 await self._once()
                 self.trouble = "the connection ended"
             except MlopsError as error:
                 self.trouble = error.message
-            except (OSError, ValueError, LookupError, TypeError, asyncio.IncompleteReadError) as error:
+            except Exception as error:  # whatever a pod says that is none of ours: nobody else copies it
                 self.trouble = f"{type(error).__name__}: {error}"[:300]
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    self.trouble, full = error.strerror or self.trouble, True
                 log.warning("copying from pod %s: %s", self.pod, self.trouble)
-            pause = RETRY if self.landing.bytes > before else min(pause * 2, RETRY_MOST)
+            pause = RETRY if self.landing.bytes > before and not full else min(pause * 2, RETRY_MOST)
             if self.complete:
                 return
             if self.calls is None:
@@ -169,7 +174,7 @@ class Copy:
                 if "pong" in header:
                     continue
                 if "want" in header and deposits is not None:
-                    deposits.want(int(header["want"]))
+                    deposits.want(number(header, "want"))
                     continue
                 taken += 1
                 if header.get("bye"):
@@ -184,9 +189,13 @@ class Copy:
                         if deposits is not None and not await deposits.all_taken():
                             break
                         await asyncio.to_thread(self.landing.sync)
-                        self._parting = True
+                        self._parting = self.landed = True
                         await channel.send(b'{"done": true}\n')
                 elif "offer" in header:
+                    for name in ("at", "size", "port"):
+                        number(header, name)
+                    if len(fetches) >= _OFFERS:
+                        await asyncio.wait(fetches, return_when=asyncio.FIRST_COMPLETED)
                     fetch = asyncio.ensure_future(self._fetch(channel, header, over))
                     fetches.add(fetch)
                     fetch.add_done_callback(fetches.discard)
@@ -239,7 +248,7 @@ class Copy:
 
     async def _fetch(self, channel: Exec | Connection, offer: dict[str, Any], over: threading.Event) -> None:
         """Fetch a large file, and tell how much of it is here."""
-        path, have = str(offer["offer"]), int(offer["size"])
+        path, have = str(offer["offer"]), number(offer, "size")
         if self.landing.place(path) is not None:
             work = self.outlets.submit(self._fetched, path, offer, over)
             try:
@@ -254,8 +263,8 @@ class Copy:
     def _fetched(self, path: str, offer: dict[str, Any], over: threading.Event) -> int:
         """Bytes of a large file that are here now; in a thread."""
         target = self.landing.place(path)
-        at, size, mtime = int(offer["at"]), int(offer["size"]), int(offer["mtime"])
-        if target is None or not 0 <= at <= size:
+        at, size, mtime = number(offer, "at"), number(offer, "size"), number(offer, "mtime", -1 << 63)
+        if target is None or at > size:
             return size
         begun = at
         try:

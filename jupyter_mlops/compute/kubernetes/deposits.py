@@ -8,10 +8,12 @@ import contextlib
 import json
 import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import MlopsError
 from ...kube.exec import Exec
+from .landing import number
 from .manifests import ROUTE
 from .store import GOOD, LEAST, PIECE, ObjectStore, place_of
 
@@ -22,6 +24,10 @@ log = logging.getLogger(__name__)
 
 #: Pieces that may wait in the store before a pod is given further addresses, and addresses of one answer, at most.
 WAITING, MOST = 8, 16
+#: Wishes for addresses, and pieces that were told, of a pod that does not wait for answers: those of ours do.
+_WISHES, _TOLD = 8, 256
+#: Addresses that a pod has got and not used yet: those of ours use nearly all.
+_UNUSED = 1024
 
 
 class Deposits:
@@ -35,7 +41,8 @@ class Deposits:
     def __init__(self, store: ObjectStore, landing: Landing) -> None:
         self.store = store
         self.landing = landing
-        self._keys: set[str] = set()
+        self._keys: dict[str, float] = {}  # and until when their addresses are good
+        self._wishes = 0
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -45,6 +52,7 @@ class Deposits:
     def begin(self, channel: Exec) -> dict[str, int] | None:
         """A new connection: what the pod is told of the store; None: it is not to be used."""
         self._keys.clear()
+        self._wishes = 0
         self._queue = asyncio.Queue()
         self._room.set()
         self._channel = channel
@@ -61,13 +69,29 @@ class Deposits:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def want(self, count: int) -> None:
-        """The pod wants so many addresses."""
-        self._spawn(self._give(min(count, MOST)))
+        """The pod wants so many addresses.
+
+        Raises:
+            ValueError: it wants more than it can use.
+        """
+        if len(self._keys) > _UNUSED:
+            for key in [key for key, until in list(self._keys.items()) if until < time.monotonic()]:
+                self._keys.pop(key, None)
+        if self._wishes >= _WISHES or len(self._keys) > _UNUSED:
+            raise ValueError("the pod wants more addresses of objects than it uses")
+        self._wishes += 1
+        self._spawn(self._give(max(0, min(count, MOST))))
 
     def put(self, header: dict[str, Any]) -> None:
-        """The pod has put a piece there, or could not."""
+        """The pod has put a piece there, or could not.
+
+        Raises:
+            ValueError: it tells of more than it can have put there.
+        """
         if self._failed:
             return  # nobody takes it any more; over the next connection it is told again
+        if self._queue.qsize() >= _TOLD:
+            raise ValueError("the pod tells of more objects than it has got addresses for")
         self._queue.put_nowait(header)
         if self._queue.qsize() > WAITING:
             self._room.clear()
@@ -84,8 +108,11 @@ class Deposits:
         task.add_done_callback(self._tasks.discard)
 
     async def _give(self, count: int) -> None:
-        await self._room.wait()
-        answer = await asyncio.to_thread(self.addresses, count)
+        try:
+            await self._room.wait()
+            answer = await asyncio.to_thread(self.addresses, count)
+        finally:
+            self._wishes -= 1
         if self._channel is not None:
             with contextlib.suppress(OSError, MlopsError):
                 await self._channel.send(json.dumps(answer).encode() + b"\n")
@@ -99,7 +126,7 @@ class Deposits:
         except MlopsError as error:
             self.store.failed(error)
             return {"urls": [["", error.message]] * count, "good": GOOD}
-        self._keys.update(keys)
+        self._keys.update(dict.fromkeys(keys, time.monotonic() + GOOD))
         return {"urls": urls, "good": GOOD * 3 // 4}
 
     async def _work(self) -> None:
@@ -134,7 +161,7 @@ class Deposits:
             MlopsError: the store does not answer.
             ValueError: the piece is damaged, or none that this pod may speak of.
         """
-        key, count = str(header["key"]), int(header["bytes"])
+        key, count = str(header["key"]), number(header, "bytes")
         if key not in self._keys or not 0 < count <= PIECE:
             raise ValueError("the pod tells of an object that is none of its own")
         data = await asyncio.to_thread(self.store.take, key, count)
@@ -144,7 +171,7 @@ class Deposits:
         except asyncio.CancelledError:
             await writing  # the next connection writes to the same file
             raise
-        self._keys.discard(key)
+        self._keys.pop(key, None)
         self.store.took("")
         self._note(count, "")
         with contextlib.suppress(MlopsError):  # it goes with the attempt

@@ -160,7 +160,7 @@ class KubernetesCompute:
                     self.kube.delete("Job", names.object)
             raise
         jobfolder.write_json(os.path.join(place.path, NOTE), note)
-        self.follower.follow(job, attempt)
+        self.follower.follow(job, attempt, _pods(note))
 
     def observe(self, job: JobRef, attempt: int) -> Observation:
         """What is so now: as the copies of the pods' folders say, and where they say nothing, the pods' status."""
@@ -182,7 +182,7 @@ class KubernetesCompute:
             return Observation("absent", attempt=attempt)
         if note.get("lost"):
             return self._read(job, place, note)
-        self.follower.follow(job, attempt)
+        self.follower.follow(job, attempt, _pods(note))
         watch = self.follower.watch
         if not watch.seen:
             return verdict.running(place, note, {}, {}, watch.trouble)
@@ -191,7 +191,7 @@ class KubernetesCompute:
         copies = self.follower.copies(job.name, attempt)
         if note.get("bring"):
             self._parcels.bring(place, pods, self.follower.loop())
-        self._learn(place, last)
+        self._learn(place, note, last)
         seen = verdict.ended(place, note, last, copies)
         if seen is None and not last and time.time() - float(note.get("time") or 0) > APPEAR:
             seen = self._vanished(place, note)
@@ -200,7 +200,9 @@ class KubernetesCompute:
         if seen is not None:
             if seen.cause == "lost" and (gone := self._vanished(place, note)) and gone.cause != "lost":
                 seen.cause, seen.reason = gone.cause, gone.reason
-            if seen.incomplete and note.get("shelf") and shelf.claim_of(self.spec.training) and seen.cause != "deleted":
+            kept = note.get("shelf") and shelf.claim_of(self.spec.training) and seen.cause != "deleted"
+            here = all(verdict.copied(place, node, copies.get(node)) for node in range(int(note.get("nodes") or 1)))
+            if kept and (seen.incomplete or (last and not here)):
                 note = {**note, "lost": verdict.state(seen)}
                 jobfolder.write_json(os.path.join(place.path, NOTE), note)
                 return self._read(job, place, note)
@@ -242,13 +244,14 @@ class KubernetesCompute:
         self._collect(job, place.number, note)
         return seen
 
-    def _learn(self, place: Attempt, pods: dict[int, Pod]) -> None:
-        """Keep what the first pod of an attempt tells of its image; once."""
+    def _learn(self, place: Attempt, note: dict[str, Any], pods: dict[int, Pod]) -> None:
+        """Keep what the first pod of an attempt tells of its own image; once."""
         path = os.path.join(place.path, "node-0", "image.json")
         if path in self._told or not (facts := jobfolder.read_json(path)):
             return
         self._told.add(path)
-        self.images.learn(facts, verdict.digest(pods.get(0)))
+        if facts.get("image") == note.get("image"):  # other jobs rely on what is known of others
+            self.images.learn(facts, verdict.digest(pods.get(0)))
 
     def _vanished(self, place: Attempt, note: dict[str, Any]) -> Observation | None:
         """The end of an attempt whose Job was deleted on the cluster, which is a wish and is not tried again; or whose
@@ -384,6 +387,11 @@ class KubernetesCompute:
 
 def _kind(note: dict[str, Any]) -> str:
     return str(note.get("kind") or "Job")
+
+
+def _pods(note: dict[str, Any]) -> int:
+    """How many pods an attempt has at once, at most."""
+    return int(note.get("most") or note.get("nodes") or 1)
 
 
 def _note(place: Attempt) -> dict[str, Any]:

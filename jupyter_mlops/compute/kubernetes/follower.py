@@ -98,13 +98,13 @@ class Follower:
 
     # -- attempts
 
-    def follow(self, job: JobRef, attempt: int) -> None:
-        """Have copies of the pods of an attempt, from now on."""
+    def follow(self, job: JobRef, attempt: int, pods: int = 1) -> None:
+        """Have copies of the pods of an attempt, of which there are so many at once, from now on."""
         at = (job.name, attempt)
         if at not in self._wanted:
             self._wanted[at] = JobFolder(job.folder)
             if self.route is not None and (secret := key_of(self._wanted[at].attempt(attempt))):
-                self.route.know(job.name, attempt, secret)
+                self.route.know(job.name, attempt, secret, pods)
             self.loop().call_soon_threadsafe(self._begin, *at)
 
     def forget(self, job: JobRef, attempt: int) -> None:
@@ -157,7 +157,7 @@ class Follower:
 
     def _pod_changed(self, pod: Pod, gone: bool) -> None:
         job, attempt = key(pod)
-        if not job or not attempt.isdigit():
+        if not job or not (attempt.isascii() and attempt.isdigit() and len(attempt) < 7):
             return
         at = (job, int(attempt))
         if at not in self._wanted:

@@ -13,6 +13,7 @@ from ...core.resources.base import utcnow
 from ...core.resources.job import JobSpec
 from ...runtime import jobfolder, mpi, software
 from ...runtime.pipwords import name_of
+from ..state import text
 
 #: Seconds for which an image is taken for what it was seen to be, when it is named by a tag that can be moved.
 TRUSTED = 3600.0
@@ -40,8 +41,8 @@ class Images:
         image = facts.get("image")
         if not isinstance(image, str) or not isinstance(facts.get("packages"), dict):
             return  # a job can write there, too
-        packages = {str(k)[:200]: str(v)[:100] for k, v in list(facts["packages"].items())[:5000]}
-        entry = {"digest": digest, "python": str(facts.get("python") or "")[:50], "packages": packages,
+        packages = {text(k, 200): text(v, 100) for k, v in list(facts["packages"].items())[:5000]}
+        entry = {"digest": digest, "python": text(facts.get("python") or "", 50), "packages": packages,
                  "pip": bool(facts.get("pip")), "conda": bool(facts.get("conda")),
                  "mpirun": facts.get("mpirun") is not False, "seen": time.time()}
         with self._lock:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
+import shutil
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -20,8 +23,10 @@ from typing import Any
 from ...runtime import jobfolder, logfile, mirror
 from ...runtime.berth import PARCEL
 from ...runtime.route import NOTE as CALL
-from .manifests import CALL_KEY, COPIED, NOTE
+from .manifests import CALL_KEY, COPIED, LEFT, NOTE, ROUTE, ROUTED
 from .outlets import Outlets
+
+log = logging.getLogger(__name__)
 
 #: Bytes written to a large file after which they are on their way to the disk, so that its end has not to wait for all.
 _WRITEBACK = 64 * 1024 * 1024
@@ -34,7 +39,28 @@ _TOPS = frozenset({"attempts", "journal", "spool", "outputs", "returns", "figure
 _PER_NODE = frozenset({"state.json", "limits.json", "inputs.json", "supervisor.log", "torchrun.log", "agent.pid",
                        "agent.exit", "image.json", CALL})
 #: What is noted of an attempt here, and nobody there may write to.
-_OURS = frozenset({NOTE, CALL_KEY, PARCEL})
+_OURS = frozenset({NOTE, CALL_KEY, PARCEL, COPIED, LEFT, ROUTE, ROUTED, "incoming"})
+#: What is wrong with a path, and stays so: a pod's file system takes names that this one does not.
+_UNFIT = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.ELOOP, errno.EFBIG, errno.ENOTDIR,
+                    errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY})
+#: What comes as long as there is any room; and bytes of the disk that all else leaves to others, a tenth at most.
+_NEEDED, ROOM = ("attempts", "journal"), 256 << 20
+#: Folders in each other, of which those who remove them can take no more.
+_DEEPEST = 100
+#: Paths that are noted as left out, and those of which it is remembered.
+_SHOWN, _REMEMBERED = 10, 1000
+
+
+def number(header: dict[str, Any], name: str, least: int = 0) -> int:
+    """A number that a pod tells, as far as it is one.
+
+    Raises:
+        ValueError, KeyError: it is not.
+    """
+    value = header[name]
+    if type(value) is not int or not least <= value < 1 << 63:
+        raise ValueError(f"the pod tells of {name} {value!r}"[:200])
+    return value
 
 
 class Landing:
@@ -59,6 +85,7 @@ class Landing:
         self._outlets = outlets
         self._dirty: set[str] = set()
         self._places: dict[str, str] = {}
+        self._left: dict[str, str] = {}
         self._unsynced = 0
         self._syncing: Future[None] | None = None
 
@@ -94,6 +121,8 @@ class Landing:
         if parts[0] == "attempts":
             if parts[1] != str(self.attempt.number) or len(parts) < 3 or parts[2] in _OURS:
                 return None
+            if len(parts) == 3 and _of_a_node(parts[2]):
+                return None
             if parts[2] in _PER_NODE or len(parts) > 3 or (parts[2] == "usage.jsonl" and self.node):
                 parts.insert(2, f"node-{self.node}")
         elif self.node and parts[0] in ("outputs", "figures"):
@@ -117,6 +146,7 @@ class Landing:
 
     def here(self) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
         """What has come already: sizes and times; and what of large files."""
+        self._places.clear()  # somebody may have taken a folder away meanwhile
         have: dict[str, list[int]] = {}
         for top in sorted(_TOPS):
             for folder, _, names in os.walk(os.path.join(self.job.path, top)):
@@ -131,10 +161,11 @@ class Landing:
         parts: dict[str, list[int]] = {}
         with contextlib.suppress(OSError):
             for name in os.listdir(self._incoming):
-                size, mtime, _, there = name.split("-", 3)
                 full = os.path.join(self._incoming, name)
                 with contextlib.suppress(OSError, ValueError):
-                    parts[bytes.fromhex(there).decode()] = [int(size), int(mtime), os.path.getsize(full)]
+                    begin, _, there = name.partition("-p-")
+                    size, _, mtime = begin.partition("-")  # which has a sign before 1970
+                    parts[os.fsdecode(bytes.fromhex(there))] = [int(size), int(mtime), os.path.getsize(full)]
         return have, parts
 
     @property
@@ -144,12 +175,13 @@ class Landing:
     # -- what comes
 
     async def take(self, header: dict[str, Any], data: bytes) -> None:
-        path, at, size, mtime = str(header["file"]), int(header["at"]), int(header["size"]), int(header["mtime"])
+        path, at, size = str(header["file"]), number(header, "at"), number(header, "size")
+        mtime = number(header, "mtime", -1 << 63)
         target = self._places.get(path) or self.place(path)
-        if target is None or at < 0 or size < 0:
+        if target is None:
             return
         if data and zlib.crc32(data) != header["crc"]:
-            raise ValueError(f"a piece of {path} arrived damaged")
+            raise ValueError(f"a piece of {path!r} arrived damaged")
         if len(data) > _SMALL:  # the loop has other copies to serve
             self.written(await asyncio.to_thread(self.keep, path, target, at, size, mtime, data), len(data))
         else:
@@ -166,13 +198,63 @@ class Landing:
             self._syncing = self._outlets.submit(_to_disk, where, os.fdatasync)
 
     def keep(self, path: str, target: str, at: int, size: int, mtime: int, data: bytes) -> str:
-        """Write a piece where it belongs; returns the file that has it now."""
+        """Write a piece where it belongs; returns the file that has it now.
+
+        What can have no place here is left out, and noted: all else goes on coming.
+
+        Raises:
+            OSError: it cannot be written now.
+            ValueError: it does not go on where the file here ends.
+        """
+        try:
+            if path.count("/") > _DEEPEST:
+                raise OSError(errno.ENAMETOOLONG, "too many folders in each other")
+            try:
+                return self._keep(path, target, at, size, mtime, data)
+            except (FileExistsError, NotADirectoryError, IsADirectoryError):
+                self._make_way(target)
+                return self._keep(path, target, at, size, mtime, data)
+        except UnicodeEncodeError:
+            self._leave_out(path, "its name cannot be written here")
+        except OSError as error:
+            if error.errno not in _UNFIT:
+                raise
+            self._leave_out(path, error.strerror or str(error))
+        return target
+
+    def _make_way(self, target: str) -> None:
+        """Take away a file where a folder is there now, or a folder where a file is; none that is another node's."""
+        where = self.job.path
+        for part in os.path.relpath(target, where).split(os.sep):
+            inside = where != self.job.path
+            where = os.path.join(where, part)
+            if not os.path.lexists(where):
+                return
+            if os.path.isdir(where) == (where != target) or not inside or _of_a_node(part):
+                continue
+            if where == target and not os.path.islink(where):
+                shutil.rmtree(where)
+            else:
+                os.unlink(where)
+
+    def _leave_out(self, path: str, why: str) -> None:
+        """Note, for those who look at the job, that a file of the pod cannot be kept here."""
+        if path in self._left or len(self._left) >= _REMEMBERED:
+            return
+        self._left[path] = why
+        log.warning("job %s: %.300r of pod %d is not kept: %s", self.job.name, path, self.node, why)
+        shown = [[repr(name)[1:-1][:300], said] for name, said in list(self._left.items())[:_SHOWN]]
+        jobfolder.write_json(os.path.join(self.notes, LEFT), {"count": len(self._left), "paths": shown}, durable=False)
+
+    def _keep(self, path: str, target: str, at: int, size: int, mtime: int, data: bytes) -> str:
+        if data and path.split("/", 1)[0] not in _NEEDED and not _room(self.job.path):
+            raise OSError(errno.ENOSPC, "the disk here is nearly full: outputs wait until there is room")
         if mirror.grows(path):
             if path not in self._places:
                 jobfolder.private_folder(os.path.dirname(target))
                 if len(self._places) < _PLACES:
                     self._places[path] = target  # it comes again and again
-            self._append(target, at, data)
+            self._append(path, target, at, data)
             return target
         jobfolder.private_folder(os.path.dirname(target))
         where = target
@@ -182,15 +264,18 @@ class Landing:
             where = self._piece(path, target, at, size, mtime, data)
         if path.startswith("spool/") and path.endswith("/entry.json"):
             self.spool.add(path.split("/")[1])
-        if path.endswith(".hole"):
+        if path.endswith(".hole") and path.startswith("attempts/"):
             self._punch(target)
         return where
 
-    def _append(self, target: str, at: int, data: bytes) -> None:
+    def _append(self, path: str, target: str, at: int, data: bytes) -> None:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            if at < os.fstat(fd).st_size:  # it was written anew there, shorter
+            there = os.fstat(fd).st_size
+            if at < there:  # it was written anew there, shorter
                 os.ftruncate(fd, at)
+            if at > there and not path.endswith(".log"):  # only those have holes: zeros would be read for hours
+                raise _gap(path)
             _pwrite(fd, data, at)
         finally:
             os.close(fd)
@@ -203,12 +288,18 @@ class Landing:
 
     def _piece(self, path: str, target: str, at: int, size: int, mtime: int, data: bytes) -> str:
         """A piece of a large file, which is put in its place when it is whole."""
-        name = path.encode().hex()
+        name = os.fsencode(path).hex()
         if len(name) > 180:
-            name = sha256(path.encode()).hexdigest()  # then it cannot be gone on with
+            name = sha256(os.fsencode(path)).hexdigest()  # then it cannot be gone on with
         part = os.path.join(jobfolder.private_folder(self._incoming), f"{size}-{mtime}-p-{name}")
+        if at + len(data) > size:
+            raise _gap(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(target)  # raises where it could never be put
         fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
+            if at > os.fstat(fd).st_size:
+                raise _gap(path)
             _pwrite(fd, data, at)
         finally:
             os.close(fd)
@@ -237,6 +328,30 @@ class Landing:
         for path in sorted(self._dirty):
             _to_disk(path, os.fsync)
         self._dirty.clear()
+
+
+def left_out(place: jobfolder.Attempt, node: int) -> str:
+    """Which files of a pod could have no place here, in words; empty when all could be kept."""
+    found = jobfolder.read_json(os.path.join(place.path, f"node-{node}", LEFT))
+    if not found.get("paths"):
+        return ""
+    (path, why), count = found["paths"][0], int(found["count"])
+    return f"{path} could not be kept here: {why}" + (f"; nor could {count - 1} other files" if count > 1 else "")
+
+
+def _of_a_node(name: str) -> bool:
+    """Whether a folder of that name is one node's, see the module."""
+    return name.startswith("node-") and name[5:].isdigit()
+
+
+def _room(folder: str) -> bool:
+    """Whether the disk has room for more than what is needed: whoever fills it stops all else that runs here."""
+    info = os.statvfs(folder)
+    return info.f_bavail * info.f_frsize >= min(ROOM, info.f_blocks * info.f_frsize // 10)
+
+
+def _gap(path: str) -> ValueError:
+    return ValueError(f"a piece of {path!r} does not go on where the file ends")
 
 
 def _pwrite(fd: int, data: bytes, at: int) -> None:

@@ -67,7 +67,7 @@ def make(kube: Kube, names: Names, order: Order, folder: JobFolder, place: Attem
     return {
         "schema": 1, "started": True, "compute": kube.cluster, "namespace": kube.namespace,
         "job": names.object, "kind": made["kind"], "controller": manifests.controller(names, order),
-        "uid": mine["uid"], "nodes": order.nodes, "time": time.time(),
+        "uid": mine["uid"], "nodes": order.nodes, "image": order.image, "time": time.time(),
         "most": order.most if order.elastic else 0,
         "bring": bool(path) and not order.parts, "hold": order.options.hold, "queue": order.options.queue,
         "shelf": order.shelf if order.shelved else "",

@@ -35,6 +35,8 @@ MOST = f"{DOMAIN}/most"
 COUNTS = ("batch.kubernetes.io/job-index-ignored-failure-count", "batch.kubernetes.io/job-index-failure-count")
 #: Left in a node's folder here when all of its pod has come.
 COPIED = "copied"
+#: Beside it: which files of the pod can have no place here.
+LEFT = "left.json"
 #: Beside it: what came through an object store, and over a route to here.
 ROUTE, ROUTED = "route.json", "routed.json"
 #: What is noted of an attempt here, beside what its pods tell; and the secret of pods that call.

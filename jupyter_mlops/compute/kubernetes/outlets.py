@@ -12,15 +12,15 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
-from ...core.errors import BackendUnreachable, MlopsError
+from ...core.errors import BackendTimeout, BackendUnreachable, MlopsError
 from ...kube.client import Kube
 from ...kube.errors import from_answer, from_exception
 from ...runtime import outlet
 
 #: Files that are fetched at a time, of all jobs of a compute: two keep the connection busy.
 AT_ONCE = 2
-#: Seconds until the first byte, and between two.
-PATIENCE = 10.0
+#: Seconds until the first byte, and between two; and for a whole piece: the threads are those of all jobs.
+PATIENCE, SLOWEST = 10.0, 30.0
 #: Seconds for which an end waits for the piece that is being fetched.
 CLOSING = 3.0
 #: Seconds for which it is not tried again after it failed.
@@ -98,10 +98,14 @@ class Outlets:
 
 
 def _exactly(response: Any, size: int) -> bytes:
-    data: bytes = response.read(size)
+    data = bytearray()
+    until = time.monotonic() + SLOWEST
+    take = getattr(response, "read1", response.read)  # what has come, rather than all: that could take for ever
     while len(data) < size:
-        more = response.read(size - len(data))
+        more = take(size - len(data))
         if not more:
             raise BackendUnreachable("the answer of a pod ended too early", "it is tried again")
+        if time.monotonic() > until:
+            raise BackendTimeout(f"a pod has not sent a piece of a file within {SLOWEST:g} s", "it is tried otherwise")
         data += more
-    return data
+    return bytes(data)

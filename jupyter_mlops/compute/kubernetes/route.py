@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds in which who connects has to say who it is; such connections at a time.
 GREETING, STRANGERS = 5.0, 32
-#: Connections of known callers that may wait to be taken, of all jobs, and seconds for which each may.
+#: Connections of known callers that may wait to be taken, of all jobs, and seconds for which each may. Of one attempt,
+#: which may call in the name of any node, twice as many as it has pods.
 WAITING, WAITS = 1000, 40.0
 #: Seconds for which no call is awaited after a pod did not reach us.
 RESPITE = 300.0
@@ -55,10 +56,9 @@ class Route:
         self.trouble = self.pods = ""
         self.listening = False
         self._not_before = 0.0
-        self._keys: dict[tuple[str, int], str] = {}
+        self._keys: dict[tuple[str, int], tuple[str, int]] = {}
         self._calls: dict[tuple[str, int, int], Calls] = {}
         self._greeting: set[asyncio.Task[None]] = set()
-        self._parked = 0
         self._own: tuple[ssl.SSLContext, str] | None = None
         self._lock = threading.Lock()
 
@@ -106,9 +106,9 @@ class Route:
 
     # -- who may call
 
-    def know(self, job: str, attempt: int, key: str) -> None:
-        """Take calls of the pods of an attempt."""
-        self._keys[job, attempt] = key
+    def know(self, job: str, attempt: int, key: str, pods: int = 1) -> None:
+        """Take calls of the pods of an attempt, of which there are so many at once."""
+        self._keys[job, attempt] = key, pods
 
     def calls(self, job: str, attempt: int, node: int) -> Calls | None:
         """Those of one pod; None when those of its attempt are not taken. On the loop, as all that follows."""
@@ -177,21 +177,16 @@ class Route:
                     lambda: protocol, caller, ssl=context, ssl_handshake_timeout=GREETING, ssl_shutdown_timeout=2.0)
                 hello = await _hello(reader)
             calls = self._known(hello)
-            if calls is not None and self._parked < WAITING:
+            if calls is not None:
                 connection = Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
                 kept = calls.put(connection)
                 if kept:
-                    self._parked += 1
-                    loop.call_later(WAITS, self._expire, calls, connection)
+                    loop.call_later(WAITS, calls.expire, connection)
         except (OSError, ValueError, asyncio.IncompleteReadError):
             pass  # TimeoutError and all of TLS are among them
         finally:
             if not kept and transport is not None:
                 transport.abort()
-
-    def _expire(self, calls: Calls, connection: Connection) -> None:
-        self._parked -= 1
-        calls.expire(connection)
 
     def _known(self, hello: bytes) -> Calls | None:
         try:
@@ -202,10 +197,17 @@ class Route:
         if not (isinstance(job, str) and isinstance(token, str) and type(attempt) is int and type(node) is int
                 and 0 <= node < _NODES):
             return None
-        key = self._keys.get((job, attempt), "")
+        key, pods = self._keys.get((job, attempt), ("", 0))
         wanted = route.token(key or secrets.token_hex(32), node)  # nobody learns from the time which jobs there are
         right = hmac.compare_digest(wanted.encode(), token.encode("utf-8", "replace"))
-        return self.calls(job, attempt, node) if right and key else None
+        if not (right and key):
+            return None
+        calls = self._calls.get((job, attempt, node))
+        early = sum(1 for at, other in self._calls.items() if at[:2] == (job, attempt) and other.early)
+        if calls is None and early < 2 * pods:  # whoever has the secret may call in the name of any node
+            calls = self.calls(job, attempt, node)
+        full = sum(1 for other in self._calls.values() if other.waits) >= WAITING
+        return calls if calls is not None and (calls.waits or not full) else None
 
 
 async def _hello(reader: asyncio.StreamReader) -> bytes:

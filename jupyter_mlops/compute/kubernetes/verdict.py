@@ -13,8 +13,9 @@ from ...runtime.jobfolder import TERMINAL, Attempt
 from ...runtime.route import NOTE as CALL
 from ...runtime.verdict import UNSAID, peer_went
 from ..base import Observation
-from ..state import observation
+from ..state import line, observation, seconds
 from .calls import key_of
+from .landing import left_out
 from .manifests import COPIED, KEEPER, MAIN, PACKAGES, ROUTE, ROUTED
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def node_state(place: Attempt, node: int) -> dict[str, Any]:
 
 def copied(place: Attempt, node: int, copy: Copy | None) -> bool:
     """Whether all that a node's pod will ever have is here; also known to the next control plane."""
-    return (copy is not None and copy.complete) or os.path.exists(os.path.join(place.path, f"node-{node}", COPIED))
+    known = copy is not None and (copy.complete or copy.landed)
+    return known or os.path.exists(os.path.join(place.path, f"node-{node}", COPIED))
 
 
 def uncopied(place: Attempt, note: dict[str, Any]) -> bool:
@@ -104,12 +106,14 @@ def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: di
     """
     states: list[dict[str, Any]] = []
     late: list[int] = []
+    short: list[int] = []
     for node in _known(note, pods):
         state = node_state(place, node)
         pod = pods.get(node)
         copy = copies.get(node)
         if state.get("phase") in TERMINAL and _all_here(pod, copy):
-            states.append({**state, "node": node, "incomplete": False})  # it is told after all journals
+            states.append({**state, "node": node, "incomplete": False, "lost": False})  # told after all journals
+            short += [] if copied(place, node, copy) else [node]
         elif pod is not None and (over(pod) or (copy is not None and copy.complete)):
             states.append({"phase": "failed", "reason": lost(pod), "cause": lost_cause(pod), "node": node,
                            "ended_at": time.time(), "started_at": state.get("started_at"),
@@ -119,11 +123,19 @@ def ended(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: di
             return None
         elif state or (pod is not None and main_runs(pod)):
             late.append(node)
-    if not note.get("most"):
-        return _together(place, states, pods)
-    if late and time.time() - float(states[0].get("ended_at") or 0) < LATE:
+    if note.get("most") and late and time.time() - (seconds(states[0].get("ended_at")) or 0.0) < LATE:
         return None
-    return _elastic(place, states, pods)
+    seen = _elastic(place, states, pods) if note.get("most") else _together(place, states, pods)
+    remarks = [_short(short, copies), *(left_out(place, state["node"]) for state in states)]
+    seen.reason = "; ".join(filter(None, [seen.reason, *remarks]))[:2000]
+    return seen
+
+
+def _short(nodes: list[int], copies: dict[int, Copy]) -> str:
+    """Whose outputs could not all be copied, and why; empty when there are none."""
+    who = f"{len(nodes)} pods" if len(nodes) > 1 else "its pod"
+    why = next((f": {copies[n].trouble}" for n in nodes if n in copies and copies[n].trouble), "")
+    return f"{who} ended before all outputs had been copied{why}" if nodes else ""
 
 
 def _known(note: dict[str, Any], pods: dict[int, Pod]) -> list[int]:
@@ -289,7 +301,8 @@ def running(place: Attempt, note: dict[str, Any], pods: dict[int, Pod], copies: 
         if not trouble:
             result.reason = _silence(pods) or result.reason
     if phases and phases <= set(TERMINAL) and not trouble:
-        result.reason = "its outputs are being copied"
+        waits = next((f": {copy.trouble}" for copy in copies.values() if copy.trouble), "")
+        result.reason = "its outputs are being copied" + waits
     elif not trouble and result.phase == "starting":
         result.reason = _prepares(states, pods) or _waits(note, pods, events)
     return result
@@ -313,7 +326,7 @@ def _prepares(states: list[dict[str, Any]], pods: dict[int, Pod]) -> str:
     for node, said in enumerate(states):
         if said.get("phase") == "starting" and said.get("reason") and node in pods:
             who = f"pod {node}: " if len(states) > 1 else ""
-            return who + str(said["reason"])[:500]
+            return who + line(said["reason"], 500)
     return ""
 
 
@@ -371,7 +384,7 @@ def _off_route(place: Attempt, nodes: int, by: Route) -> str:
     for node, found in told:
         if found.get("trouble"):
             said = jobfolder.read_json(os.path.join(place.path, f"node-{node}", CALL)).get("trouble")
-            return f"{found['trouble']}: {' '.join(str(said).split())[:300]}" if said else str(found["trouble"])
+            return f"{found['trouble']}: {line(said, 300)}" if said else str(found["trouble"])
     return ""
 
 
