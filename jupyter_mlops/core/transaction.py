@@ -217,7 +217,7 @@ class Transaction:
             t.update()
             .where(t.c.id == row.id)
             .values(
-                status=json.dumps(merged), revision=row.revision + 1,
+                status=_plain(merged), revision=row.revision + 1,
                 phase=DELETED if merged.get("deleted_at") else merged.get("phase", ""), updated_at=utcnow(),
             )
         )
@@ -332,6 +332,14 @@ class Transaction:
                   for r in resources]
         query = sa.select(t).where(sa.or_(*wanted)).order_by(t.c.id.desc()).limit(limit)
         return [_audit_row(r) for r in self.connection.execute(query)]
+
+
+def _plain(status: dict[str, Any]) -> str:
+    """A status as JSON that can be stored and sent: it may tell names of files that are no UTF-8."""
+    text = json.dumps(status)
+    if "\\ud" in text:  # halves of characters, or whole ones that JSON writes as two
+        text = json.dumps(status, ensure_ascii=False).encode("utf-8", "replace").decode()
+    return text
 
 
 def _audit_row(row: Any) -> dict[str, Any]:

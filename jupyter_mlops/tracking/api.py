@@ -141,7 +141,8 @@ class MlflowApi:
         await self.ready()
         headers = {"Host": "localhost"}
         if body is not None:
-            data = json.dumps(body).encode()
+            # Halves of characters, as in names of files that are no UTF-8, would fail in MLflow's database for ever.
+            data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         if data is not None:
             headers["Content-Type"] = "application/json" if isinstance(data, bytes) else "application/octet-stream"
         url = URL(f"http://localhost{path}{'?' + query if query else ''}", encoded=True)

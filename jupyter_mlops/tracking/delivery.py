@@ -60,7 +60,7 @@ ROUTES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 API = "/api/2.0/mlflow/"
 #: What a message raises that is not of the form it should have: a job's own code can write there too.
-MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 _HISTORY = "mlflow.log-model.history"
 _SAME_MODEL = ("run_id", "artifact_path", "utc_time_created", "model_uuid")
 

@@ -48,6 +48,16 @@ def test_retries_share_one_run_and_keep_what_happened(life):
     assert run["start_time"] > 0 and run["artifact_uri"].startswith("mlflow-artifacts:/") and run["user"]
 
 
+def test_an_error_may_name_a_file_whose_name_is_no_utf8(life):
+    """Neither MLflow nor a browser could take it: the run would never end, and no list of jobs be read."""
+    life.put("jobs/latin", cell("import os\nraise ValueError(os.fsdecode(b'caf\\xe9'))"))
+    status = life.wait_job("latin")["status"]
+    assert (status["phase"], status["reason"]) == ("Failed", "ended with exit code 1: ValueError: caf?")
+    run = life.get(f"runs/{status['run_id']}")
+    assert (run["status"], run["tags"]["mlops.reason"]) == ("FAILED", status["reason"])
+    assert "latin" in {job["name"] for job in life.get("jobs")["items"]}
+
+
 def test_a_job_that_waits_for_its_next_attempt_is_canceled_at_once(life):
     life.put("jobs/given-up", cell("raise SystemExit(3)", retry_settings={"max_retries": 9}))
     wait_for(lambda: life.get("jobs/given-up")["status"]["attempt"] == 2
