@@ -257,7 +257,7 @@ class Bench:
 
 def tiny_disk(megabytes: int) -> Path | None:
     """A folder on a disk of its own of that size; None where this user may not mount one. See :func:`unmount`."""
-    folder = make_home()
+    folder = Path(tempfile.mkdtemp(prefix="mlops-test-"))
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "tmpfs", str(folder)], capture_output=True
     )

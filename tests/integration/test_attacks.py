@@ -7,6 +7,7 @@ import pickle
 import signal
 import sqlite3
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -145,7 +146,7 @@ class TestJobs:
 
 class TestHome:
     def test_an_odd_folder_name(self):
-        outer = make_home()
+        outer = Path(tempfile.mkdtemp(prefix="mlops-test-"))
         odd = outer / "Ärger 100%25 what?x=1#y {z} %s"
         odd.mkdir()
         plane = Plane(odd).start()
