@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..runtime.jobfolder import TERMINAL
@@ -9,6 +10,8 @@ from .base import Observation, RankObservation
 
 #: Most ranks that are told of one attempt, and the highest number of one.
 _RANKS, _HIGHEST = 4096, 1_000_000
+#: What commands a terminal, which may be where it is read.
+_CONTROLS = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def observation(attempt: int, state: dict[str, Any]) -> Observation:
@@ -33,8 +36,8 @@ def observation(attempt: int, state: dict[str, Any]) -> Observation:
 
 
 def text(value: Any, most: int) -> str:
-    """Text that can be stored and sent: Python's has halves of characters too, as in names that are no UTF-8."""
-    return str(value)[:most].encode("utf-8", "replace").decode()
+    """Text that can be stored, sent and shown: Python's has halves of characters too, as in names that are no UTF-8."""
+    return _CONTROLS.sub("", str(value)[:most]).encode("utf-8", "replace").decode()
 
 
 def line(value: Any, most: int) -> str:

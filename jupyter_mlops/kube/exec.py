@@ -19,8 +19,9 @@ from .client import Kube
 from .errors import from_answer, from_exception
 
 STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
-#: Records of a parcel that may be on their way without an answer.
+#: Records of a parcel that may be on their way without an answer; bytes of an answer, at most.
 WINDOW = 16
+_LINE = 64 * 1024
 
 
 class Exec:
@@ -152,13 +153,13 @@ async def send_parcel(kube: Kube, pod: str, container: str, python: str, path: P
         first = await _next(answers, stall, channel)
         if first.get("done"):
             return 0
-        have = begun = int(first["have"])
+        have = begun = int(first.get("have", 0))
         waiting = 0
         for record in parcel.records(str(path), have):
             await channel.send(record)
             waiting += 1
             if waiting >= WINDOW:
-                have = int((await _next(answers, stall, channel))["have"])
+                await _next(answers, stall, channel)
                 waiting -= 1
         while True:
             answer = await _next(answers, stall, channel)
@@ -196,9 +197,18 @@ async def _lines(channel: Exec) -> AsyncIterator[dict[str, Any]]:
         *lines, held = held.split(b"\n")
         for line in lines:
             try:
-                yield json.loads(line)
-            except ValueError:
-                raise MlopsError(f"the pod answers with something else than ours: {line[:200]!r}") from None
+                answer = json.loads(line)
+            except (ValueError, RecursionError):
+                answer = None
+            if not isinstance(answer, dict) or type(answer.get("have", 0)) is not int or answer.get("have", 0) < 0:
+                raise _foreign(line)
+            yield answer
+        if len(held) > _LINE:
+            raise _foreign(held)
+
+
+def _foreign(said: bytes) -> MlopsError:
+    return MlopsError(f"the pod answers with something else than ours: {said[:200]!r}")
 
 
 async def _next(answers: AsyncIterator[dict[str, Any]], seconds: float, channel: Exec) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from jupyter_mlops.compute.kubernetes.outlets import Outlets
 from jupyter_mlops.compute.kubernetes.route import Route
 from jupyter_mlops.core.errors import BackendTimeout, MlopsError
 from jupyter_mlops.core.resources.compute import RouteOptions
+from jupyter_mlops.kube import exec as kube_exec
 from jupyter_mlops.kube.client import Kube
 from jupyter_mlops.runtime import outlet, route
 
@@ -299,3 +300,23 @@ async def test_strangers_leave_nothing_behind(tmp_path, monkeypatch):
             while not waiting(there):
                 await asyncio.sleep(0.02)
         writer.transport.abort()
+
+
+# -- inputs that are brought into a pod
+
+
+@pytest.mark.parametrize("said", [[b"x" * 32768] * 10_000, [b"[" * 60_000 + b"\n"], [b"[]\n"], [b'{"have": "1"}\n'],
+                                  [b'{"have": -1}\n'], [b'{"have": 1e999}\n'], [b"\xff\n"]], ids=range(7))
+async def test_what_a_pod_answers_is_bounded(said):
+    heard = []
+
+    class Talks:
+        async def output(self):
+            for data in said:
+                heard.append(data)
+                yield data
+
+    with pytest.raises(MlopsError, match="something else than ours"):
+        async for _ in kube_exec._lines(Talks()):
+            pass
+    assert len(heard) < 5

@@ -67,6 +67,13 @@ def test_a_phase_that_there_is_not_is_none(place, phase):
     assert verdict.ended(place, {"nodes": 1}, {0: DONE}, {}).cause == "lost"
 
 
+def test_words_command_no_terminal():
+    """They are printed where the user has typed a command."""
+    told = "a\x1b[31mred\x1b[0m\x1b]52;c;cm0gLXJm\x07 \x9b2J tab\tand\nline"
+    seen = observation(1, {"phase": "failed", "reason": told, "traceback": [told]})
+    assert seen.reason == "ared]52;c;cm0gLXJm 2J tab\tand\nline" and seen.traceback == [seen.reason]
+
+
 @pytest.mark.parametrize("rank", [-1, 10**9])
 def test_there_is_no_log_of_a_rank_that_there_is_not(place, rank):
     driver = KubernetesCompute("w", "gpu", ComputeSpec(type="kubernetes", namespace="n", training={"image": "a:1"}))

@@ -82,8 +82,8 @@ class Parcels:
                 return
             except Absent:
                 return
-            except MlopsError as error:
-                log.warning("bringing inputs into pod %s: %s", pod, error.message)
+            except (MlopsError, OSError) as error:
+                log.warning("bringing inputs into pod %s: %s", pod, getattr(error, "message", error))
                 if pod not in self.watch.pods:
                     return
                 await asyncio.sleep(1.0)
