@@ -137,19 +137,33 @@ async def test_a_journal_reaches_no_further_than_the_jobs_token(beside):
         writer.call("SetExperimentTag", {"experiment_id": "../runs/delete", "key": "a", "value": "1"})
         writer.call("FinalizeLoggedModel", {"model_id": "../../runs/delete", "status": "LOGGED_MODEL_READY"})
         writer.call("LogOutputs", {"run_id": job.run_id, "models": [{"model_id": "m-1", "step": float("inf")}]})
+        theirs = (await views.api.post("logged-models", experiment_id="0", source_run_id=other))["model"]["info"]
+        tag = {"model_id": theirs["model_id"], "tags": [{"key": "a", "value": "1"}]}
+        writer.call("SetLoggedModelTags", tag)
+        writer.call("LogLoggedModelParamsRequest", {**tag, "params": tag["tags"]})
         writer.close()
         entry = Path(job.folder.spool) / f"{1:020d}-0-1"
         (entry / "data").mkdir(parents=True)
         (entry / "data" / "a.txt").write_text("x")
         write_json(str(entry / "entry.json"), {"kind": "artifact", "run_id": other, "path": "", "file": "data/a.txt"})
+        for number, more in enumerate((
+            {"model_id": theirs["model_id"]}, {"run_id": job.run_id, "path": "../../" + other + "/artifacts"},
+            {"run_id": job.run_id, "path": "%2e%2e/x"}, {"run_id": job.run_id, "file": "/etc/hostname"},
+            {"run_id": job.run_id, "file": "data/../../../run.json"}, {"kind": "pickle"},
+            {"kind": "call", "api": "Reboot"},
+        )):
+            shutil.copytree(entry, entry.with_name(f"{2 + number:020d}-0-1"))
+            write_json(str(entry.with_name(f"{2 + number:020d}-0-1") / "entry.json"),
+                       {"kind": "artifact", "path": "", "file": "data/a.txt", **more})
         job.watch(shipper)
         status = await drained(shipper, job)
-        assert (status["delivered"], status["rejected"]) == (1, 8), status
+        assert (status["delivered"], status["rejected"]) == (1, 8 + 2 + 7), status
         row = await views.run(other)
         assert (row["metrics"], row["status"], "a" in row["tags"]) == ({}, "RUNNING", False)
         assert (await views.run(job.run_id))["status"] == "RUNNING"
-        files = await views.api.get("artifacts/list", run_id=other)
-        assert not files.get("files")
+        for run in (other, job.run_id):
+            assert not (await views.api.get("artifacts/list", run_id=run)).get("files")
+        assert not (await views.api.get(f"logged-models/{theirs['model_id']}"))["model"]["info"].get("tags")
 
 
 async def test_repeats_leave_no_trace(beside):

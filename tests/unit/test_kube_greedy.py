@@ -17,13 +17,14 @@ from types import SimpleNamespace
 import pytest
 from conftest import free_port
 
-from jupyter_mlops.compute.kubernetes import deposits, outlets
+from jupyter_mlops.compute.kubernetes import deposits, follower, outlets
 from jupyter_mlops.compute.kubernetes import route as routes
 from jupyter_mlops.compute.kubernetes.deposits import Deposits
+from jupyter_mlops.compute.kubernetes.follower import Follower
 from jupyter_mlops.compute.kubernetes.outlets import Outlets
 from jupyter_mlops.compute.kubernetes.route import Route
 from jupyter_mlops.core.errors import BackendTimeout, MlopsError
-from jupyter_mlops.core.resources.compute import RouteOptions
+from jupyter_mlops.core.resources.compute import RouteOptions, TrainingOptions
 from jupyter_mlops.kube import exec as kube_exec
 from jupyter_mlops.kube.client import Kube
 from jupyter_mlops.runtime import outlet, route
@@ -320,3 +321,24 @@ async def test_what_a_pod_answers_is_bounded(said):
         async for _ in kube_exec._lines(Talks()):
             pass
     assert len(heard) < 5
+
+
+# -- a state that changes all the time
+
+
+async def test_a_state_that_changes_all_the_time_has_its_job_looked_at_now_and_then(monkeypatch):
+    monkeypatch.setattr(follower, "TELL", 0.5)
+    told = []
+    there = Follower(Kube("gpu"), "w", TrainingOptions(image="a:1"), None, None)
+    there.changed.append(told.append)
+    there._moved("a")
+    there._moved("b")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert told == ["a", "b"], "the first at once"
+    for _ in range(10_000):
+        there._moved("a")
+    async with asyncio.timeout(10):
+        while told.count("a") < 2:
+            await asyncio.sleep(0.01)
+    assert told == ["a", "b", "a"], "and the last is not forgotten"

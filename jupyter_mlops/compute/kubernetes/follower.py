@@ -27,6 +27,8 @@ from .watch import Pod, PodWatch, key, node_of
 #: Seconds between looks at wishes for the pods' folders: a stop, and what was delivered of them; and of how many such
 #: looks one is at all pods. A stop is handed on at once by whoever asks for it here.
 ASK, ASK_ALL = 1.0, 10
+#: Least seconds between two words of one job's copies that something has moved on: each has it looked at, and stored.
+TELL = 0.2
 
 
 class Follower:
@@ -55,6 +57,7 @@ class Follower:
         self._wanted: dict[tuple[str, int], JobFolder] = {}
         self._last: dict[tuple[str, int], dict[int, Pod]] = {}
         self._asking: set[asyncio.Task[None]] = set()
+        self._told: dict[str, float] = {}
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -115,6 +118,7 @@ class Follower:
             self._soon(task.cancel)
         self._wanted.pop(at, None)
         self._last.pop(at, None)
+        self._told.pop(job.name, None)
         if self.route is not None:
             self._soon(self.route.forget, *at)
 
@@ -135,6 +139,15 @@ class Follower:
         for changed in self.changed:
             changed(job)
 
+    def _moved(self, job: str) -> None:
+        """A copy says that something has moved on; at once, when it does not say so all the time. On the loop."""
+        loop = asyncio.get_running_loop()
+        now, told = loop.time(), self._told.get(job, 0.0)
+        if told > now:
+            return  # it is told then
+        self._told[job] = max(now, told + TELL)
+        loop.call_at(self._told[job], self.tell, job)
+
     def ask(self, job: str, attempt: int) -> None:
         """Hand a wish on to the pods of an attempt at once."""
         self._soon(self._ask_now, job, attempt)
@@ -151,7 +164,7 @@ class Follower:
             if at in self._copies or not verdict.keeper_runs(pod):
                 continue
             copy = Copy(self.kube, self.options.python, pod["metadata"]["name"], at[2], Path(folder.path), attempt,
-                        lambda: self.tell(job), self.outlets, pod["status"].get("podIP", ""), self.store,
+                        lambda: self._moved(job), self.outlets, pod["status"].get("podIP", ""), self.store,
                         calls=self.route.calls(*at) if self.route is not None else None)
             self._copies[at] = (copy, asyncio.get_running_loop().create_task(copy.run()))
 
