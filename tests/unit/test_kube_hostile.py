@@ -120,6 +120,8 @@ async def test_who_talks_nonsense_is_asked_again_and_makes_no_file(hear, bad):
     "attempts/1/../2/state.json", "attempts/1/copied/x", "attempts/1/left.json", "attempts/2/state.json",
     "attempts/1", "attempts/1/cluster.json", "attempts/1/call.key", "attempts/1/inputs.zip",
     "attempts/1/node-0", "attempts/1/node-7", "attempts/1/incoming/x", "attempts/01/a", "../job/outputs/a", "return/a",
+    "journal/2-0.bin", "journal/1-0.bin\n", "journal/1-0.bin/a", "journal/1-00000000.bin", "journal/lock",
+    "spool/refused/a/entry.json", "spool/00000000000000000001-0-1", "spool/1-0-1/entry.json",
 ])
 async def test_what_has_no_business_here_is_not_written(hear, path):
     copy = await hear(piece(path, b"bad"), piece(path, b"ba", size=3), piece(path, b"d", at=2, size=3))

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ...runtime import jobfolder, logfile, mirror
+from ...runtime import jobfolder, logfile, mirror, spool
 from ...runtime.berth import PARCEL
 from ...runtime.route import NOTE as CALL
 from .manifests import CALL_KEY, COPIED, LEFT, NOTE, ROUTE, ROUTED
@@ -76,6 +77,7 @@ class Landing:
                  outlets: Outlets) -> None:
         self.job = jobfolder.JobFolder(folder)
         self.attempt = self.job.attempt(attempt)
+        self._journal = re.compile(rf"journal/{self.attempt.number}-[0-9]{{1,7}}\.bin")
         self.node = node
         self.changed = changed
         #: Bytes that came.
@@ -125,6 +127,9 @@ class Landing:
                 return None
             if parts[2] in _PER_NODE or len(parts) > 3 or (parts[2] == "usage.jsonl" and self.node):
                 parts.insert(2, f"node-{self.node}")
+        elif (parts[0] == "journal" and not self._journal.fullmatch(path)) or (
+                parts[0] == "spool" and (len(parts) < 3 or spool.parse(parts[1]) is None)):
+            return None  # another attempt's, or nothing that would ever be delivered
         elif self.node and parts[0] in ("outputs", "figures"):
             parts.insert(1, f"node-{self.node}")
         elif self.node and parts[0] == "returns":
