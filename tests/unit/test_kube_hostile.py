@@ -233,3 +233,20 @@ def test_a_parcel_says_which_name_it_cannot_have(tmp_path):
     with pytest.raises(parcel.ParcelError, match=r"'caf\\udce9' is not UTF-8"):
         parcel.pack(str(tmp_path / "p.zip"), [("outputs", str(tmp_path / "outputs"))])
     assert JobFolder(tmp_path).name
+
+
+async def test_many_small_files_at_once_leave_others_their_turn(hear, monkeypatch):
+    """All copies of a cluster share one thread."""
+    monkeypatch.setattr(module, "SLICE", 0.0)
+    turns = []
+
+    async def other():
+        while True:
+            turns.append(os.path.isdir(there))
+            await asyncio.sleep(0)
+
+    there = (await hear(after=None)).landing.job.outputs
+    task = asyncio.ensure_future(other())
+    copy = await hear(b"".join(piece(f"outputs/{number}") for number in range(500)))
+    task.cancel()
+    assert copy.complete and len(files(copy)) == 501 and sum(turns) > 400

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 RETRY, RETRY_MOST = 0.3, 5.0
 #: Seconds without a word, not even to a ping, after which a connection counts as lost.
 SILENCE = 20.0
+#: Seconds for which one copy is dealt with before others are.
+SLICE = 0.01
 #: Frames that are taken before it is told: a part of those that may be on their way.
 _TELL = mirror.WINDOW // 2
 _HEADER_LIMIT = 64 * 1024
@@ -166,10 +169,14 @@ class Copy:
         if isinstance(channel, Exec) and self.calls is not None and self.calls.waits:
             self._ring()  # it has come meanwhile
         taken = told = 0
+        until = time.monotonic() + SLICE
         over = threading.Event()
         fetches: set[asyncio.Task[None]] = set()
         try:
             async for header, data in _frames(channel):
+                if time.monotonic() > until:  # many small things came at once: the loop has other copies to serve
+                    await asyncio.sleep(0)
+                    until = time.monotonic() + SLICE
                 self.trouble = ""
                 if "pong" in header:
                     continue

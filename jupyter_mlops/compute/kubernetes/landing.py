@@ -351,7 +351,10 @@ def _of_a_node(name: str) -> bool:
 
 def _room(folder: str) -> bool:
     """Whether the disk has room for more than what is needed: whoever fills it stops all else that runs here."""
-    info = os.statvfs(folder)
+    try:
+        info = os.statvfs(folder)
+    except FileNotFoundError:
+        return True  # it is about to be made
     return info.f_bavail * info.f_frsize >= min(ROOM, info.f_blocks * info.f_frsize // 10)
 
 
