@@ -74,6 +74,16 @@ def test_words_command_no_terminal():
     assert seen.reason == "ared]52;c;cm0gLXJm 2J tab\tand\nline" and seen.traceback == [seen.reason]
 
 
+def test_last_words_of_a_container_command_no_terminal(place, monkeypatch):
+    driver = KubernetesCompute("w", "gpu", ComputeSpec(type="kubernetes", namespace="n", training={"image": "a:1"}))
+    said = {"terminated": {"exitCode": 1, "message": "a\x1b]0;title\x07b \x1b[2Jc"}}
+    pod = {"metadata": {"name": "p"}, "status": {"phase": "Failed", "containerStatuses": [
+        {"name": "job", "state": said}]}}
+    seen = verdict.ended(place, {"nodes": 1}, {0: pod}, {})
+    monkeypatch.setattr(driver, "_observe", lambda *_: seen)
+    assert driver.observe(JobRef("a", Path(place.job.path)), 1).reason == "a]0;titleb c"
+
+
 @pytest.mark.parametrize("rank", [-1, 10**9])
 def test_there_is_no_log_of_a_rank_that_there_is_not(place, rank):
     driver = KubernetesCompute("w", "gpu", ComputeSpec(type="kubernetes", namespace="n", training={"image": "a:1"}))

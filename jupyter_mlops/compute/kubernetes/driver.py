@@ -26,7 +26,7 @@ from ...runtime import jobfolder, logfile
 from ...runtime.berth import FOLDER, PARCEL
 from ...runtime.jobfolder import TERMINAL, Attempt, JobFolder
 from ..base import NOTHING, Grant, JobRef, LogChunk, Observation
-from ..state import observation
+from ..state import observation, text
 from . import making, parcels, shelf, trainjob, verdict
 from .admission import Admission
 from .calls import key_of
@@ -165,6 +165,7 @@ class KubernetesCompute:
     def observe(self, job: JobRef, attempt: int) -> Observation:
         """What is so now: as the copies of the pods' folders say, and where they say nothing, the pods' status."""
         seen = self._observe(job, attempt)
+        seen.reason = text(seen.reason, 2000)  # a container's last words are in it, too
         if seen.phase != "absent":
             place = JobFolder(job.folder).attempt(attempt)
             seen.route = verdict.route(place, int(_note(place).get("nodes") or 1), self.store, self.by)
