@@ -7,6 +7,7 @@ import math
 import os
 import re
 import stat
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ MAX_TEXT = 400_000
 CHUNK = 256 * 1024
 #: Bytes of a journal in one group, about.
 MAX_READ = 64 * CHUNK
+#: Seconds for which a journal is read for one group: damage can be made so that a few bytes of it take long.
+MAX_SECONDS = 0.5
 _NAME = re.compile(r"^([0-9]{1,7})-([0-9]{1,7})\.bin$")
 
 
@@ -174,8 +177,10 @@ class Journals:
         building = _Building(self._run)
         begin = self._offsets.get(name, 0)
         group = Group(name=name, offset=begin)
-        # Bounded in bytes too: a file that is all damage must not keep the thread from other jobs.
-        while building.records < MAX_ITEMS and not building.full and group.offset - begin < MAX_READ:
+        until = time.monotonic() + MAX_SECONDS
+        # Bounded in bytes and time too: a file that is all damage must not keep the thread from other jobs.
+        while building.records < MAX_ITEMS and not building.full and group.offset - begin < MAX_READ and (
+                group.offset == begin or time.monotonic() < until):
             chunk = self._chunks.pop(name, None)
             if chunk is None:
                 records, behind, damage = journal.read(self._folder / name, group.offset, CHUNK, ended)
