@@ -62,7 +62,16 @@ class PodServer(PodMounts, KubeServer):
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
         super().stop()
+        self._end_strays()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end_strays(self) -> None:
+        """End what has left its group, as agents and pip do: on a cluster it goes with the container."""
+        mark = os.fsencode(str(self.folder))
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and any(mark in (entry / n).read_bytes() for n in ("cmdline", "environ")):
+                    os.kill(int(entry.name), signal.SIGKILL)
 
     def spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
