@@ -375,11 +375,26 @@ class Supervisor:
             self._stop(grace, "stopped")
         elif not os.path.isdir(self.attempt.path):
             self._stop(None, jobfolder.DELETED)  # nobody could see it, or stop it, any more
+        elif self.signal and self._failing():
+            # Others are ended because of it, and so are we: it stays the reason.
+            self.kill_at = min(self.kill_at or float("inf"), time.monotonic() + self._grace())
+            self.agent_terms, self.signal = False, 0
         elif self.signal:
             self._stop(None, "stopped: the supervisor got signal %d" % self.signal)
         elif self.timeout is not None and processes.clock() - self.begun >= self.timeout:
             total = (self.spec.get("limits") or {}).get("timeout") or self.timeout
             self._stop(None, "ran longer than limits.timeout (%g s)" % total, "timeout")
+
+    def _failing(self):
+        """Whether the ranks were failing by themselves before anybody told them to end."""
+        for rank in self.ranks:
+            if rank.pid is None or rank.running:
+                continue
+            if verdict.own_failure(rank.exit_code, rank.error) or (
+                    not self.least and rank.exit_code == -signal.SIGKILL):
+                return True
+        mpi = (self.spec.get("distribution") or {}).get("type") == "mpi"
+        return mpi and not verdict.mpirun_said(self.attempt.agent_log).endswith(verdict.UNSAID)
 
     def _stop(self, grace, reason, cause=""):
         self.stopping = True

@@ -134,7 +134,7 @@ config = json.loads(os.environ["TF_CONFIG"])
 workers, me = config["cluster"]["worker"], config["task"]["index"]
 assert config["task"]["type"] == "worker" and int(os.environ["RANK"]) == me
 host, port = workers[me].rsplit(":", 1)
-server = socket.create_server(("", int(port)))
+server = socket.create_server((host, int(port)))  # on all addresses other tests would be in the way
 heard = set()
 def listen():
     while len(heard) < len(workers):

@@ -185,6 +185,24 @@ def test_terminated_supervisor_takes_its_job_along(bench):
     assert "signal 15" in seen.reason
 
 
+def test_what_failed_before_the_supervisor_was_told_to_end_stays_the_reason(bench):
+    """As when the cluster ends all pods of a job because one has failed."""
+    job = bench.job("a", limits={"grace": 5}, cell={"source": """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+if os.environ["RANK"] == "1":
+    raise ValueError("mine")
+while True:
+    time.sleep(0.1)
+"""}, distribution={"type": "tensorflow", "process_count_per_instance": 2})
+    bench.driver.start(job, 1, {})
+    bench.says(job, "told")
+    os.kill(supervisor_of(job), signal.SIGTERM)
+    seen = bench.ended(job)
+    assert (seen.phase, seen.failed_rank) == ("failed", 1) and seen.reason.endswith("ValueError: mine"), seen
+    assert not bench.family(job)
+
+
 def test_restart_of_the_machine(bench):
     """What a restart leaves behind: no process, and records with another boot id."""
 

@@ -91,7 +91,8 @@ def test_a_rank_that_is_killed_is_named(bench, server):
     pid = int(bench.says(job, "pid", 3).split()[1])
     bench.kill(pid)
     seen = bench.ended(job, 120)
-    assert seen.phase == "failed" and "ended by mpirun: a rank on 127.0.2.1 ended with 9" in seen.reason, seen
+    assert seen.phase == "failed" and "ended by mpirun: a rank on 127.0.2.1 ended with 9" in seen.reason, (
+        seen, agent_logs(bench, job), [p.read_text() for p in job.folder.glob("attempts/1/node-*/state.json")])
 
 
 def test_a_machine_that_is_taken_is_no_error_of_the_job(bench, server):
