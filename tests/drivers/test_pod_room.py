@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 from conformance import wait_for
-from test_pods import PodBench, server
+from test_pods import bench, server
 
-from jupyter_mlops.compute.kubernetes import landing, watch
+from jupyter_mlops.compute.kubernetes import landing
 
-__all__ = ["server"]
+__all__ = ["bench", "server"]
 WRITES = "open('model.bin', 'wb').write(b'm' * 1_000_000)\nprint('over', flush=True)"
 FULL = "the disk here is nearly full: outputs wait until there is room"
-
-
-@pytest.fixture
-def bench(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "RETRY", 0.1)
-    bench = PodBench(server, tmp_path)
-    yield bench
-    bench.close()
 
 
 def test_outputs_that_find_no_room_until_the_pod_goes(bench, monkeypatch):
