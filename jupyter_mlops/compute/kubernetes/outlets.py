@@ -6,9 +6,11 @@ not reach pods, large files come over the stream, as all others do.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -76,10 +78,11 @@ class Outlets:
             if response.status != 200:
                 raise from_answer(response.status, response.read(2000), "fetching a large file", self.kube.cluster)
             while left > 0:
-                size, crc = outlet.HEAD.unpack(_exactly(response, outlet.HEAD.size))
-                if not 0 < size <= min(outlet.PIECE, left):
-                    raise ValueError("the pod answers with something else than ours")
-                data = _exactly(response, size)
+                with _in_time(response):
+                    size, crc = outlet.HEAD.unpack(_exactly(response, outlet.HEAD.size))
+                    if not 0 < size <= min(outlet.PIECE, left):
+                        raise ValueError("the pod answers with something else than ours")
+                    data = _exactly(response, size)
                 if zlib.crc32(data) != crc:
                     raise ValueError("a piece arrived damaged")
                 left -= size
@@ -97,15 +100,39 @@ class Outlets:
         wait(set(self._running), CLOSING)
 
 
+@contextlib.contextmanager
+def _in_time(response: Any) -> Iterator[None]:
+    """Have reading end after ``SLOWEST`` seconds, also when a byte comes now and then.
+
+    Raises:
+        BackendTimeout: it did not end by itself.
+    """
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        with contextlib.suppress(Exception):  # it is over already
+            response.shutdown()
+
+    timer = threading.Timer(SLOWEST, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception as error:
+        if not late.is_set():
+            raise
+        raise BackendTimeout(
+            f"a pod has not sent a piece of a file within {SLOWEST:g} s", "it is tried otherwise") from error
+    finally:
+        timer.cancel()
+
+
 def _exactly(response: Any, size: int) -> bytes:
-    data = bytearray()
-    until = time.monotonic() + SLOWEST
-    take = getattr(response, "read1", response.read)  # what has come, rather than all: that could take for ever
+    data: bytes = response.read(size)
     while len(data) < size:
-        more = take(size - len(data))
+        more = response.read(size - len(data))
         if not more:
             raise BackendUnreachable("the answer of a pod ended too early", "it is tried again")
-        if time.monotonic() > until:
-            raise BackendTimeout(f"a pod has not sent a piece of a file within {SLOWEST:g} s", "it is tried otherwise")
         data += more
-    return bytes(data)
+    return data
